@@ -1,0 +1,46 @@
+# make demo   the whole chain on this machine, a few minutes
+# make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?=
+ifeq ($(DATA),)
+DEMO_TEXT := demo/text
+DEMO_RUN  := runs/demo
+else
+DEMO_TEXT := $(abspath $(DATA))
+DEMO_RUN  := runs/demo-$(notdir $(DEMO_TEXT))
+endif
+
+.PHONY: setup demo test check bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python demo/base_model.py --text $(DEMO_TEXT) --output $(DEMO_RUN)-base
+	DATA=$(DEMO_TEXT) DEMO_BASE=$(DEMO_RUN)-base $(BIN)/python jobs/submit_all.py \
+	  --recipe recipes/demo.yaml --run-dir $(DEMO_RUN) --scheduler local
+	$(BIN)/python demo/summary.py $(DEMO_RUN)
+
+test: setup
+	@sbatch/install_slurm.sh
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	@ls benchmarks/*.py >/dev/null 2>&1 && for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done \
+	  || { echo "error: a benchmark failed, or there is none in benchmarks/" >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info
