@@ -1,0 +1,110 @@
+"""python demo/base_model.py --text FOLDER --output FOLDER
+
+Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte fallback) and a
+small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes; a finished folder is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from snakmodel.publish import UserError, publishing, run_main, write_json
+from snakmodel.stage import fingerprint
+
+VOCAB_SIZE = 2000
+SEED = 8446
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The .txt files below a folder, in name order."""
+    found = sorted(folder.rglob("*.txt"))
+    if not found:
+        raise UserError(f"{folder}: no .txt file in it or below it. Give a folder of text, one document a line.")
+    return found
+
+
+def lines(files: list[Path]) -> Iterator[str]:
+    """Every line of the files, split at newlines only."""
+    for path in files:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                if line.strip():
+                    yield line.strip()
+
+
+def train_tokenizer(files: list[Path], prefix: Path) -> None:
+    """Write PREFIX.model: BPE of VOCAB_SIZE pieces, Llama's settings. Raises UserError when the text is too small."""
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines(files),
+            model_prefix=str(prefix),
+            model_type="bpe",
+            vocab_size=VOCAB_SIZE,
+            character_coverage=0.9995,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            unk_surface=" \u2047 ",
+            max_sentence_length=1 << 16,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"the text is too small for a tokenizer of {VOCAB_SIZE} pieces; give some hundreds of lines ({error})"
+        ) from error
+
+
+def save_model(folder: Path) -> None:
+    """Write a Llama of 1.2 million random parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, required=True, help="folder of .txt files")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    args = parser.parse_args()
+    files = text_files(args.text)
+    made_from = [fingerprint(path) for path in files]
+    record = args.output / "made_from.json"
+    if record.exists() and json.loads(record.read_text()) == made_from:
+        print(f"{args.output} is there already")
+        return 0
+    with publishing(args.output) as (folder,):
+        folder.mkdir()
+        train_tokenizer(files, folder / "tokenizer")
+        (folder / "tokenizer.vocab").unlink()
+        save_model(folder)
+        write_json(folder / "made_from.json", made_from)
+    print(f"made the base model {args.output}: {VOCAB_SIZE} pieces, from {len(files)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,12 @@
+"""python jobs/export.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
+
+Checkpoints to verified Hugging Face folders, pushed: the last part of jobs/submit_all.py.
+"""
+
+from snakmodel.launch import launch
+from snakmodel.publish import run_main
+
+STAGES = ["merge", "export-hf", "verify-export", "push"]
+
+if __name__ == "__main__":
+    run_main(lambda: launch(__doc__, STAGES))

@@ -1,0 +1,12 @@
+"""python jobs/weights.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
+
+The base model to the sharded layout that training loads, checked on the way: a part of jobs/submit_all.py.
+"""
+
+from snakmodel.launch import launch
+from snakmodel.publish import run_main
+
+STAGES = ["convert", "verify", "shard"]
+
+if __name__ == "__main__":
+    run_main(lambda: launch(__doc__, STAGES))

@@ -1,0 +1,1 @@
+"""SnakModel Toolkit: raw text and a base model to a continually pre-trained model, on any Slurm cluster."""

@@ -1,0 +1,351 @@
+"""cluster.yaml (where) and a recipe (what) -> one validated, frozen Config; unknown keys are refused by name.
+
+Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths are taken from the project's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from snakmodel.publish import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def _from_project(path: Path) -> Path:
+    return PROJECT / path.expanduser()
+
+
+ProjectPath = Annotated[Path, AfterValidator(_from_project)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """The raw text and how it is cut into documents and shards."""
+
+    path: ProjectPath
+    """Folder of .txt files; each sub-folder is a source."""
+    sources: list[str] | None = None
+    """Sources to take, in this order; all of them in name order when absent."""
+    document: Literal["line", "blank-line", "file"] = "line"
+    """What one document is."""
+    errors: Literal["error", "replace", "skip"] = "error"
+    """What to do with a document that is not UTF-8."""
+    shards: int | None = Field(default=None, ge=1)
+    """Number of shards; by default the input's bytes over `shard_mb`."""
+    shard_mb: int = Field(default=512, ge=1)
+    """Size of a shard of raw text in MB, where `shards` is absent."""
+
+
+class Dedup(Section):
+    """Near-deduplication by MinHash (text-dedup 0.4.0)."""
+
+    num_perm: int = Field(default=64, ge=2)
+    """Permutations in a signature."""
+    threshold: float = Field(default=0.85, gt=0, lt=1)
+    """Jaccard similarity from which documents count as duplicates."""
+    ngram: int = Field(default=5, ge=1)
+    """Words in an n-gram."""
+    min_length: int = Field(default=5, ge=0)
+    """Documents with fewer words are short: see `short_docs`."""
+    ranges: int = Field(default=16, ge=1)
+    """Hash ranges that the bands are joined in: more means less memory a task."""
+    short_docs: Literal["exact", "keep", "drop", "collapse"] = "exact"
+    """Short documents: deduplicate identical ones, keep all, drop all, or collapse them into one."""
+
+
+class Tokenizer(Section):
+    """How text becomes token ids."""
+
+    type: Literal["SentencePieceTokenizer"] = "SentencePieceTokenizer"
+    file: ProjectPath
+    """The SentencePiece model."""
+    append_eod: bool = True
+    """End every document with the end-of-document id. The published run did not: its documents run into each other."""
+
+
+class Model(Section):
+    """The base model whose pre-training is continued."""
+
+    family: Literal["llama", "llama2"] = "llama2"
+    base: ProjectPath
+    """Folder of the base model in Hugging Face format."""
+    size: int | None = None
+    """Billions of parameters, checked against the folder when given."""
+
+
+class Training(Section):
+    """Hyper-parameters of the training run, in Megatron-LLM's names."""
+
+    train_iters: int = Field(ge=1)
+    """Optimizer steps."""
+    global_batch_size: int = Field(ge=1)
+    """Samples a step, over all ranks."""
+    micro_batch_size: int = Field(default=1, ge=1)
+    """Samples a rank takes at once."""
+    seq_length: int = Field(ge=2)
+    """Tokens a sample."""
+    lr: float = Field(gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = "cosine"
+    lr_warmup_iters: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_grad: float = Field(default=1.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    seed: int = 8446
+    split: str = "969,30,1"
+    """Proportions of the documents for training, validation and test."""
+    save_interval: int = Field(ge=1)
+    """Steps between checkpoints."""
+    eval_interval: int = Field(default=100, ge=1)
+    eval_iters: int = Field(default=10, ge=0)
+    log_interval: int = Field(default=1, ge=1)
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Compute precision; master weights and reductions are always fp32."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    recompute_granularity: Literal["selective", "full"] | None = None
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a rank. Part of the recipe because it changes the last bits of the result."""
+
+
+class Export(Section):
+    """Which checkpoints become Hugging Face folders, and how closely they must agree with the engine."""
+
+    iterations: list[int] | None = None
+    """Iterations to export; the last one when absent."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Data type of the exported weights; the training's when absent."""
+    verify_batches: int = Field(default=2, ge=1)
+    """Batches of real tokens in each logits gate."""
+    tolerance: float = Field(default=0.01, gt=0)
+    """Mean absolute logit error that the gates allow."""
+
+
+class Push(Section):
+    """Where the exported folders go: a Hub repository, or a folder of the run when none is named."""
+
+    repository: str | None = None
+    """ORG/NAME on the Hugging Face Hub."""
+    max_shard_size: str = "2GB"
+
+
+class Recipe(Section):
+    """WHAT a run does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder, its logs and its jobs."""
+    data: Data
+    dedup: Dedup = Dedup()
+    tokenizer: Tokenizer
+    model: Model
+    training: Training
+    export: Export = Export()
+    push: Push = Push()
+
+    @property
+    def exported_iterations(self) -> list[int]:
+        """Iterations that become Hugging Face folders."""
+        return self.export.iterations or [self.training.train_iters]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        t = self.training
+        for iteration in self.exported_iterations:
+            saved = iteration == t.train_iters or (0 < iteration < t.train_iters and iteration % t.save_interval == 0)
+            if not saved:
+                raise ValueError(
+                    f"export.iterations: {iteration} is never saved; checkpoints are written every "
+                    f"{t.save_interval} steps and at {t.train_iters}"
+                )
+        if t.lr_warmup_iters >= t.train_iters:
+            raise ValueError(
+                f"training.lr_warmup_iters is {t.lr_warmup_iters} but training.train_iters is only {t.train_iters}; "
+                "the warm-up must be shorter than the run"
+            )
+        return self
+
+
+class Resources(Section):
+    """What one job of a stage asks for."""
+
+    nodes: int = Field(default=1, ge=1)
+    ranks_per_node: int = Field(default=1, ge=1)
+    """Processes on each node (one a GPU where there are GPUs)."""
+    cpus: int = Field(default=1, ge=1)
+    """Cores of each process."""
+    mem_gb: float | None = Field(default=None, gt=0)
+    """Memory of each node; the partition's default when absent."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    minutes: int = Field(default=120, ge=2)
+    """Time limit."""
+    partition: str | None = None
+    """Partition, where it differs from `slurm.partition`."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * self.ranks_per_node
+
+
+class Slurm(Section):
+    """How jobs are handed to Slurm."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    array_parallelism: int = Field(default=256, ge=1)
+    """Tasks of one array that may run at once (the `%N` of `--array`)."""
+    signal_seconds: int = Field(default=120, ge=1)
+    """Notice before the time limit at which a training job saves and requeues itself."""
+    setup: list[str] = []
+    """Shell lines before the job's command: modules, conda, exports."""
+    srun_args: list[str] = []
+    """Further arguments of srun."""
+    interface: str | None = None
+    """Network interface for rank-to-rank traffic; by default the libraries choose."""
+
+
+class Local(Section):
+    """The embedded scheduler."""
+
+    cpus: int | None = Field(default=None, ge=1)
+    """Cores that tasks may use together; all that this process may use when absent."""
+
+
+class Retries(Section):
+    """When a job that did not finish is started again."""
+
+    without_progress: int = Field(default=3, ge=1)
+    """Attempts in a row that got nothing further before the stage fails."""
+    crashes: int = Field(default=5, ge=0)
+    """Crashes allowed although each attempt got further."""
+
+
+class Cluster(Section):
+    """WHERE a run happens. May change between submissions without touching what is done."""
+
+    scheduler: Literal["auto", "local", "slurm"] = "auto"
+    runs: ProjectPath = PROJECT / "runs"
+    """Folder that holds the runs; shared by all nodes."""
+    logs: ProjectPath = PROJECT / "logs"
+    python: str | None = None
+    """Python that jobs run; the launcher's own when absent."""
+    shards_per_job: int = Field(default=1, ge=1)
+    """Shards that one array element works through; fixed at a run's first submission."""
+    slurm: Slurm = Slurm()
+    local: Local = Local()
+    retries: Retries = Retries()
+    defaults: Resources = Resources()
+    stages: dict[str, dict[str, Any]] = {}
+    """Resources of single stages, by stage name, over `defaults`."""
+
+    def resources(self, stage: str) -> Resources:
+        """The resources of a stage: `defaults` with that stage's own values over them."""
+        return Resources.model_validate({**self.defaults.model_dump(), **self.stages.get(stage, {})})
+
+
+class Config(Section):
+    """Both files together."""
+
+    recipe: Recipe
+    cluster: Cluster
+
+
+def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Config:
+    """Read and validate both files. Raises UserError that names the file, the key, what was found and what is valid."""
+    config = Config(recipe=_read(recipe, Recipe), cluster=_read(cluster, Cluster))
+    for name, values in config.cluster.stages.items():
+        if name not in stage_names:
+            raise UserError(f"{cluster}: stages.{name}: there is no such stage. {suggest(name, stage_names)}")
+        _validate(cluster, f"stages.{name}.", Resources, values)
+    return config
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def _read(path: Path, model: type[SectionType]) -> SectionType:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Give an existing one with --{model.__name__.lower()}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if raw is None and model is Cluster:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: found {type(raw).__name__}, expected keys such as {', '.join(model.model_fields)}")
+    return _validate(path, "", model, _expand(raw, path))
+
+
+def _validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, Any]) -> SectionType:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem, prefix, model) for problem in error.errors()]
+        raise UserError(f"{path}: " + f"\n  {path}: ".join(lines)) from error
+
+
+def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
+    where = prefix + ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        valid = list(_section_at(model, problem["loc"][:-1]).model_fields)
+        return f"{where}: unknown key. {suggest(str(problem['loc'][-1]), valid)}"
+    if problem["type"] == "missing":
+        return f"{where}: missing. Add this key."
+    if problem["type"] == "value_error":
+        return f"{where + ': ' if where else ''}{problem['ctx']['error']}"
+    return f"{where}: found {problem['input']!r}. {problem['msg']}."
+
+
+def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[Section]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Section)
+        model = annotation
+    return model
+
+
+def suggest(found: str, valid: typing.Iterable[str]) -> str:
+    """A sentence with the nearest valid name, if any, and all valid ones."""
+    names = list(valid)
+    near = difflib.get_close_matches(found, names, n=1)
+    return (f"Did you mean {near[0]}? " if near else "") + f"Valid: {', '.join(names)}."
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, path: Path) -> Any:
+    """Replace `${NAME}` and `${NAME:-default}` in every string below `value`."""
+    if isinstance(value, dict):
+        return {key: _expand(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise UserError(f"{path}: ${{{match[1]}}} is not set in the environment. Set it, or write a default after :-")
+        return found
+
+    return _VARIABLE.sub(replacement, value)

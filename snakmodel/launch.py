@@ -1,0 +1,117 @@
+"""The launchers' common part: arguments -> configuration -> plan -> scheduler -> what the person sees.
+
+jobs/submit_all.py takes the whole chain; the other launchers take a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from snakmodel import config as configuration
+from snakmodel.chain import STAGES
+from snakmodel.config import PROJECT
+from snakmodel.local import LocalScheduler, check_selection
+from snakmodel.lock import run_lock
+from snakmodel.plan import Plan, make_plan, select
+from snakmodel.publish import UserError
+from snakmodel.slurm import SlurmScheduler, Submission, choose
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags that all launchers share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "demo.yaml", help="what to do (default: recipes/demo.yaml)")
+    parser.add_argument("--cluster", type=Path, default=PROJECT / "cluster.yaml", help="where to do it (default: cluster.yaml)")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/<recipe name>)")
+    parser.add_argument("--scheduler", choices=["auto", "local", "slurm"], help="default: what cluster.yaml says")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="leave out the stages before this one")
+    parser.add_argument("--until", dest="last", metavar="STAGE", help="leave out the stages after this one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="take these stages alone")
+    parser.add_argument(
+        "--restart-from", nargs="+", default=[], metavar="STAGE",
+        help="redo these stages and all that follow, also with a changed recipe; old checkpoints are moved aside",
+    )  # fmt: skip
+    parser.add_argument("--steal-lock", action="store_true", help="take over the run from a launcher that no longer exists")
+    parser.add_argument("--dry-run", action="store_true", help="write the batch files and show the plan; submit nothing")
+    return parser.parse_args(argv)
+
+
+def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str] | None = None) -> int:
+    """Run or submit what is missing of some stages of the chain; return the exit code."""
+    args = parse(description, argv)
+    config = configuration.load(args.recipe, args.cluster, STAGES)
+    select(STAGES, None, None, args.restart_from)
+    selected = select(stages, args.first, args.last, args.only)
+    root = (args.run_dir or config.cluster.runs / config.recipe.name).absolute()
+    scheduler = args.scheduler or config.cluster.scheduler
+    if not (args.dry_run and scheduler == "slurm"):
+        scheduler = choose(scheduler)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run's folder {root} cannot be made: {error.strerror}. Give another with --run-dir.") from error
+    with run_lock(root, steal=args.steal_lock):
+        plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run)
+        _explain(plan, selected)
+        if scheduler == "local":
+            return _run_locally(plan, dry=args.dry_run)
+        return _submit(plan, dry=args.dry_run)
+
+
+def _explain(plan: Plan, selected: Sequence[str]) -> None:
+    for note in plan.notes:
+        print(f"note: {note}")
+    problems = check_selection(plan, selected)
+    if problems:
+        raise UserError("; ".join(problems) + ". Select these stages too (--from, --only), or none.")
+
+
+def _run_locally(plan: Plan, *, dry: bool) -> int:
+    console = Console()
+    if dry:
+        console.print(_table(plan, []))
+        return 0
+    if not any(plan.missing.values()):
+        console.print(f"Nothing to do: every selected stage of {plan.paths.root} is done.")
+        return 0
+    console.print(f"Running {plan.paths.root} on this machine; logs in {plan.logs('<stage>')}")
+    return LocalScheduler(plan).run()
+
+
+def _submit(plan: Plan, *, dry: bool) -> int:
+    scheduler = SlurmScheduler(plan, dry=dry)
+    submitted = scheduler.run()
+    console = Console()
+    console.print(_table(plan, submitted, scheduler))
+    if dry:
+        console.print(f"Dry run: nothing was submitted. Batch files: {plan.paths.batch_file('<stage>')}")
+    elif submitted:
+        console.print(
+            f"Submitted {sum(len(one.packs) for one in submitted)} tasks in {len(submitted)} jobs. What to type next:\n"
+            f"  squeue --me                            # watch them\n"
+            f"  tail -F {plan.logs('<stage>')}/*.out   # read along\n"
+            f"  the same command again                 # submit what is missing, should something fail"
+        )
+    else:
+        console.print("Nothing was submitted: every selected stage is done, queued or running.")
+    return 0
+
+
+def _table(plan: Plan, submitted: Sequence[Submission], scheduler: SlurmScheduler | None = None) -> Table:
+    """A row a stage: how many tasks it has, how many are done or active, and the jobs submitted now."""
+    table = Table(title=f"{plan.paths.name}: {plan.paths.root}", title_justify="left")
+    for column in ("stage", "tasks", "done", "active", "job", "waits for"):
+        table.add_column(column, justify="right" if column in ("tasks", "done", "active") else "left", overflow="fold")
+    for name, missing in plan.missing.items():
+        packs = len(plan.packs[name])
+        active = len(scheduler.active.get(name, {})) if scheduler else 0
+        now = [one for one in submitted if one.stage == name]
+        waits = "; ".join(one.dependency for one in now if one.dependency) or ", ".join(plan.chain[name].waits)
+        jobs = ", ".join(f"{one.job} ({len(one.packs)})" for one in now)
+        table.add_row(name, str(packs), str(packs - len(missing)), str(active), jobs, waits)
+    return table

@@ -1,0 +1,66 @@
+"""The lock of a run's folder: one launcher at a time.
+
+A file made with O_EXCL, not flock: many parallel file systems lack the latter. It names host, process and start time. On the
+same host a lock whose process is gone is taken over; a lock from another host is only broken on request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from snakmodel.publish import UserError
+
+
+@contextmanager
+def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
+    """Hold ROOT/lock for the duration of the body. Raises UserError that names the holder when it is taken."""
+    path = root / "lock"
+    root.mkdir(parents=True, exist_ok=True)
+    me = {"host": os.uname().nodename, "pid": os.getpid(), "process_start": _process_start(os.getpid()), "since": time.strftime("%F %T")}
+    if steal or _is_stale(path):
+        path.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        holder = _read(path)
+        raise UserError(
+            f"{root} is in use by process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}. "
+            "Wait for it; if it is certain that it no longer runs, add --steal-lock."
+        ) from None
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(me, file)
+        yield
+    finally:
+        if _read(path) == me:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether the lock was made on this host by a process that no longer exists."""
+    holder = _read(path)
+    if holder.get("host") != os.uname().nodename:
+        return False
+    return _process_start(int(holder["pid"])) != holder["process_start"]
+
+
+def _process_start(pid: int) -> str | None:
+    """Kernel start time of a process, which tells it from a later one of the same number; None if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None

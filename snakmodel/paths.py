@@ -1,0 +1,46 @@
+"""Every path of a run, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The launcher's own files in a run's folder (the stages' outputs are named in chain.py)."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called in logs and job names."""
+        return self.root.name
+
+    @property
+    def frozen(self) -> Path:
+        """The resolved recipe and the stage keys, written at the first submission."""
+        return self.root / "run.yaml"
+
+    @property
+    def shards(self) -> Path:
+        """Which bytes of which raw files make up each shard."""
+        return self.root / "shards.json"
+
+    @property
+    def submissions(self) -> Path:
+        """One line a submitted job."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One line for everything that happens to a job."""
+        return self.root / "events.jsonl"
+
+    def task_list(self, stage: str) -> Path:
+        """The file that a stage's jobs read their commands from."""
+        return self.root / "tasks" / f"{stage}.json"
+
+    def batch_file(self, stage: str) -> Path:
+        """Folder of the batch files of a stage."""
+        return self.root / "sbatch" / stage

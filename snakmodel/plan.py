@@ -1,0 +1,201 @@
+"""Configuration -> what is left to do: the chain, its packs, and which packs have no verified done marker yet.
+
+run.yaml freezes the resolved recipe and a key of each stage at the first submission. A later change of the recipe or of the
+input files is refused with the stages it touches, unless the run is told to start again from the first of them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snakmodel.chain import build
+from snakmodel.config import PROJECT, Config, suggest
+from snakmodel.paths import RunPaths
+from snakmodel.prepare import plan_shards
+from snakmodel.publish import UserError, remove, write_json, write_text
+from snakmodel.stage import Chain, Stage
+from snakmodel.tasklist import InputSpec, TaskList, TaskSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run consists of and what is missing of it."""
+
+    config: Config
+    paths: RunPaths
+    chain: Chain
+    packs: dict[str, list[list[int]]]
+    """Stage -> pack (array index) -> tasks."""
+    missing: dict[str, list[int]]
+    """Selected stage -> packs without a verified marker, in chain order."""
+    notes: list[str]
+    """Markers that were there but did not count, and why."""
+
+    def logs(self, stage: str) -> Path:
+        """Folder of a stage's logs."""
+        return self.config.cluster.logs / self.paths.name / stage
+
+    def write_task_list(self, stage: Stage, python: str) -> Path:
+        """Write the file that the stage's jobs read; return its path."""
+        cluster, resources = self.config.cluster, stage.resources
+        specs = [
+            TaskSpec(
+                argv=[*task.argv, *task.unkeyed],
+                outputs=list(task.outputs),
+                inputs=[InputSpec(one.stage, one.index, list(one.only), one.full) for one in task.inputs],
+                counts=task.counts,
+                key=key,
+            )
+            for task, key in zip(stage.tasks, self.chain.keys[stage.name], strict=True)
+        ]
+        tasks = TaskList(
+            run=str(self.paths.root),
+            stage=stage.name,
+            project=str(PROJECT),
+            python=python,
+            ranks_per_node=resources.ranks_per_node,
+            nodes=resources.nodes,
+            cpus=resources.cpus,
+            packs=self.packs[stage.name],
+            tasks=specs,
+            keys={name: list(self.chain.keys[name]) for name in stage.waits},
+            without_progress=cluster.retries.without_progress,
+            crashes=cluster.retries.crashes,
+            resumable=stage.resumable,
+            progress=stage.progress,
+            environment=dict(stage.environment),
+            srun_args=cluster.slurm.srun_args,
+            interface=cluster.slurm.interface,
+        )
+        path = self.paths.task_list(stage.name)
+        tasks.write(path)
+        return path
+
+
+def make_plan(config: Config, root: Path, selected: Sequence[str], restart_from: Sequence[str], *, dry: bool) -> Plan:
+    """Build the chain, compare it with what the run was frozen with, and find what is missing."""
+    paths = RunPaths(root)
+    data = config.recipe.data
+    shards = plan_shards(data.path, data.sources, data.shards, data.shard_mb * 10**6)
+    chain = build(config, root, paths.shards, shards)
+    frozen = _read_frozen(paths.frozen)
+    shards_per_job = frozen["shards_per_job"] if frozen else config.cluster.shards_per_job
+    touched = _touched(frozen, chain) if frozen else []
+    if frozen and touched:
+        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain)
+    if not dry:
+        _forget(chain, restart_from)
+        write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
+        _freeze(paths.frozen, config, chain, shards_per_job)
+    packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
+    missing, notes = _missing(chain, packs, selected, downstream(chain, restart_from) if dry else [])
+    return Plan(config, paths, chain, packs, missing, notes)
+
+
+def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
+    """Array index -> tasks; fixed for the life of a run."""
+    size = shards_per_job if stage.per_shard else 1
+    every = list(range(len(stage.tasks)))
+    return [every[start : start + size] for start in range(0, len(every), size)]
+
+
+def _missing(
+    chain: Chain, packs: dict[str, list[list[int]]], selected: Sequence[str], forgotten: Sequence[str]
+) -> tuple[dict[str, list[int]], list[str]]:
+    missing: dict[str, list[int]] = {}
+    notes: list[str] = []
+    for stage in chain.stages:
+        if stage.name not in selected:
+            continue
+        problems = [chain.marker_problem(stage.name, index) for index in range(len(stage.tasks))]
+        notes += [f"{stage.name}: {problem}; done again" for problem in problems if problem and problem != "no marker"]
+        again = stage.name in forgotten
+        wanted = [n for n, pack in enumerate(packs[stage.name]) if again or any(problems[index] for index in pack)]
+        missing[stage.name] = wanted
+    return missing, notes
+
+
+def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
+    """Some stages and all that wait for them, directly or not."""
+    found = list(first)
+    for stage in chain.stages:
+        if stage.name not in found and any(other in found for other in stage.waits):
+            found.append(stage.name)
+    return found
+
+
+def _forget(chain: Chain, first: Sequence[str]) -> None:
+    """Remove the markers of some stages and of all that follow; a resumable stage's outputs are moved aside, not deleted."""
+    for name in downstream(chain, first):
+        remove(chain.root / "markers" / name)
+        progress = chain[name].progress
+        if progress and (folder := (chain.root / progress).parent).exists():
+            folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def _read_frozen(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("recipe", "stage_keys", "shards_per_job")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as the record of a run ({error}). Restore it, or give another --run-dir."
+        ) from error
+
+
+def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int) -> None:
+    value = {
+        "recipe": config.recipe.model_dump(mode="json"),
+        "shards_per_job": shards_per_job,
+        "stage_keys": chain.stage_keys(),
+    }
+    text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
+    keys = chain.stage_keys()
+    return [name for name in keys if frozen["stage_keys"].get(name) != keys[name]]
+
+
+def _refuse_unless_restarted(
+    paths: RunPaths, config: Config, frozen: dict[str, Any], touched: list[str], restart_from: Sequence[str], chain: Chain
+) -> None:
+    if set(touched) <= set(downstream(chain, restart_from)):
+        return
+    now = _flat(config.recipe.model_dump(mode="json"))
+    before = _flat(frozen["recipe"])
+    changes = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in {**before, **now} if before.get(key) != now.get(key)]
+    what = "; ".join(changes) or "the input files or the base model"
+    starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
+    raise UserError(
+        f"{paths.root} was made by another recipe ({paths.frozen.name} is its record). Changed: {what}. "
+        f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
+        f"or redo these stages with --restart-from {' '.join(starts)}."
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def select(names: Sequence[str], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
+    """The stages that --from, --until and --only leave."""
+    for name in (first, last, *only):
+        if name is not None and name not in names:
+            raise UserError(f"there is no stage {name}. {suggest(name, names)}")
+    start = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+    return [name for name in names[start:end] if not only or name in only]

@@ -1,0 +1,193 @@
+"""Write-then-rename, done markers, and the claim that keeps a superseded attempt from publishing.
+
+A command writes its outputs to temporary names that carry its attempt, renames them, and only then is its done marker
+written (by the driver, when every rank has exited 0). A marker that exists and verifies is the only thing that means done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2
+EXIT_INPUTS_MISSING = 3
+EXIT_AGAIN = 75
+"""EX_TEMPFAIL: state saved, run me again."""
+EXIT_STOPPED = 76
+"""Saved and stopped on request: not requeued, and dependants do not run."""
+
+CLAIM_VARIABLE = "SNAKMODEL_CLAIM"
+ATTEMPT_VARIABLE = "SNAKMODEL_ATTEMPT"
+
+
+class UserError(Exception):
+    """A person's mistake: the message names what was found, what is valid and what to do. Printed without a traceback."""
+
+
+class InputsMissing(UserError):
+    """An input or its marker is absent or does not verify; the command exits 3 and is not retried."""
+
+
+class Superseded(Exception):
+    """A newer attempt of the same task holds the claim; this one must neither publish nor requeue."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR)
+    except Superseded as error:
+        print(f"superseded: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def attempt_name() -> str:
+    """What temporary names carry: the attempt given by the driver, or this process."""
+    return os.environ.get(ATTEMPT_VARIABLE) or f"pid{os.getpid()}"
+
+
+def check_claim() -> None:
+    """Raise Superseded if the claim file named in the environment belongs to another attempt."""
+    claim = os.environ.get(CLAIM_VARIABLE)
+    if not claim:
+        return
+    holder = json.loads(Path(claim).read_text())["attempt"]
+    if holder != os.environ[ATTEMPT_VARIABLE]:
+        raise Superseded(f"attempt {os.environ[ATTEMPT_VARIABLE]} was replaced by {holder}; nothing published")
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield one temporary path beside each final one; on success fsync them and rename them in the order given.
+
+    The body creates each temporary path as a file or a folder. If it raises, the temporaries are removed and nothing is
+    published. A folder that stands under the final name is moved aside first and removed afterwards.
+    """
+    temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
+    for temporary in temporaries:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            for path in [temporary, *sorted(temporary.rglob("*"))] if temporary.is_dir() else [temporary]:
+                fsync(path)
+        check_claim()
+        for temporary, final in zip(temporaries, finals, strict=True):
+            _rename(temporary, final)
+    finally:
+        for temporary in temporaries:
+            remove(temporary)
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    aside = final.with_name(f".{final.name}.old-{attempt_name()}")
+    if final.is_dir():
+        remove(aside)
+        final.rename(aside)
+    temporary.replace(final)
+    fsync(final.parent)
+    remove(aside)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file atomically."""
+    with publishing(path) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a small JSON file atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of an output: itself, or all below it in name order."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def checksum(path: Path) -> str:
+    """xxh3-128 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a done task left: its key, every output file with size and checksum, and the counts it reported."""
+
+    key: str
+    outputs: dict[str, tuple[int, str]]
+    """Path relative to the run's folder -> (bytes, xxh3-128)."""
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: Path, key: str, outputs: Sequence[str], counts: Mapping[str, Any]) -> Marker:
+        """Read and digest the outputs (paths relative to `root`; folders are taken file by file)."""
+        missing = [name for name in outputs if not (root / name).exists()]
+        if missing:
+            raise FileNotFoundError(f"the command exited 0 but did not write {', '.join(missing)} under {root}")
+        files = [path for name in outputs for path in files_of(root / name)]
+        digests = {str(path.relative_to(root)): (path.stat().st_size, checksum(path)) for path in files}
+        return cls(key, digests, dict(counts))
+
+    @classmethod
+    def read(cls, path: Path) -> Marker | None:
+        """The marker in a file, or None if there is none or it cannot be understood."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            outputs = {name: (int(size), str(digest)) for name, (size, digest) in raw["outputs"].items()}
+            return cls(str(raw["key"]), outputs, dict(raw["counts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Publish the marker."""
+        write_json(path, asdict(self))
+
+    def problem(self, root: Path, *, full: bool, only: Sequence[str] = ()) -> str | None:
+        """What is wrong with the outputs on disk, or None. `full` reads and compares checksums; `only` names outputs."""
+        for name, (size, digest) in self.outputs.items():
+            if only and not any(name == chosen or name.startswith(f"{chosen}/") for chosen in only):
+                continue
+            path = root / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, its marker says {size}"
+            if full and checksum(path) != digest:
+                return f"{name} does not match the checksum in its marker"
+        return None

@@ -1,0 +1,204 @@
+"""python -m snakmodel.supervise TASKLIST --task I --folder ATTEMPT_FOLDER
+
+The small parent of one rank: gives the command its rank and rendezvous, runs it, and writes its exit record.
+
+It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks only after a crash;
+what to do next is decided by the driver from all ranks' records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from snakmodel.attempts import ExitRecord
+from snakmodel.publish import (
+    ATTEMPT_VARIABLE,
+    EXIT_AGAIN,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    InputsMissing,
+    Superseded,
+    check_claim,
+    run_main,
+    write_json,
+)
+from snakmodel.tasklist import TaskList
+
+FORWARD_VARIABLE = "SNAKMODEL_FORWARD"
+"""Set by the driver when it is the only one to signal this process (Slurm signals the command itself as well)."""
+_RENDEZVOUS_SECONDS = 300
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. For `preexec_fn`."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def python_of(tasks: TaskList, argv: list[str]) -> list[str]:
+    """The command with its leading `python` replaced by the run's interpreter."""
+    return [tasks.python, "-u", *argv[1:]] if argv[0] == "python" else argv
+
+
+def rank_environment(tasks: TaskList) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, from srun's variables or as given by the local driver."""
+    env = os.environ
+    return {
+        "RANK": env.get("SLURM_PROCID") or env["RANK"],
+        "LOCAL_RANK": env.get("SLURM_LOCALID") or env["LOCAL_RANK"],
+        "WORLD_SIZE": str(tasks.ranks),
+        "LOCAL_WORLD_SIZE": str(tasks.ranks_per_node),
+    }
+
+
+def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
+    """On rank 0: listen on a free port and publish `address:port`. The socket is inherited, so nobody can take the port."""
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", 0))
+    listener.listen(4096)
+    listener.set_inheritable(True)
+    address = _interface_address(interface) if interface else os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    write_json(path, {"address": address, "port": listener.getsockname()[1]})
+    return listener
+
+
+def _interface_address(interface: str) -> str:
+    """IPv4 address of a network interface."""
+    import fcntl
+    import struct
+
+    request_address = 0x8915
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe.fileno(), request_address, struct.pack("256s", interface.encode()[:15]))
+    return socket.inet_ntoa(answer[20:24])
+
+
+def find_rendezvous(path: Path) -> tuple[str, int]:
+    """On the other ranks: wait for rank 0's address."""
+    end = time.monotonic() + _RENDEZVOUS_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise InputsMissing(f"rank 0 did not publish its address in {path} within {_RENDEZVOUS_SECONDS} s")
+        time.sleep(0.05)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["address"], found["port"]
+
+
+class Supervisor:
+    """One rank of one task."""
+
+    def __init__(self, tasks: TaskList, index: int, folder: Path) -> None:
+        self.tasks = tasks
+        self.index = index
+        self.folder = folder
+        self.child: subprocess.Popen[bytes] | None = None
+        self.pending: int | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.environ.get(FORWARD_VARIABLE):
+            self.pending = number
+            if self.child is not None:
+                self.child.send_signal(number)
+
+    def run(self) -> int:
+        """Run the command to its end, write the exit record, and return this process's exit code."""
+        started = time.monotonic()
+        environment = {**os.environ, **self.tasks.environment, **rank_environment(self.tasks)}
+        environment.pop(FORWARD_VARIABLE, None)
+        rank = int(environment["RANK"])
+        self._banner(rank)
+        inherited: tuple[int, ...] = ()
+        if self.tasks.ranks > 1:
+            inherited = self._rendezvous(rank, environment)
+        command = python_of(self.tasks, self.tasks.tasks[self.index].argv)
+        self.child = subprocess.Popen(
+            command, cwd=self.tasks.project, env=environment, pass_fds=inherited, preexec_fn=die_with_parent
+        )
+        if self.pending is not None:
+            self.child.send_signal(self.pending)
+        code = self._wait()
+        record = ExitRecord(
+            attempt=os.environ.get(ATTEMPT_VARIABLE, ""),
+            rank=rank,
+            code=code,
+            iteration=read_progress(self.tasks),
+            node=os.environ.get("SLURMD_NODENAME", os.uname().nodename),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        write_json(ExitRecord.path(self.folder, self.index, rank), asdict(record))
+        return 0 if code in (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED) else (code if code > 0 else 128 - code)
+
+    def _rendezvous(self, rank: int, environment: dict[str, str]) -> tuple[int, ...]:
+        path = self.folder / f"task-{self.index:05d}.rendezvous.json"
+        if rank:
+            environment["MASTER_ADDR"], port = find_rendezvous(path)
+            environment["MASTER_PORT"] = str(port)
+            return ()
+        listener = open_rendezvous(path, self.tasks.interface)
+        environment["MASTER_ADDR"], port = find_rendezvous(path)
+        environment["MASTER_PORT"] = str(port)
+        environment["MASTER_LISTEN_FD"] = str(listener.detach())
+        return (int(environment["MASTER_LISTEN_FD"]),)
+
+    def _wait(self) -> int:
+        """Wait for the child; kill it if another attempt takes the claim meanwhile."""
+        assert self.child is not None
+        while True:
+            try:
+                return self.child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                try:
+                    check_claim()
+                except Superseded:
+                    self.child.kill()
+                    self.child.wait()
+                    raise
+                except OSError:
+                    continue
+
+    def _banner(self, rank: int) -> None:
+        if rank == 0:
+            cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+            print(
+                f"=== {self.tasks.stage} task {self.index} | attempt {os.environ.get(ATTEMPT_VARIABLE, 'by hand')} | "
+                f"{self.tasks.ranks} rank(s) | {os.uname().nodename}, cores {cores} | {time.strftime('%F %T')} ===",
+                flush=True,
+            )
+
+
+def read_progress(tasks: TaskList) -> int | None:
+    """The number in the stage's progress file, if it has one."""
+    if tasks.progress is None:
+        return None
+    try:
+        return int((tasks.root / tasks.progress).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m snakmodel.supervise", description=__doc__.splitlines()[2])
+    parser.add_argument("tasklist", type=Path, help="the stage's task list")
+    parser.add_argument("--task", type=int, required=True, help="number of the task in the list")
+    parser.add_argument("--folder", type=Path, required=True, help="the attempt's folder, for the exit record")
+    args = parser.parse_args()
+    return Supervisor(TaskList.read(args.tasklist), args.task, args.folder).run()
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run_main(main)

@@ -1,0 +1,103 @@
+"""The file between the launcher and its jobs: a stage's commands, written before anything is submitted.
+
+Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone, so a
+job needs nothing that the launcher does after sbatch. This module imports nothing heavy: every job reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snakmodel.publish import Marker, UserError, write_text
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a task reads of another stage: see stage.Input."""
+
+    stage: str
+    index: int | None
+    only: list[str]
+    full: bool
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One command line, ready to run."""
+
+    argv: list[str]
+    outputs: list[str]
+    inputs: list[InputSpec]
+    counts: str | None
+    key: str
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """One stage of a run, as its jobs see it."""
+
+    run: str
+    """The run's folder."""
+    stage: str
+    project: str
+    """Working directory of the commands."""
+    python: str
+    """What stands for `python` in the commands."""
+    ranks_per_node: int
+    nodes: int
+    cpus: int
+    packs: list[list[int]]
+    """Array index -> tasks that the job works through."""
+    tasks: list[TaskSpec]
+    keys: dict[str, list[str]]
+    """Keys of the stages that are read."""
+    without_progress: int
+    crashes: int
+    resumable: bool = False
+    progress: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    srun_args: list[str] = field(default_factory=list)
+    interface: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self.run)
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    def marker_path(self, stage: str, index: int) -> Path:
+        """Where the done marker of a task lies."""
+        return marker_path(self.root, stage, index)
+
+    def is_done(self, index: int) -> bool:
+        """Whether a task's marker exists, is of this very command and agrees with the sizes on disk."""
+        marker = Marker.read(self.marker_path(self.stage, index))
+        return marker is not None and marker.key == self.tasks[index].key and not marker.problem(self.root, full=False)
+
+    @classmethod
+    def read(cls, path: Path) -> TaskList:
+        """Read a task list. Raises UserError when it is not one."""
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            tasks = [TaskSpec(**{**task, "inputs": [InputSpec(**one) for one in task["inputs"]]}) for task in raw["tasks"]]
+            return cls(**{**raw, "tasks": tasks})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a task list ({error}). Run jobs/submit_all.py again: it writes it anew.") from error
+
+    def write(self, path: Path) -> None:
+        """Publish the task list; a file that already says the same is left alone."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+
+def marker_path(root: Path, stage: str, index: int) -> Path:
+    """Where the done marker of a task lies, in the run's folder `root`."""
+    return root / "markers" / stage / f"{index:05d}.json"
