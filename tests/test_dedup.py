@@ -1,0 +1,378 @@
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from snakmodel import dedup
+from snakmodel.arrow import SCHEMA, texts, write_stream
+from snakmodel.minhash import RECORD, Parameters
+from snakmodel.publish import InputsMissing, UserError
+
+WORDS = [
+    f"{a}{b}" for a in ("sø", "by", "skov", "ærø", "vej", "hus") for b in ("en", "et", "erne", "mand", "gård", "land")
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def corpus() -> list[str]:
+    """300 documents: families that drift apart word by word, exact copies, short ones."""
+    random_ = random.Random(5)
+    made: list[str] = []
+    for _ in range(60):
+        words = random_.choices(WORDS, k=random_.randint(40, 90))
+        for _ in range(random_.randint(1, 5)):
+            made.append(" ".join(words))
+            words[random_.randrange(len(words))] = random_.choice(WORDS)
+    made += random_.choices(made, k=270 - len(made)) if len(made) < 270 else []
+    made = made[:270] + [" ".join(random_.choices(WORDS[:3], k=random_.randint(1, 3))) for _ in range(30)]
+    random_.shuffle(made)
+    return made
+
+
+def write_shards(folder: Path, documents: list[str], shards: int, batch: int = 7) -> None:
+    """Cut documents into contiguous shards, each of several record batches."""
+    folder.mkdir(parents=True, exist_ok=True)
+    edges = [len(documents) * shard // shards for shard in range(shards + 1)]
+    for shard in range(shards):
+        chosen = documents[edges[shard] : edges[shard + 1]]
+        batches = [
+            pa.record_batch([pa.array(part, pa.large_string()), pa.array(["s"] * len(part))], schema=SCHEMA)
+            for part in (chosen[first : first + batch] for first in range(0, len(chosen), batch))
+        ]
+        write_stream(folder / f"shard-{shard:05d}.arrow", SCHEMA, batches)
+
+
+def sign(run: Path, shards: int, ranges: int, parameters: Parameters) -> None:
+    for shard in range(shards):
+        name = f"shard-{shard:05d}"
+        dedup.signatures(run / f"arrow/{name}.arrow", run / f"dedup/signatures/{name}", "text", ranges, parameters)
+
+
+def link(run: Path, shards: int, ranges: int) -> None:
+    for part in range(ranges):
+        dedup.buckets(run / "dedup/signatures", shards, part, run / f"dedup/buckets/range-{part:05d}")
+
+
+def join(run: Path, shards: int, ranges: int) -> dict[str, object]:
+    return dedup.components(run / "dedup/signatures", run / "dedup/buckets", shards, ranges, run / "dedup/components")
+
+
+def keep(run: Path, shard: int) -> dict[str, object]:
+    name = f"shard-{shard:05d}"
+    removed = run / f"dedup/components/removed/{name}.npy"
+    return dedup.filter_shard(run / f"arrow/{name}.arrow", removed, run / f"dedup/kept/{name}")
+
+
+def whole(run: Path, documents: list[str], shards: int, ranges: int, parameters: Parameters) -> dict[str, object]:
+    """All four steps; returns the statistics."""
+    write_shards(run / "arrow", documents, shards)
+    sign(run, shards, ranges, parameters)
+    link(run, shards, ranges)
+    stats = join(run, shards, ranges)
+    for shard in range(shards):
+        keep(run, shard)
+    return stats
+
+
+def labels(run: Path) -> list[int]:
+    return np.load(run / "dedup/components/labels.npy").tolist()  # type: ignore[no-any-return]
+
+
+def kept(run: Path) -> list[str]:
+    files = sorted((run / "dedup/kept").glob("*.arrow"))
+    return [text for file in files for batch in texts(file) for text in batch]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[frozenset[int]], int]:
+    """Clusters of two or more documents, and the number of survivors, by text-dedup's own command."""
+    folder = tmp_path_factory.mktemp("reference")
+    datasets.Dataset.from_dict({"text": corpus()}).save_to_disk(str(folder / "in"))
+    command = [
+        sys.executable,
+        "-m",
+        "text_dedup.minhash",
+        "--path",
+        "in",
+        "--local",
+        "--split",
+        "train",
+        "--output",
+        "out",
+    ]
+    command += ["--column", "text", "--seed", "42", "--batch_size", "4096", "--num_perm", "64", "--threshold", "0.85"]
+    subprocess.run(
+        [*command, "--num_proc", "1", "--debug"], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True
+    )
+    found = pickle.loads((folder / "out/uf.pkl").read_bytes())
+    clusters: dict[int, set[int]] = {}
+    for document in list(found.parent):
+        clusters.setdefault(found.find(document), set()).add(document)
+    survivors = len(datasets.load_from_disk(str(folder / "out")))
+    return {frozenset(cluster) for cluster in clusters.values() if len(cluster) > 1}, survivors
+
+
+def test_clusters_equal_the_reference_command(tmp_path: Path, reference: tuple[set[frozenset[int]], int]) -> None:
+    """The clusters and the number of survivors are those of `python -m text_dedup.minhash` on the same documents."""
+    clusters, survivors = reference
+    stats = whole(tmp_path, corpus(), 3, 7, Parameters(short_docs="drop"))
+    ours: dict[int, set[int]] = {}
+    for document, label in enumerate(labels(tmp_path)):
+        if label != dedup.DROPPED:
+            ours.setdefault(label, set()).add(document)
+    assert len(clusters) > 20
+    assert {frozenset(cluster) for cluster in ours.values() if len(cluster) > 1} == clusters
+    assert len(kept(tmp_path)) == stats["kept"] == survivors
+    assert all(min(cluster) == label for label, cluster in ours.items())
+
+
+def test_results_depend_neither_on_shards_nor_on_ranges(tmp_path: Path) -> None:
+    """1, 3 and 16 shards with 1, 7 and 64 ranges give the same labels and the same kept documents."""
+    documents = corpus()
+    results = []
+    for shards in (1, 3, 16):
+        for ranges in (1, 7, 64):
+            run = tmp_path / f"{shards}-{ranges}"
+            stats = whole(run, documents, shards, ranges, Parameters())
+            del stats["shards"]
+            results.append((labels(run), kept(run), stats))
+    assert all(result == results[0] for result in results)
+    expected = [text for number, text in enumerate(documents) if results[0][0][number] == number]
+    assert results[0][1] == expected
+
+
+def test_short_documents_are_counted_under_every_policy(tmp_path: Path) -> None:
+    """`exact` keeps one of each text, `collapse` one, `keep` all and `drop` none of the short documents."""
+    documents = ["ja", "ja", "nej", "en lang tekst med mange ord", "", "en lang tekst med mange ord"]
+    expected = {
+        "exact": (["ja", "nej", documents[3], ""], 2, 0),
+        "collapse": (["ja", documents[3]], 4, 0),
+        "keep": (["ja", "ja", "nej", documents[3], ""], 1, 0),
+        "drop": ([documents[3]], 1, 4),
+    }
+    for policy, (survivors, duplicates, dropped) in expected.items():
+        stats = whole(tmp_path / policy, documents, 2, 3, Parameters(short_docs=policy))
+        assert kept(tmp_path / policy) == survivors
+        assert (stats["short_documents"], stats["duplicates"], stats["dropped"]) == (4, duplicates, dropped)
+        assert stats["kept"] == len(survivors)
+        assert stats["removed"] == duplicates + dropped
+    assert labels(tmp_path / "drop") == [-1, -1, -1, 3, -1, 3]
+
+
+def test_shards_without_documents_pass_through(tmp_path: Path) -> None:
+    """Empty shards (a range that holds no document's first byte) are shards like any other."""
+    stats = whole(tmp_path, ["en lang tekst med mange ord"], 3, 2, Parameters())
+    assert stats["documents"] == stats["kept"] == 1
+    assert kept(tmp_path) == ["en lang tekst med mange ord"]
+
+
+def test_running_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Every file of two runs is byte-identical, and a step that runs again replaces its output by the same bytes."""
+    for name in ("a", "b"):
+        whole(tmp_path / name, corpus(), 2, 3, Parameters())
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 2 + 4 + 6 + 2 + 4 + 4
+    join(tmp_path / "a", 2, 3)
+    keep(tmp_path / "a", 1)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    assert sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()) == files
+
+
+def test_filter_keeps_all_columns(tmp_path: Path) -> None:
+    """Columns beside the text, and the features that `datasets` stores in the schema, survive the filter."""
+    data = datasets.Dataset.from_dict({"text": ["en lang tekst med mange ord"] * 2 + ["x"], "url": ["u", "v", "w"]})
+    (tmp_path / "arrow").mkdir()
+    data.to_parquet(str(tmp_path / "x.parquet"))
+    table = data.data.table
+    write_stream(tmp_path / "arrow/shard-00000.arrow", table.schema, table.to_batches())
+    sign(tmp_path, 1, 1, Parameters())
+    link(tmp_path, 1, 1)
+    join(tmp_path, 1, 1)
+    assert keep(tmp_path, 0) == {"documents": 2, "removed": 1, "sources": {}}
+    found = datasets.Dataset.from_file(str(tmp_path / "dedup/kept/shard-00000.arrow"))
+    assert found.features == data.features
+    assert found["url"][:] == ["u", "w"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished")
+    whole(run, corpus()[:60], 3, 4, Parameters())
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run with 3 shards and 4 ranges, to be damaged."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_signatures_of_other_parameters_are_refused(run: Path) -> None:
+    """Signature files made with different flags, or cut into other ranges, name the two files and what differs."""
+    arrow, signature = run / "arrow/shard-00001.arrow", run / "dedup/signatures/shard-00001"
+    dedup.signatures(arrow, signature, "text", 4, Parameters(threshold=0.8))
+    with pytest.raises(UserError, match=r"shard-00000.sig and .*shard-00001.sig .*different parameters.*0\.85.*0\.8"):
+        link(run, 3, 4)
+    dedup.signatures(arrow, signature, "text", 5, Parameters())
+    with pytest.raises(UserError, match="different ranges: 4 and 5"):
+        join(run, 3, 4)
+
+
+def test_damaged_signature_files_are_refused(run: Path) -> None:
+    """A file cut at any of many places, a flipped byte anywhere and a foreign file are errors that name the file."""
+    path = run / "dedup/signatures/shard-00002.sig"
+    content = path.read_bytes()
+    for size in [*range(0, len(content), 61), len(content) - 1]:
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=r"shard-00002\.sig"):
+            link(run, 3, 4)
+    for position in range(0, len(content), 61):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(UserError, match=r"shard-00002\.sig"):
+            link(run, 3, 4)
+
+
+def test_other_numbers_of_shards_and_ranges_are_refused(run: Path) -> None:
+    """Too few files are missing inputs; more files than told, and ranges beyond the cut, are errors."""
+    with pytest.raises(InputsMissing, match=r"lacks 1 of 4 files, the first is shard-00003\.sig"):
+        link(run, 4, 4)
+    with pytest.raises(UserError, match=r"holds shard-00002\.sig although --shards is 2"):
+        link(run, 2, 4)
+    with pytest.raises(UserError, match=r"--range 4: .* 0 to 3"):
+        link(run, 3, 5)
+    with pytest.raises(UserError, match=r"--ranges 3: .* have 4"):
+        join(run, 3, 3)
+    (run / "dedup/buckets/range-00002.npy").unlink()
+    with pytest.raises(InputsMissing, match=r"lacks 1 of 4 files, the first is range-00002\.npy"):
+        join(run, 3, 4)
+
+
+def test_links_of_other_texts_are_refused(run: Path) -> None:
+    """Links are only joined with the signature files that they were made from."""
+    write_shards(run / "arrow", corpus()[60:120], 3)
+    sign(run, 3, 4, Parameters())
+    with pytest.raises(UserError, match=r"range-00000\.npy was made from other signature files"):
+        join(run, 3, 4)
+
+
+def test_a_missing_or_foreign_removal_list_is_an_error(run: Path) -> None:
+    """A shard is never filtered without its own list: absent, of another shard, of other texts, or cut off."""
+    removed = run / "dedup/components/removed"
+    target = run / "dedup/kept/again"
+    with pytest.raises(UserError, match="made for other texts"):
+        dedup.filter_shard(run / "arrow/shard-00000.arrow", removed / "shard-00001.npy", target)
+    write_shards(run / "arrow", corpus()[:60], 4)
+    with pytest.raises(UserError, match="made for other texts"):
+        dedup.filter_shard(run / "arrow/shard-00000.arrow", removed / "shard-00000.npy", target)
+    write_shards(run / "arrow", corpus()[:60], 3)
+    list_ = removed / "shard-00000.npy"
+    list_.write_bytes(list_.read_bytes()[:-2])
+    with pytest.raises(UserError, match="damaged"):
+        dedup.filter_shard(run / "arrow/shard-00000.arrow", list_, target)
+    list_.unlink()
+    with pytest.raises(InputsMissing, match=r"shard-00000\.npy missing"):
+        dedup.filter_shard(run / "arrow/shard-00000.arrow", list_, target)
+    assert not list((run / "dedup/kept").glob("*again*"))
+
+
+def test_a_cut_off_arrow_file_is_refused(run: Path) -> None:
+    """Arrow takes a stream that ends between batches for a whole one; here the end mark must be there."""
+    path = run / "arrow/shard-00000.arrow"
+    path.write_bytes(path.read_bytes()[: -len(b"\xff\xff\xff\xff\0\0\0\0")])
+    with pa.ipc.open_stream(path.read_bytes()) as reader:
+        assert reader.read_all().num_rows == 20
+    with pytest.raises(UserError, match="not a complete Arrow stream"):
+        sign(run, 1, 4, Parameters())
+
+
+def test_unknown_column_and_null_documents_are_refused(tmp_path: Path) -> None:
+    """The message names the columns there are, or the row."""
+    write_shards(tmp_path, ["a"], 1)
+    with pytest.raises(UserError, match=r"no column 'txt'; its columns are 'text', 'source'; did you mean 'text'\?"):
+        dedup.signatures(tmp_path / "shard-00000.arrow", tmp_path / "x", "txt", 1, Parameters())
+    batch = pa.record_batch([pa.array(["a", None], pa.large_string()), pa.array(["s", "s"])], schema=SCHEMA)
+    write_stream(tmp_path / "null.arrow", SCHEMA, [batch])
+    with pytest.raises(UserError, match="row 1 of column 'text' is null"):
+        dedup.signatures(tmp_path / "null.arrow", tmp_path / "x", "text", 1, Parameters())
+
+
+def test_union_finds_connected_components() -> None:
+    """Random graphs, a chain of 20,000 in any order and a star give the lowest number of each component."""
+    generator = np.random.default_rng(3)
+    graphs = [(200, generator.integers(0, 200, (count, 2))) for count in (0, 50, 100, 150, 400)]
+    chain = np.stack([np.arange(20000), np.arange(1, 20001)], axis=1)
+    graphs += [(20001, chain), (20001, chain[::-1]), (20001, generator.permutation(chain))]
+    graphs += [(20001, np.stack([np.full(20000, 20000), np.arange(20000)], axis=1))]
+    for size, pairs in graphs:
+        parent = np.arange(size)
+        for part in np.array_split(pairs, 3):
+            dedup.union(parent, part[:, 0], part[:, 1])
+        assert dedup.find(parent, np.arange(size)).tolist() == plain_components(size, pairs.tolist())
+
+
+def plain_components(size: int, pairs: list[list[int]]) -> list[int]:
+    """The lowest number of each node's component, by breadth-first search."""
+    near: list[list[int]] = [[] for _ in range(size)]
+    for left, right in pairs:
+        near[left].append(right)
+        near[right].append(left)
+    lowest = [-1] * size
+    for start in range(size):
+        queue = [start] if lowest[start] < 0 else []
+        while queue:
+            node = queue.pop()
+            if lowest[node] < 0:
+                lowest[node] = start
+                queue += near[node]
+    return lowest
+
+
+def test_ranges_cut_the_whole_key_space() -> None:
+    """Keys at both ends and at every border fall into exactly one range, whatever the number of ranges."""
+    top = (1 << 64) - 1
+    for ranges in (1, 2, 3, 7, 64, 1000):
+        borders = [-(-(part << 64) // ranges) for part in range(ranges)]
+        keys = sorted({0, top, *borders, *(border - 1 for border in borders[1:])})
+        records = np.zeros(len(keys), RECORD)
+        records["hi"] = np.array(keys, np.uint64)
+        parts = dedup.cut_ranges(records[::-1], ranges)
+        assert [part["hi"].tolist() for part in parts] == [
+            [key for key in keys if key * ranges >> 64 == p] for p in range(ranges)
+        ]
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """The four documented commands work in order; a missing input exits 3 with one line."""
+
+    def command(step: str, **flags: object) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "snakmodel.dedup", step]
+        words += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        return subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+    write_shards(tmp_path / "arrow", ["en lang tekst med mange ord"] * 2, 1)
+    arrow, work = tmp_path / "arrow/shard-00000.arrow", tmp_path / "dedup"
+    name, shards = "shard-00000", work / "signatures"
+    early = command("buckets", signatures=shards, shards=1, range=0, output=work / "buckets/range-00000")
+    assert (early.returncode, early.stderr.count("\n")) == (3, 1)
+    numbers = {"num_perm": 64, "threshold": 0.85, "ngram": 5, "min_length": 5, "ranges": 1, "short_docs": "exact"}
+    results = [
+        command("signatures", input=arrow, output=shards / name, column="text", **numbers),
+        command("buckets", signatures=shards, shards=1, range=0, output=work / "buckets/range-00000"),
+        command(
+            "components", signatures=shards, buckets=work / "buckets", shards=1, ranges=1, output=work / "components"
+        ),
+        command("filter", input=arrow, removed=work / f"components/removed/{name}.npy", output=work / f"kept/{name}"),
+    ]
+    assert [result.returncode for result in results] == [0, 0, 0, 0], [result.stderr for result in results]
+    assert json.loads((work / "components/stats.json").read_text())["kept"] == 1
+    assert json.loads((work / f"kept/{name}.json").read_text()) == {"documents": 1, "removed": 1, "sources": {"s": 1}}
