@@ -1,0 +1,58 @@
+"""python Megatron-LLM/finetune.py --load DIR --save DIR --data_path PREFIX --train_iters N … (one process per rank)
+
+Continue the pre-training of a Llama. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by running the
+same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped by a file
+`stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from megatron_llm import signals
+
+if __name__ == "__main__":
+    STOP = signals.install()  # before torch is imported, which takes seconds: an early signal must not be lost
+
+
+def main(argv: list[str], stop: signals.StopRequest) -> int:
+    """Parse, join the other ranks, train."""
+    import torch
+
+    from megatron_llm import arguments, parallel, train
+
+    args = arguments.parse(argv)
+    arguments.batch_layout(args, parallel.world_size_in_environment())
+    torch.set_num_threads(args.threads)
+    return train.run(args, parallel.start(), stop)
+
+
+def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
+    """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
+    from megatron_llm.files import EXIT_INPUTS_MISSING, EXIT_USER_ERROR, InputsMissing, Superseded, UserError
+    from megatron_llm.train import Diverged
+
+    try:
+        return main(argv, stop)
+    except (UserError, Superseded, Diverged) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, UserError):
+            return EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
+        return 1
+    except SystemExit as request:  # --help
+        return int(request.code or 0)
+    except BaseException:
+        print(f"rank {os.environ.get('RANK', '0')} failed:", file=sys.stderr)
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    code = exit_code(sys.argv[1:], STOP)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no teardown: it could wait for ranks that are gone

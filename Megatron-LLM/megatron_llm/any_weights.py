@@ -1,0 +1,59 @@
+"""Weights from whatever a --load folder holds: a Megatron layout or one of our training checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatron_llm import checkpoint, megatron_weights, reshard
+from megatron_llm.files import InputsMissing
+from megatron_llm.model_config import ModelConfig
+
+CONSUMED = ("consumed_train_samples", "consumed_valid_samples")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and where in a training run it stands."""
+
+    folder: Path
+    iteration: int | Literal["release"]
+    config: ModelConfig
+    state: reshard.State
+    args: dict[str, Any]
+    """The checkpoint's own arguments, with consumed samples; a name may be absent."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the weights are stored."""
+        return self.state[reshard.EMBEDDING].dtype
+
+
+def load(root: Path, iteration: int | None = None) -> Loaded:
+    """The model of an iteration, or (None) of the tracker's; of our own checkpoints the newest that verifies.
+
+    Raises InputsMissing when it is not there or not whole, UserError when it cannot be read.
+    """
+    if iteration is None and any(checkpoint.is_ours(folder) for folder in root.glob("iter_*")):
+        newest = checkpoint.latest_valid(root)
+        if newest is None:
+            raise InputsMissing(f"{root} holds no checkpoint that verifies")
+        return _load_ours(newest)
+    folder = megatron_weights.find(root, iteration)
+    if checkpoint.is_ours(folder):
+        if reason := checkpoint.problem(folder):
+            raise InputsMissing(f"{folder} does not verify: {reason}")
+        return _load_ours(folder)
+    config, state, args = megatron_weights.load(root, iteration)
+    number: int | Literal["release"] = "release" if folder.name == "release" else int(folder.name[5:])
+    return Loaded(folder, number, config, state, vars(args))
+
+
+def _load_ours(folder: Path) -> Loaded:
+    config, state, progress = checkpoint.load_model_state(folder)
+    arguments = {**progress.get("arguments", {})}
+    arguments |= {name: progress[name] for name in CONSUMED if name in progress}
+    return Loaded(folder, int(progress["iteration"]), config, state, arguments)

@@ -1,0 +1,124 @@
+"""How the engine publishes: write beside, fsync, check the claim, rename. Its errors and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+EXIT_USER_ERROR = 2
+EXIT_INPUTS_MISSING = 3
+EXIT_AGAIN = 75
+"""State saved, run me again."""
+EXIT_STOPPED = 76
+"""State saved, stopped on request: do not run me again."""
+
+
+class UserError(Exception):
+    """A person's mistake; the message says what was found, what is valid and what to do."""
+
+
+class InputsMissing(UserError):
+    """A file that the command reads is not there or not whole."""
+
+
+class Superseded(Exception):
+    """Another attempt holds the claim file: this one must not publish."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run an entry point; a UserError becomes one line on stderr and exit code 2 (3 for missing inputs)."""
+    try:
+        sys.exit(main() or 0)
+    except InputsMissing as error:
+        code, text = EXIT_INPUTS_MISSING, f"error: {error}"
+    except UserError as error:
+        code, text = EXIT_USER_ERROR, f"error: {error}"
+    except Superseded as error:
+        code, text = 1, f"superseded: {error}"
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def attempt_name() -> str:
+    """The launcher's name for this attempt, or the process number by hand."""
+    return os.environ.get("SNAKMODEL_ATTEMPT") or f"pid{os.getpid()}"
+
+
+def check_claim() -> None:
+    """Raise Superseded when the launcher's claim file names another attempt; without a launcher do nothing."""
+    path = os.environ.get("SNAKMODEL_CLAIM")
+    if path:
+        holder = json.loads(Path(path).read_text())["attempt"]
+        if holder != attempt_name():
+            raise Superseded(f"attempt {attempt_name()} gave way to {holder}; nothing published")
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if present."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def rename(temporary: Path, final: Path) -> None:
+    """Fsync `temporary` (a file or a whole folder), check the claim, and put it in the place of `final`."""
+    for path in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
+        fsync(path)
+    check_claim()
+    aside = final.with_name(f".{final.name}.old-{attempt_name()}")
+    if final.is_dir():
+        final.rename(aside)
+    temporary.replace(final)
+    fsync(final.parent)
+    remove(aside)
+
+
+@contextmanager
+def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a temporary path beside each final path; rename all when the body succeeds, remove all when it raises."""
+    temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
+    for temporary in temporaries:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+    try:
+        yield temporaries
+        for temporary, final in zip(temporaries, finals, strict=True):
+            rename(temporary, final)
+    finally:
+        for temporary in temporaries:
+            remove(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file atomically."""
+    with publishing(path) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a small JSON file atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def checksum(path: Path) -> str:
+    """xxh3-128 of a file's bytes, hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

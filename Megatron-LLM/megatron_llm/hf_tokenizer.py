@@ -1,0 +1,177 @@
+"""SentencePiece BPE -> Hugging Face tokenizer files with the same ids: tokenizer.{model,json}, tokenizer_config.json.
+
+tokenizer.model -> pieces, scores and normaliser -> merges in order of score -> tokenizer.json -> compared with
+sentencepiece on every piece of the vocabulary and on awkward text. A bare tokenizer.model is not enough: Transformers 5
+rebuilds it with another treatment of leading spaces, and so does its `LlamaTokenizer` with a tokenizer.json; the class
+`PreTrainedTokenizerFast` takes tokenizer.json as it stands, in Transformers 4 and 5.
+
+Known difference: the literal text of a control piece (`<s>`, `</s>`, `<unk>`) or of a user-defined symbol is matched as
+that token by Hugging Face and is plain text to sentencepiece.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+
+from megatron_llm.files import InputsMissing, UserError
+
+SPACE = "\u2581"
+PROBES = (
+    "Rødgrød med fløde, æblekage og en kop kaffe.",
+    "  to mellemrum  foran,   tre inde i, og to bagefter  ",
+    " \t fane\tog\nlinjeskift\r\n",
+    "år 1999: 3,14 kr. / 50 % – «citat» “quote” …",
+    "smil 😀 👩‍👩‍👧 🇩🇰 ☕",
+    "日本語 العربية Ελληνικά русский",
+    "e\u0301 e\u0301\u0300 \ufeff\u00a0\u3000\u200b ﬁ ½",
+    "\x01\x1f\x7f\u0085\u2028 \U000e0001",
+    "",
+    " ",
+)
+"""Text on which the two tokenizers are compared, besides the vocabulary itself."""
+
+
+def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A tokenizer.model; raises InputsMissing or UserError."""
+    if not path.is_file():
+        raise InputsMissing(f"{path} is missing; give the SentencePiece tokenizer.model of the model")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} is not a SentencePiece model: {error}") from error
+
+
+def check_fits(path: Path, vocab_size: int) -> None:
+    """Raise UserError when the tokenizer makes ids that the model does not have."""
+    size = read_sentencepiece(path).vocab_size()
+    if size > vocab_size:
+        raise UserError(
+            f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
+        )
+
+
+def _model_proto(path: Path) -> Any:
+    """The parsed file: pieces with scores and types, trainer and normaliser settings."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
+        raise UserError(f"{path} is a Unigram model; Llama-style tokenizers are BPE (train it with model_type=bpe)")
+    return proto
+
+
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, best score first; pairs of one piece in vocabulary order."""
+    order = {piece: index for index, piece in enumerate(scores)}
+    merges = [
+        (-score, order[piece[:cut]], order[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in order and piece[cut:] in order
+    ]
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer:
+    """SentencePiece's normalisation: character map, spaces, dummy prefix, space symbol."""
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+
+
+def _build(path: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """The tokenizer, and its control tokens by Hugging Face's names."""
+    proto, processor = _model_proto(path), read_sentencepiece(path)
+    kinds = type(proto.pieces[0])
+    plain = {piece.piece: piece.score for piece in proto.pieces if piece.type == kinds.NORMAL}
+    unknown = processor.id_to_piece(processor.unk_id())
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece.piece: index for index, piece in enumerate(proto.pieces)},
+            merges=_merges(plain),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=proto.trainer_spec.byte_fallback,
+        )
+    )
+    tokenizer.normalizer = _normalizer(proto.normalizer_spec)
+    strip = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    names = {"unk_token": unknown}
+    for name, number in (("bos_token", processor.bos_id()), ("eos_token", processor.eos_id())):
+        if number >= 0:
+            names[name] = processor.id_to_piece(number)
+    controls = [piece.piece for piece in proto.pieces if piece.type in (kinds.CONTROL, kinds.UNKNOWN)]
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in controls])
+    defined = [piece.piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(piece.replace(SPACE, " "), normalized=False) for piece in defined])
+    if bos := names.get("bos_token"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, processor.bos_id())]
+        )
+    return tokenizer, names
+
+
+def probes(vocab_file: Path) -> Iterator[str]:
+    """Awkward text, then every plain piece of the vocabulary, 16 a line; no line holds a control piece's text."""
+    yield from PROBES
+    pieces = _model_proto(vocab_file).pieces
+    kinds = type(pieces[0])
+    plain = [piece.piece.replace(SPACE, " ") for piece in pieces if piece.type == kinds.NORMAL]
+    matched = [piece.piece for piece in pieces if piece.type in (kinds.CONTROL, kinds.UNKNOWN, kinds.USER_DEFINED)]
+    for start in range(0, len(plain), 16):
+        line = "".join(plain[start : start + 16])
+        if not any(text in line for text in matched):
+            yield line
+
+
+def check_folder(folder: Path, vocab_file: Path) -> None:
+    """Raise UserError unless AutoTokenizer, loaded from `folder`, gives sentencepiece's ids (after its <s>)."""
+    from transformers import AutoTokenizer
+
+    processor, loaded = read_sentencepiece(vocab_file), AutoTokenizer.from_pretrained(str(folder))
+    start = [processor.bos_id()] if processor.bos_id() >= 0 else []
+    for text in probes(vocab_file):
+        expected, found = start + processor.encode(text), loaded(text, verbose=False)["input_ids"]
+        if expected != found:
+            raise UserError(
+                f"{vocab_file}: the exported tokenizer differs on {text[:60]!r}: sentencepiece {expected[:12]}, "
+                f"Hugging Face {found[:12]}; this tokenizer's settings are not supported"
+            )
+
+
+def save(folder: Path, vocab_file: Path, max_length: int) -> None:
+    """Write the three tokenizer files into `folder` and check them against sentencepiece."""
+    tokenizer, names = _build(vocab_file)
+    shutil.copyfile(vocab_file, folder / "tokenizer.model")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": "bos_token" in names,
+        "add_eos_token": False,
+        "legacy": True,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
+        "model_max_length": max_length,
+        **names,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+    check_folder(folder, vocab_file)

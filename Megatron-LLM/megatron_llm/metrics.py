@@ -1,0 +1,111 @@
+"""What people and programs see of a run: the log line, SAVE/metrics.jsonl and TensorBoard. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_llm.files import write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+METRICS = "metrics.jsonl"
+MAX_EXPONENT = 20
+"""Perplexities are capped at e^20, as upstream does."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What one log line reports: the last iteration of an interval and means over it."""
+
+    iteration: int
+    consumed_samples: int
+    seconds_per_iteration: float
+    tokens_per_second: float
+    learning_rate: float
+    """After this iteration's step, as upstream prints it: the next update uses it."""
+    lm_loss: float
+    grad_norm: float
+
+    def line(self, train_iters: int, global_batch_size: int) -> str:
+        """The log line that people's scripts parse. A non-finite step stops the run, so none is ever skipped."""
+        return (
+            f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
+            f"elapsed time per iteration (ms): {1000 * self.seconds_per_iteration:.1f} | "
+            f"rate (tokens/sec): {self.tokens_per_second:.2f} | learning rate: {self.learning_rate:.3E} | "
+            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | loss scale: {1.0:.1f} | "
+            f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {0:3d} | "
+            f"number of nan iterations: {0:3d} |"
+        )
+
+
+class Metrics:
+    """Appends to metrics.jsonl and TensorBoard; what a killed attempt wrote past the resumed iteration is cut off."""
+
+    def __init__(self, save_dir: Path, tensorboard_dir: Path | None, iteration: int, evaluation_due: bool) -> None:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        self.path = save_dir / METRICS
+        cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
+        self.board: SummaryWriter | None = None
+        if tensorboard_dir:
+            from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, for those who ask
+
+            self.board = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
+
+    def log_interval(self, interval: Interval) -> None:
+        """Record a log line's numbers."""
+        self._append(
+            {
+                "iteration": interval.iteration,
+                "consumed_samples": interval.consumed_samples,
+                "lm_loss": interval.lm_loss,
+                "learning_rate": interval.learning_rate,
+                "grad_norm": interval.grad_norm,
+                "tokens_per_second": round(interval.tokens_per_second, 2),
+            }
+        )
+        names = {"lm-loss-training/lm loss": interval.lm_loss, "learning-rate/learning-rate": interval.learning_rate}
+        self._scalars(names | {"grad-norm/grad-norm": interval.grad_norm}, interval.iteration)
+
+    def log_validation(self, iteration: int, loss: float) -> str:
+        """Record an evaluation and give the line to print."""
+        perplexity = math.exp(min(MAX_EXPONENT, loss))
+        self._append({"iteration": iteration, "validation_loss": loss, "validation_perplexity": perplexity})
+        self._scalars({"lm-loss-validation/lm loss validation": loss, "ppl/validation": perplexity}, iteration)
+        return (
+            f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
+        )
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.board:
+            self.board.close()
+
+    def _append(self, record: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _scalars(self, values: dict[str, float], iteration: int) -> None:
+        for name, value in values.items():
+            if self.board:
+                self.board.add_scalar(name, value, iteration)
+
+
+def cut_off(path: Path, iteration: int, *, keep_last_validation: bool) -> None:
+    """Drop lines of metrics.jsonl past an iteration, half lines, and its validation if that is to be repeated."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        write_text(path, "".join(f"{line}\n" for line in lines if _is_kept(line, iteration, keep_last_validation)))
+
+
+def _is_kept(line: str, iteration: int, keep_last_validation: bool) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    at = int(record["iteration"])
+    return at < iteration or (at == iteration and (keep_last_validation or "validation_loss" not in record))

@@ -1,0 +1,103 @@
+"""AdamW with Megatron's groups, the learning-rate schedule counted in samples, and the global gradient norm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from megatron_llm.files import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from 0 to max_lr, then decay to min_lr. Everything is counted in samples."""
+
+    max_lr: float
+    min_lr: float
+    warmup_samples: float
+    decay_samples: float
+    style: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_lr <= self.max_lr:
+            raise UserError(f"--min_lr {self.min_lr} and --lr {self.max_lr}: need 0 <= min_lr <= lr")
+        if not 0 <= self.warmup_samples < self.decay_samples:
+            raise UserError(
+                f"the warm-up takes {self.warmup_samples:g} samples and the decay ends at {self.decay_samples:g}; "
+                "make --lr_warmup_iters (or --lr_warmup_fraction) smaller than --lr_decay_iters"
+            )
+
+    def at(self, samples: int) -> float:
+        """Learning rate of the update that comes after `samples` samples."""
+        if self.warmup_samples > 0 and samples <= self.warmup_samples:
+            return self.max_lr * samples / self.warmup_samples
+        if self.style == "constant":
+            return self.max_lr
+        if samples > self.decay_samples:
+            return self.min_lr
+        if self.style == "inverse-square-root":
+            return max(self.min_lr, self.max_lr * math.sqrt(max(self.warmup_samples, 1)) / math.sqrt(max(samples, 1)))
+        ratio = (samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples)
+        share = 0.5 * (math.cos(math.pi * ratio) + 1.0) if self.style == "cosine" else 1.0 - ratio
+        return self.min_lr + share * (self.max_lr - self.min_lr)
+
+    def resumed(self, saved: dict[str, Any], *, use_checkpoint: bool, override: bool) -> Schedule:
+        """The schedule to go on with, given the one in the checkpoint; raises UserError when they silently differ."""
+        differing = [name for name, value in asdict(self).items() if saved[name] != value]
+        if override or not differing:
+            return self
+        if use_checkpoint:
+            return Schedule(**saved)
+        found = ", ".join(f"{name} {saved[name]} -> {getattr(self, name)}" for name in differing)
+        raise UserError(
+            f"the learning-rate schedule differs from the checkpoint's ({found}); pass "
+            "--use_checkpoint_opt_param_scheduler to keep the old or --override_opt_param_scheduler to take the new one"
+        )
+
+
+def build_optimizer(
+    model: nn.Module, *, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW (decoupled decay, none for 1-D parameters) with its moments allocated, so that they can be loaded into."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {
+            name: torch.zeros_like(parameter) for name in MOMENTS
+        }
+    return optimizer
+
+
+def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
+    """Tell Adam's bias correction how many updates its moments have seen."""
+    for state in optimizer.state.values():
+        state["step"].fill_(steps)
+
+
+def update(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """One step with this learning rate, then drop the gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Global L2 norm of all gradients, the same number on every rank."""
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, limit: float) -> None:
+    """Scale all gradients by limit / norm where the norm exceeds a limit above 0."""
+    if limit > 0:
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)

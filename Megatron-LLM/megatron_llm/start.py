@@ -1,0 +1,159 @@
+"""Where a run starts: the newest valid checkpoint in --save, else --load, else random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron_llm import any_weights, checkpoint, megatron_weights
+from megatron_llm.arguments import Arguments, config_from_flags
+from megatron_llm.batches import DataIdentity, check_fits
+from megatron_llm.files import UserError, check_claim
+from megatron_llm.model import Llama, initial_weights
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.optimizer import Schedule
+from megatron_llm.parallel import World, fill
+
+
+@dataclass
+class Progress:
+    """How far a run is; stored in every checkpoint."""
+
+    iteration: int = 0
+    consumed_train_samples: int = 0
+    consumed_valid_samples: int = 0
+    optimizer_steps: int = 0
+    """Updates that Adam's moments have seen: fewer than iterations when only weights were taken over."""
+    evaluation_due: bool = False
+    """The evaluation after this iteration has not been made, or was interrupted."""
+    losses_since_log: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 found, without the weights."""
+
+    config: ModelConfig
+    progress: Progress
+    folder: Path | None = None
+    """One of our checkpoints, to be loaded by all ranks together."""
+    saved: dict[str, Any] = field(default_factory=dict)
+    """Its state.json."""
+
+
+def find(args: Arguments, identity: DataIdentity, global_batch: int, weights: dict[str, Tensor]) -> Start:
+    """Choose and check the start (rank 0). A Megatron checkpoint's weights are put into `weights`.
+
+    Raises UserError when checkpoint, flags and data do not fit together, InputsMissing when --load has no files.
+    """
+    check_claim()
+    checkpoint.remove_stale(args.save)
+    start = _choose(args, identity, weights)
+    if not args.use_checkpoint_args:
+        _check_geometry(start.config, config_from_flags(args, start.config.vocab_size))
+    check_fits(identity, args, start.config.vocab_size, start.config.max_position_embeddings)
+    if start.saved:
+        _check_continues(start, args, identity, global_batch)
+    return start
+
+
+def _choose(args: Arguments, identity: DataIdentity, weights: dict[str, Tensor]) -> Start:
+    if own := checkpoint.latest_valid(args.save):
+        print(f"continuing from {own}", flush=True)
+        return _from_ours(own)
+    if args.load is None:
+        if identity.vocab_size is None:
+            raise UserError("the size of the vocabulary is unknown: give --vocab_file, or --load a checkpoint")
+        print(f"no --load and no checkpoint in {args.save}: random weights, seed {args.seed}", flush=True)
+        return Start(config_from_flags(args, identity.vocab_size), Progress())
+    folder = megatron_weights.find(args.load, args.load_iters)
+    print(f"loading {folder}", flush=True)
+    if checkpoint.is_ours(folder) and not args.finetune:
+        if reason := checkpoint.problem(folder):
+            raise UserError(f"{folder} does not verify: {reason}; choose another with --load_iters")
+        return _from_ours(folder)
+    loaded = any_weights.load(args.load, args.load_iters)
+    weights.update(loaded.state)
+    return Start(loaded.config, Progress() if args.finetune else _upstream_progress(loaded))
+
+
+def _from_ours(folder: Path) -> Start:
+    state = checkpoint.read_state(folder)
+    try:
+        progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+        return Start(ModelConfig(**state["model_config"]), progress, folder, state)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / checkpoint.STATE} is not of this version: {error!r}") from error
+
+
+def _upstream_progress(loaded: any_weights.Loaded) -> Progress:
+    """Iteration and consumed samples of a Megatron trainer's checkpoint; a converted one starts at 0."""
+    if loaded.iteration == "release":
+        return Progress()
+    train, valid = (int(loaded.args.get(f"consumed_{part}_samples") or 0) for part in ("train", "valid"))
+    return Progress(loaded.iteration, train, valid)
+
+
+def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
+    asked_values = asdict(asked)
+    differing = [
+        f"{name} {value} (flags: {asked_values[name]})"
+        for name, value in asdict(found).items()
+        if value != asked_values[name]
+    ]
+    if differing:
+        raise UserError(f"the checkpoint has {', '.join(differing)}; correct the flags or pass --use_checkpoint_args")
+
+
+def _check_continues(start: Start, args: Arguments, identity: DataIdentity, global_batch: int) -> None:
+    """What decides the order of samples may not change within a run."""
+    now = {
+        "global_batch_size": global_batch,
+        "seq_length": args.seq_length,
+        "seed": args.seed,
+        "split": args.split,
+        "data": asdict(identity),
+    }
+    for name, value in now.items():
+        if (before := start.saved[name] if name in start.saved else start.saved["arguments"][name]) != value:
+            raise UserError(
+                f"{start.folder} was trained with {name} {before}, now it is {value}: samples would be repeated or "
+                "lost; keep it, or begin a new run from it with --finetune and another --save folder"
+            )
+
+
+def weights_in_order(
+    model: Llama, start: Start, weights: dict[str, Tensor], args: Arguments
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) of every parameter, loaded or random (rank 0)."""
+    if not weights:
+        return initial_weights(start.config, args.seed, args.init_method_std)
+    return ((name, weights.pop(name)) for name, _ in model.named_parameters())
+
+
+def load_model(
+    model: Llama, optimizer: Any, start: Start, weights: dict[str, Tensor], args: Arguments, world: World
+) -> None:
+    """Give the sharded model its values, and the optimizer its moments when a run is continued. Collective."""
+    if start.folder:
+        checkpoint.load(start.folder, model, optimizer)
+    else:
+        fill(model, world, weights_in_order(model, start, weights, args))
+
+
+def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
+    """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
+    decay = (args.lr_decay_iters or args.train_iters) * global_batch
+    warmup = args.lr_warmup_iters * global_batch if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
+    flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style)
+    if not saved:
+        return flags
+    return flags.resumed(
+        saved["schedule"],
+        use_checkpoint=args.use_checkpoint_opt_param_scheduler,
+        override=args.override_opt_param_scheduler,
+    )

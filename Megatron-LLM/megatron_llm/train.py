@@ -1,0 +1,302 @@
+"""The training loop: start -> (stop or save requested? | evaluate | step) … -> last iteration.
+
+A step is one update of a global batch; requests, evaluations and checkpoints happen between steps, on all ranks
+together. What a run computes does not depend on how often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_llm import batches, checkpoint, parallel, start
+from megatron_llm.arguments import NO_EFFECT, Arguments, batch_layout
+from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
+from megatron_llm.gpt_dataset import Samples
+from megatron_llm.metrics import Interval, Metrics
+from megatron_llm.model import Llama
+from megatron_llm.optimizer import (
+    Schedule,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    set_steps,
+    update,
+)
+from megatron_llm.parallel import World
+from megatron_llm.signals import StopRequest
+from megatron_llm.start import Progress, Start
+
+GO_ON, SAVE, SIGNALLED, STOP = range(4)
+"""Requests; ranks agree on the largest."""
+SAVE_FILE, STOP_FILE = "save", "stop"
+"""Files in --save by which a person asks: save and go on; save and exit 76."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient norm is not finite; the update was not made."""
+
+
+@dataclass
+class Trainer:
+    """One process's part of a run."""
+
+    args: Arguments
+    world: World
+    stop: StopRequest
+    identity: DataIdentity
+    global_batch: int
+    micro_batches: int
+    model: Llama
+    optimizer: torch.optim.AdamW
+    schedule: Schedule
+    progress: Progress
+    train_batches: Iterator[Tensor]
+    valid: Samples | None
+    metrics: Metrics | None
+    """Rank 0 only."""
+    saved_iteration: int
+    """Of the newest checkpoint in --save, -1 when there is none."""
+    seconds: float = 0.0
+    """Spent in steps since the last log line."""
+    steps_timed: int = 0
+
+    def run(self) -> int:
+        """Train to the last iteration or until asked to stop; gives the exit code."""
+        first = self.progress.iteration
+        while not self.finished():
+            request = self.request()
+            if request == SAVE:
+                self.save_if_new()
+                self.world.on_rank0(lambda: remove(self.args.save / SAVE_FILE))
+            elif request != GO_ON:
+                return self.leave(request)
+            if self.progress.evaluation_due:
+                self.evaluate()
+            else:
+                self.step()
+            if not self.progress.evaluation_due and self.progress.iteration > first:
+                if self.divides(self.args.save_interval):
+                    self.save_if_new()
+                if self.divides(self.args.exit_interval) and not self.finished():
+                    return self.leave(SIGNALLED)
+        self.save_if_new()
+        return 0
+
+    def finished(self) -> bool:
+        """Whether the last iteration and its evaluation are done."""
+        return self.progress.iteration >= self.args.train_iters and not self.progress.evaluation_due
+
+    def divides(self, interval: int | None) -> bool:
+        """Whether something is to be done every `interval` iterations, now."""
+        return interval is not None and self.progress.iteration % interval == 0
+
+    def request(self) -> int:
+        """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer."""
+        code = SIGNALLED if self.stop.received else GO_ON
+        if self.world.rank == 0:
+            code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
+            code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
+        return self.world.agree(code)
+
+    def leave(self, request: int) -> int:
+        """Save what is not saved yet and give the exit code."""
+        self.save_if_new()
+        if request == STOP:
+            self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
+        self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
+        return EXIT_STOPPED if request == STOP else EXIT_AGAIN
+
+    def step(self) -> None:
+        """One update from one global batch. Raises Diverged before a non-finite one."""
+        began = time.perf_counter()
+        total = torch.zeros((), device=self.world.device)
+        for number in range(self.micro_batches):
+            parallel.synchronise_gradients(self.model, now=number == self.micro_batches - 1)
+            loss = self.loss(next(self.train_batches))
+            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        mean, norm = self.world.mean(total / self.micro_batches), gradient_norm(self.model)
+        self.check_finite(mean, float(norm))
+        clip_gradients(self.model, norm, self.args.clip_grad)
+        update(self.optimizer, self.schedule.at(self.progress.consumed_train_samples))
+        self.seconds += time.perf_counter() - began
+        self.advance(mean, float(norm))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean next-token cross-entropy, fp32, of a micro-batch (b, seq_length + 1)."""
+        if int(batch.max()) >= self.model.config.vocab_size:
+            raise ValueError(f"the data has token {int(batch.max())}, the model only {self.model.config.vocab_size}")
+        batch = batch.to(self.world.device)
+        logits = self.model(batch[:, :-1])
+        return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+
+    def check_finite(self, loss: float, norm: float) -> None:
+        """Stop the run before it makes an update from a loss or gradient that is not a number."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            first = self.progress.consumed_train_samples
+            raise Diverged(
+                f"iteration {self.progress.iteration + 1}: lm loss is {loss} and the grad norm {norm} "
+                f"(samples {first} to {first + self.global_batch - 1}); the update was not made and the last "
+                f"checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
+            )
+
+    def advance(self, loss: float, norm: float) -> None:
+        """Count a finished update, and log when the interval is full."""
+        progress = self.progress
+        progress.iteration += 1
+        progress.optimizer_steps += 1
+        progress.consumed_train_samples += self.global_batch
+        progress.losses_since_log.append(loss)
+        self.steps_timed += 1
+        last = progress.iteration == self.args.train_iters
+        progress.evaluation_due = self.valid is not None and (last or self.divides(self.args.eval_interval))
+        if self.divides(self.args.log_interval):
+            self.log(norm)
+
+    def log(self, norm: float) -> None:
+        """One log line; then the next interval begins."""
+        progress, seconds = self.progress, self.seconds / self.steps_timed
+        interval = Interval(
+            iteration=progress.iteration,
+            consumed_samples=progress.consumed_train_samples,
+            seconds_per_iteration=seconds,
+            tokens_per_second=self.global_batch * self.args.seq_length / seconds,
+            learning_rate=self.schedule.at(progress.consumed_train_samples),
+            lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
+            grad_norm=norm,
+        )
+        self.world.say(interval.line(self.args.train_iters, self.global_batch))
+        if self.metrics:
+            self.metrics.log_interval(interval)
+        progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Mean validation loss over eval_iters global batches; given up, to be repeated whole, when asked to stop."""
+        assert self.valid is not None
+        first = self.progress.consumed_valid_samples
+        last = first + self.args.eval_iters * self.global_batch
+        share = Share(first, last, self.args.micro_batch_size, self.world.rank, self.world.size)
+        micro = batches.load(self.valid, share, 0)
+        total = torch.zeros((), device=self.world.device)
+        for _ in range(self.args.eval_iters):
+            if self.request() >= SIGNALLED:
+                parallel.free_gathered_weights(self.model)
+                return
+            for _ in range(self.micro_batches):
+                total += self.loss(next(micro))
+        parallel.free_gathered_weights(self.model)
+        loss = self.world.mean(total / (self.args.eval_iters * self.micro_batches))
+        self.progress.consumed_valid_samples, self.progress.evaluation_due = last, False
+        if self.metrics:
+            print(self.metrics.log_validation(self.progress.iteration, loss), flush=True)
+
+    def save_if_new(self) -> None:
+        """Publish a checkpoint of this iteration unless there is one."""
+        if self.progress.iteration <= max(self.saved_iteration, 0):
+            return
+        began = time.perf_counter()
+        checkpoint.save(self.args.save, self.model, self.optimizer, self.model.config, self.state(), self.world)
+        self.saved_iteration = self.progress.iteration
+        elapsed = time.perf_counter() - began
+        self.world.say(f"saved {checkpoint.iteration_folder(self.args.save, self.saved_iteration)} in {elapsed:.1f} s")
+
+    def state(self) -> dict[str, Any]:
+        """What state.json holds besides the geometry and the files."""
+        return {
+            **asdict(self.progress),
+            "global_batch_size": self.global_batch,
+            "data": asdict(self.identity),
+            "schedule": asdict(self.schedule),
+            "rng": {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()},
+            "arguments": self.args.as_json(),
+        }
+
+
+def run(args: Arguments, world: World, stop: StopRequest) -> int:
+    """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
+    for name in args.no_effect:
+        world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
+    global_batch, _ = batch_layout(args, world.size)
+    identity = world.on_rank0(lambda: batches.identify(args))
+    weights: dict[str, Tensor] = {}
+    found = world.on_rank0(lambda: start.find(args, identity, global_batch, weights))
+    if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
+        world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
+        return 0
+    trainer = _trainer(args, world, stop, identity, found, weights)
+    try:
+        return trainer.run()
+    finally:
+        if trainer.metrics:
+            trainer.metrics.close()
+
+
+def _trainer(
+    args: Arguments,
+    world: World,
+    stop: StopRequest,
+    identity: DataIdentity,
+    found: Start,
+    weights: dict[str, Tensor],
+) -> Trainer:
+    """Data, model and optimizer, standing where the run was found."""
+    global_batch, micro_batches = batch_layout(args, world.size)
+    schedule = start.schedule(args, global_batch, found.saved)
+    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch))
+    _set_random_state(args.seed, found.saved)
+    model, optimizer = _model_and_optimizer(args, world, found, weights)
+    progress = found.progress
+    first = progress.consumed_train_samples
+    last = first + (args.train_iters - progress.iteration) * global_batch
+    share = Share(first, last, args.micro_batch_size, world.rank, world.size)
+    due = progress.evaluation_due
+    return Trainer(
+        args=args,
+        world=world,
+        stop=stop,
+        identity=identity,
+        global_batch=global_batch,
+        micro_batches=micro_batches,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        progress=progress,
+        train_batches=batches.load(train, share, args.num_workers),
+        valid=valid,
+        metrics=Metrics(args.save, args.tensorboard_dir, progress.iteration, due) if world.rank == 0 else None,
+        saved_iteration=progress.iteration if found.folder and found.folder.parent == args.save else -1,
+    )
+
+
+def _model_and_optimizer(
+    args: Arguments, world: World, found: Start, weights: dict[str, Tensor]
+) -> tuple[Llama, torch.optim.AdamW]:
+    """Sharded over the ranks, with their values."""
+    with torch.device("meta"):
+        model = Llama(found.config, args.recompute_granularity)
+    parallel.shard(model, world, bf16=args.bf16)
+    optimizer = build_optimizer(
+        model, betas=(args.adam_beta1, args.adam_beta2), epsilon=args.adam_eps, weight_decay=args.weight_decay
+    )
+    start.load_model(model, optimizer, found, weights, args, world)
+    set_steps(optimizer, found.progress.optimizer_steps)
+    return model, optimizer
+
+
+def _set_random_state(seed: int, saved: dict[str, Any]) -> None:
+    """Go on with the checkpoint's random numbers, or begin with the seed's."""
+    torch.manual_seed(seed)
+    if saved:
+        state = bytearray(base64.b64decode(saved["rng"]["torch"]))
+        torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))

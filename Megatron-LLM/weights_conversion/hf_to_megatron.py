@@ -1,0 +1,77 @@
+"""python Megatron-LLM/weights_conversion/hf_to_megatron.py llama2 --out=RUN/megatron --model-path=BASE [--size=7]
+
+A Hugging Face Llama folder -> OUT/release/mp_rank_00/model_optim_rng.pt and tokenizer.model, the tracker file last.
+The shapes come from the model's config.json; --size only names the model to download and is compared with the geometry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from megatron_llm import hf_tokenizer, hf_weights, megatron_weights
+from megatron_llm.files import UserError, publishing, run_main
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.reshard import EMBEDDING, expected_shapes
+
+SIZE_TOLERANCE = 0.15
+
+
+def parse_args() -> argparse.Namespace:
+    """Upstream's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("llama", "llama2", "codellama", "mistral", "falcon"))
+    parser.add_argument("--size", type=int, help="billions of parameters, compared with the model's geometry")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the Megatron checkpoint")
+    parser.add_argument("--model-path", help="folder of the model, or its name on the Hub")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="Hub cache for a model that is downloaded, or the model's folder"
+    )
+    return parser.parse_args()
+
+
+def check_size(config: ModelConfig, size: int) -> None:
+    """Raise UserError unless the model has about `size` billion parameters."""
+    parameters = sum(rows * (columns or [1])[0] for rows, *columns in expected_shapes(config).values())
+    if abs(parameters / (size * 1e9) - 1) > SIZE_TOLERANCE:
+        raise UserError(f"--size={size} but the model has {parameters / 1e9:.3f} billion parameters; leave --size out")
+
+
+def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
+    """Publish the model's tokenizer.model beside the weights, after a check that it fits."""
+    source = folder / "tokenizer.model"
+    if not source.is_file():
+        print(f"{folder} has no tokenizer.model; none is copied")
+        return
+    hf_tokenizer.check_fits(source, vocab_size)
+    with publishing(out / source.name) as (temporary,):
+        shutil.copyfile(source, temporary)
+
+
+def main() -> None:
+    """Load, check, publish."""
+    args = parse_args()
+    if args.model in ("mistral", "falcon"):
+        raise UserError(f"{args.model} is not supported yet; supported are llama, llama2, codellama")
+    folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
+    config, state = hf_weights.load(folder)
+    if args.size is not None:
+        check_size(config, args.size)
+    copy_tokenizer(folder, args.out, config.vocab_size)
+    final = megatron_weights.save(
+        args.out,
+        "release",
+        config,
+        state,
+        tp=1,
+        pp=1,
+        dtype=state[EMBEDDING].dtype,
+        extra_args={},
+        spelling="converter",
+    )
+    print(f"wrote {final} ({len(state)} tensors, {state[EMBEDDING].dtype})")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,89 @@
+"""The flags are upstream's, as published; wrong ones are refused with one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_llm.arguments import batch_layout, config_from_flags, parse
+from megatron_llm.files import UserError
+
+REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
+REQUIRED = REQUIRED_FLAGS.split()
+PUBLISHED_FLAGS = (
+    "--tensor_model_parallel_size 1 --pipeline_model_parallel_size 1 --load l --save s --tensorboard_dir t "
+    "--data_path d --model_name llama2 --tokenizer_type SentencePieceTokenizer --vocab_file v --bf16 "
+    "--use_flash_attn --no_bias_gelu_fusion --micro_batch_size 1 --global_batch_size 512 --seq_length 4096 "
+    "--seed 8446 --sequence_parallel --recompute_granularity selective --use_checkpoint_args "
+    "--use_checkpoint_opt_param_scheduler --log_interval 1 --save_interval 500 --eval_interval 100 "
+    "--train_iters 12500 --lr_decay_style cosine --lr_warmup_iters 1250 --lr 15e-6 --min_lr 5e-8 --clip_grad 1.0 "
+    "--hidden_dropout 0.0 --attention_dropout 0.0 --no_bias_gelu_fusion --use_rms_norm --glu_activation swiglu "
+    "--no_tie_embed_logits --no_new_tokens --layernorm_epsilon 1e-5"
+)
+
+
+def test_the_published_command_line_is_understood() -> None:
+    """Every flag of the published recipe (with parallel sizes of 1) gets its value."""
+    args = parse(PUBLISHED_FLAGS.split())
+    assert (args.lr, args.min_lr, args.global_batch_size, args.seed) == (15e-6, 5e-8, 512, 8446)
+    assert (args.load, args.data_path, args.recompute_granularity) == (Path("l"), ["d"], "selective")
+    assert args.bf16
+    assert args.use_checkpoint_args
+    assert set(args.no_effect) == {"use_flash_attn", "no_bias_gelu_fusion", "sequence_parallel"}
+
+
+def test_defaults_are_upstreams() -> None:
+    """A flag that is not given has the value that upstream gives it."""
+    args = parse(REQUIRED)
+    assert (args.weight_decay, args.adam_beta1, args.adam_beta2, args.adam_eps) == (0.01, 0.9, 0.999, 1e-8)
+    assert (args.clip_grad, args.seed, args.min_lr, args.lr_decay_style) == (1.0, 1234, 0.0, "linear")
+    assert (args.eval_interval, args.eval_iters, args.log_interval, args.num_workers) == (1000, 100, 100, 2)
+    assert (args.layernorm_epsilon, args.rope_theta, args.init_method_std) == (1e-5, 10000.0, 0.02)
+    assert args.split.replace(" ", "") == "969,30,1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tensor_model_parallel_size 4", "use 1; checkpoints of any tensor"),
+        ("--pipeline_model_parallel_size 2", "--pipeline_model_parallel_size 2"),
+        ("--fp16", "use --bf16"),
+        ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
+        ("--glu_activation geglu", "choose from"),
+        ("--model_name falcon", "choose from"),
+        ("--lrr 1", "unrecognized arguments: --lrr"),
+        ("--train_iters ten", "invalid int value: 'ten'"),
+        ("--train_iters 0", "--train_iters 0: must be at least 1"),
+        ("--eval_iters -1", "must not be negative"),
+        ("--lr_warmup_fraction 0.1 --lr_warmup_iters 2", "excludes --lr_warmup_iters"),
+        ("--use_checkpoint_args", "give --load"),
+    ],
+)
+def test_wrong_flags_are_refused(flags: str, message: str) -> None:
+    """What the engine cannot do is an error that says what to do, not a surprise during training."""
+    with pytest.raises(UserError, match=message):
+        parse([*REQUIRED, *flags.split()])
+
+
+def test_a_missing_flag_is_named() -> None:
+    """Without --lr nothing starts."""
+    with pytest.raises(UserError, match="required: --lr"):
+        parse(REQUIRED[:-2])
+
+
+def test_the_global_batch_must_divide() -> None:
+    """A global batch is a whole number of micro-batches on every rank, by default one."""
+    assert batch_layout(parse([*REQUIRED, "--global_batch_size", "12"]), 3) == (12, 2)
+    assert batch_layout(parse(REQUIRED), 3) == (6, 1)
+    with pytest.raises(UserError, match="--global_batch_size 12 is not a multiple of 8"):
+        batch_layout(parse([*REQUIRED, "--global_batch_size", "12"]), 4)
+
+
+def test_geometry_comes_from_flags() -> None:
+    """Head size and kv heads have upstream's defaults, and a missing size is named."""
+    sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48"
+    config = config_from_flags(parse([*REQUIRED, *sizes.split(), "--max_position_embeddings", "64"]), 100)
+    assert (config.kv_channels, config.num_attention_heads_kv, config.tie_embed_logits) == (8, 4, True)
+    with pytest.raises(UserError, match="missing --max_position_embeddings;"):
+        config_from_flags(parse([*REQUIRED, *sizes.split()]), 100)

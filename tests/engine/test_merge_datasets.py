@@ -1,0 +1,161 @@
+"""merge_datasets.py: the merge of shards is the serial run, and shards that do not fit are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from megatron_llm import indexed_dataset
+from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+
+TOOLS = Path(__file__).parents[2] / "Megatron-LLM/tools"
+TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 5) for i in range(140)]
+SUFFIXES = (".bin", ".idx", ".json")
+
+
+def tool(name: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Run one of the tools."""
+    argv = [sys.executable, str(TOOLS / name), *map(str, flags)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `all_text_document.*` of one serial run, and `shards/` of seven, the third without documents."""
+    folder = tmp_path_factory.mktemp("tokens")
+    vocab = folder / "tokenizer.model"
+    with vocab.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=310, model_type="bpe", byte_fallback=True,
+            pad_id=-1, minloglevel=2,
+        )  # fmt: skip
+    shards = [TEXTS[:30], TEXTS[30:31], [], TEXTS[31:80], TEXTS[80:100], TEXTS[100:139], TEXTS[139:]]
+    for name, texts in [("all", TEXTS), *((f"shards/s-{i}", shard) for i, shard in enumerate(shards))]:
+        (folder / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        result = tool(
+            "preprocess_data.py", "--input", folder / "x.jsonl", "--output_prefix", folder / name,
+            "--vocab_file", vocab, "--tokenizer_type", "SentencePieceTokenizer", "--no_new_tokens", "--append_eod",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def shards(serial: Path, tmp_path: Path) -> Path:
+    """A copy of the seven shards, to damage."""
+    (tmp_path / "shards").mkdir()
+    for path in (serial / "shards").iterdir():
+        (tmp_path / "shards" / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "shards"
+
+
+def merge(shards: Path) -> subprocess.CompletedProcess[str]:
+    """Merge a folder of shards to `merged` beside it."""
+    return tool("merge_datasets.py", "--input", shards, "--output_prefix", shards.parent / "merged")
+
+
+def test_merge_equals_the_serial_run(serial: Path, shards: Path) -> None:
+    """Seven shards, one of them empty, give byte for byte the .bin, .idx and .json of one run; twice the same."""
+    for _ in range(2):
+        result = merge(shards)
+        assert result.returncode == 0, result.stderr
+        for suffix in SUFFIXES:
+            merged = (shards.parent / f"merged{suffix}").read_bytes()
+            assert merged == (serial / f"all_text_document{suffix}").read_bytes()
+    assert len(merged) > 100
+    assert sorted(path.name for path in shards.parent.iterdir()) == [
+        "merged.bin",
+        "merged.idx",
+        "merged.json",
+        "shards",
+    ]
+
+
+def check_refused(shards: Path, message: str, code: int = 2) -> None:
+    """One line that matches on stderr, the exit code, and no output."""
+    result = merge(shards)
+    assert (result.returncode, len(result.stderr.splitlines())) == (code, 1)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(result.stderr)
+    assert [path.name for path in shards.parent.iterdir()] == ["shards"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_file_is_exit_3(shards: Path, suffix: str) -> None:
+    """A shard without one of its three files is not whole."""
+    (shards / f"s-4_text_document{suffix}").unlink()
+    check_refused(shards, rf"s-4_text_document{suffix} does not exist", 3)
+
+
+def test_an_empty_folder_is_exit_3(tmp_path: Path) -> None:
+    """Nothing to merge."""
+    (tmp_path / "shards").mkdir()
+    check_refused(tmp_path / "shards", r"holds no \*_document\.bin", 3)
+
+
+def test_a_truncated_bin_is_refused(shards: Path) -> None:
+    """The byte count of every .bin must be what its index says."""
+    path = shards / "s-5_text_document.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    check_refused(shards, r"s-5_text_document\.bin has \d+ bytes, its \.idx says")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "tokenizer_fingerprint",
+            "0" * 32,
+            "s-3_text_document does not fit .*s-0_text_document: tokenizer_fingerprint",
+        ),
+        ("append_eod", False, "append_eod is False, not True"),
+        ("vocab_size", 311, "vocab_size is 311, not 310"),
+        ("tokens", 5, "states .* its .idx has"),
+        ("dtype", "int32", "states .* its .idx has"),
+        ("colour", "red", "s-3_text_document.json is not a manifest"),
+    ],
+)
+def test_manifests_must_agree(shards: Path, key: str, value: Any, message: str) -> None:
+    """Shards of another tokenizer or EOD policy, or with counts that are not true, are refused by name."""
+    path = shards / "s-3_text_document.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    check_refused(shards, message)
+
+
+def test_shards_of_another_dtype_are_refused(shards: Path) -> None:
+    """A shard of int32 ids does not go into a .bin of uint16."""
+    stem = shards / "s-6_text_document"
+    with IndexedDatasetWriter(stem.with_suffix(".bin"), stem.with_suffix(".idx"), np.dtype("<i4")) as writer:
+        writer.add(np.array([1, 2]), np.array([2], dtype=np.int32))
+    counts = {**json.loads(stem.with_suffix(".json").read_text()), "dtype": "int32", "tokens": 2, "sequences": 1}
+    stem.with_suffix(".json").write_text(json.dumps(counts))
+    check_refused(shards, "s-6_text_document does not fit .*dtype is 'int32', not 'uint16'")
+
+
+def test_the_output_may_not_lie_among_the_shards(shards: Path) -> None:
+    """Otherwise the next merge would read it."""
+    result = tool("merge_datasets.py", "--input", shards, "--output_prefix", shards / "all_text_document")
+    assert result.returncode == 2
+    assert "lies in --input" in result.stderr
+
+
+def test_documents_of_several_sequences_keep_their_borders(tmp_path: Path) -> None:
+    """Megatron files with several sequences a document: their document indices are shifted, not rebuilt."""
+    header = indexed_dataset.HEADER.pack(indexed_dataset.MAGIC, 1, 8, 3, 3)
+    arrays = [np.array([1, 2, 1], "<i4"), np.array([0, 2, 6], "<i8"), np.array([0, 2, 3], "<i8")]
+    (tmp_path / "x.idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    (tmp_path / "x.bin").write_bytes(np.arange(4, dtype="<u2").tobytes())
+    with IndexedDatasetWriter(tmp_path / "y.bin", tmp_path / "y.idx", np.dtype("<u2")) as writer:
+        for _ in range(2):
+            writer.append(IndexedDataset(tmp_path / "x"))
+    merged = IndexedDataset(tmp_path / "y")
+    assert merged.documents.tolist() == [0, 2, 3, 5, 6]
+    assert merged.pointers.tolist() == [0, 2, 6, 8, 10, 14]
+    assert merged.tokens.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]

@@ -1,0 +1,236 @@
+"""preprocess_data.py as people run it: the bytes it writes, and what it says when the input is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import sentencepiece
+
+from megatron_llm.indexed_dataset import IndexedDataset
+
+TOOL = Path(__file__).parents[2] / "Megatron-LLM/tools/preprocess_data.py"
+TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BPE model with byte fallback."""
+    path = tmp_path_factory.mktemp("vocab") / "tokenizer.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=310, model_type="bpe", byte_fallback=True,
+            pad_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return path
+
+
+def command(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) -> list[str]:
+    """The command line."""
+    return [
+        sys.executable, str(TOOL), "--input", str(source), "--output_prefix", str(prefix), "--tokenizer_type",
+        "SentencePieceTokenizer", "--vocab_file", str(vocab), "--chunk_size", "16", "--no_new_tokens", *flags,
+    ]  # fmt: skip
+
+
+def run(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(command(vocab, source, prefix, *flags), capture_output=True, text=True, timeout=60)
+
+
+def write_jsonl(path: Path, texts: list[str], **more: str) -> Path:
+    """One document a line."""
+    path.write_text("".join(json.dumps({"text": text, **more}, ensure_ascii=False) + "\n" for text in texts), "utf-8")
+    return path
+
+
+def write_arrow(path: Path, columns: dict[str, list[Any]], rows: int = 50) -> Path:
+    """An Arrow stream, as the datasets library writes it, in batches of some rows."""
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+def outputs(prefix: Path | str, key: str = "text") -> tuple[bytes, bytes, dict[str, Any]]:
+    """The three files of one key."""
+    stem = f"{prefix}_{key}_document"
+    return (
+        Path(stem + ".bin").read_bytes(),
+        Path(stem + ".idx").read_bytes(),
+        json.loads(Path(stem + ".json").read_text()),
+    )
+
+
+def documents(prefix: Path) -> list[list[int]]:
+    """All documents, read back."""
+    dataset = IndexedDataset(f"{prefix}_text_document")
+    return [dataset.get(i).tolist() for i in range(len(dataset))]
+
+
+def test_golden_bytes(vocab: Path, tmp_path: Path) -> None:
+    """Two documents and an empty one, against bytes put together from SentencePiece's ids and the format."""
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    a, b = encode("Hane gol."), encode("</s> æ\u2028ø\u0085å")
+    source = write_jsonl(tmp_path / "x.jsonl", ["Hane gol.", "", "</s> æ\u2028ø\u0085å"])
+    result = run(vocab, source, f"{tmp_path}/out/", "--append_eod")
+    assert result.returncode == 0, result.stderr
+    found_bin, found_idx, manifest = outputs(f"{tmp_path}/out/")
+    assert found_bin == struct.pack(f"<{len(a) + len(b) + 2}H", *a, 2, *b, 2)
+    assert found_idx == b"MMIDIDX\0\0" + struct.pack(
+        "<QBQQ2i2q3q", 1, 8, 2, 3, len(a) + 1, len(b) + 1, 0, 2 * len(a) + 2, 0, 1, 2
+    )
+    fingerprint = manifest.pop("tokenizer_fingerprint")
+    assert len(fingerprint) == 32
+    assert manifest == {
+        "documents": 3, "empty_documents": 1, "characters": 19, "bytes": 25, "tokens": len(a) + len(b) + 2,
+        "sequences": 2, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
+        "dtype": "uint16",
+    }  # fmt: skip
+
+
+def test_workers_and_input_kinds_give_the_same_bytes(vocab: Path, tmp_path: Path) -> None:
+    """One worker or three, JSON lines, Arrow or a glob of parts: the same files, in the order of the documents."""
+    write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    write_arrow(tmp_path / "x.arrow", {"source": ["s"] * 300, "text": TEXTS})
+    write_jsonl(tmp_path / "part-0.jsonl", TEXTS[:70])
+    write_arrow(tmp_path / "part-1.arrow", {"text": TEXTS[70:]})
+    runs = [("x.jsonl", "1"), ("x.jsonl", "3"), ("x.arrow", "3"), ("x.arrow", "1"), ("part-*", "2")]
+    found = []
+    for number, (source, workers) in enumerate(runs):
+        result = run(vocab, tmp_path / source, tmp_path / f"out{number}", "--workers", workers)
+        assert result.returncode == 0, result.stderr
+        found.append(outputs(tmp_path / f"out{number}"))
+    assert all(output == found[0] for output in found)
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert documents(tmp_path / "out0") == [encode(text) for text in TEXTS if text]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_each_key_has_its_own_output(vocab: Path, tmp_path: Path) -> None:
+    """--json_keys text title writes two datasets."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS[:5], title="Engen")
+    assert run(vocab, source, tmp_path / "out", "--json_keys", "text", "title").returncode == 0
+    assert outputs(tmp_path / "out")[2]["sequences"] == 4
+    assert outputs(tmp_path / "out", "title")[2]["sequences"] == 5
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_a_shard_without_tokens_is_a_valid_empty_dataset(vocab: Path, tmp_path: Path, texts: list[str]) -> None:
+    """No documents, or only empty ones: legal in a chain of shards, and the counts say so."""
+    assert run(vocab, write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", "--append_eod").returncode == 0
+    manifest = outputs(tmp_path / "out")[2]
+    assert (manifest["documents"], manifest["empty_documents"], manifest["tokens"]) == (len(texts), len(texts), 0)
+    assert documents(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2 is not valid JSON"),
+        (b'{"text": "a"}\n\n', r"x\.jsonl, line 2 is not valid JSON"),
+        (b'{"text": "\xff"}\n', r"x\.jsonl, line 1 is not valid JSON"),
+        (b'["a"]\n', r"x\.jsonl, line 1 is not a JSON object"),
+        (b'{"body": "a", "id": 1}\n', r"x\.jsonl, line 1: there is no 'text', only \['body', 'id'\]"),
+        (b'{"text": null}\n', r"x\.jsonl, line 1: 'text' is None"),
+        (b'{"text": "ab\\ud800"}\n', r"x\.jsonl, line 1: character 3 of 'text' is half a surrogate pair"),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_is_written(
+    vocab: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    """Exit code 2, one line that names file and line, and no output; also when a worker found it."""
+    (tmp_path / "x.jsonl").write_bytes(content)
+    result = run(vocab, tmp_path / "x.jsonl", tmp_path / "out", "--workers", str(1 + len(content) % 2))
+    check_refused(result, message, tmp_path)
+
+
+def check_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path, code: int = 2) -> None:
+    """The error is one line that matches, the code is right, and nothing was published or left behind."""
+    assert result.returncode == code
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("Processed ")]
+    assert len(errors) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(errors[0])
+    assert [path.name for path in folder.iterdir() if path.name.startswith((".", "out"))] == []
+
+
+def test_wrong_arrow_input(vocab: Path, tmp_path: Path) -> None:
+    """A missing column, a null, a cut stream and a file that is no Arrow stream are named."""
+    good = write_arrow(tmp_path / "x.arrow", {"text": TEXTS, "source": ["s"] * 300}).read_bytes()
+    check_refused(
+        run(vocab, tmp_path / "x.arrow", tmp_path / "out", "--json_keys", "body"), "no column 'body'", tmp_path
+    )
+    write_arrow(tmp_path / "null.arrow", {"text": ["a", None]})
+    check_refused(run(vocab, tmp_path / "null.arrow", tmp_path / "out"), r"row 2: 'text' is None", tmp_path)
+    for name, content in {"end": good[:-8], "middle": good[: len(good) // 2], "text": b"hello", "none": b""}.items():
+        (tmp_path / f"{name}.arrow").write_bytes(content)
+        result = run(vocab, tmp_path / f"{name}.arrow", tmp_path / "out")
+        check_refused(result, rf"{name}\.arrow is not a whole Arrow stream", tmp_path)
+
+
+def test_missing_input_exits_3(vocab: Path, tmp_path: Path) -> None:
+    """A file or glob that is not there is exit code 3; a kind of file that is not read, 2."""
+    check_refused(run(vocab, tmp_path / "none.jsonl", tmp_path / "out"), "no such file", tmp_path, 3)
+    check_refused(run(vocab, tmp_path / "*.arrow", tmp_path / "out"), "no file matches it", tmp_path, 3)
+    (tmp_path / "x.txt").write_text("a\n")
+    check_refused(run(vocab, tmp_path / "x.txt", tmp_path / "out"), r"not a \.jsonl, \.json or \.arrow", tmp_path)
+
+
+def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
+    """A write that the system refuses ends in one line and no output."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    result = subprocess.run(
+        command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )  # fmt: skip
+    check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
+
+
+def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, tmp_path: Path) -> None:
+    """TERM to every process at once, as Slurm sends it: exit code 75, no output, no worker left; then it runs again."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
+    process = subprocess.Popen(
+        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Processed 16 documents (")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+    write_jsonl(source, TEXTS)
+    assert run(vocab, source, tmp_path / "out").returncode == 0
+    assert len(documents(tmp_path / "out")) == len([text for text in TEXTS if text])
+
+
+def test_workers_do_not_outlive_a_killed_parent(vocab: Path, tmp_path: Path) -> None:
+    """KILL to the parent alone: its workers end too."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
+    process = subprocess.Popen(
+        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Processed 16 documents (")
+    process.kill()
+    process.communicate(timeout=60)  # returns when the last holder of stderr is gone
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_it_starts_without_torch() -> None:
+    """A task of a large array must not pay for torch or transformers."""
+    code = f"import runpy, sys; runpy.run_path({str(TOOL)!r}); print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

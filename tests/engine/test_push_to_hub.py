@@ -1,0 +1,138 @@
+"""Copies are cast, checked and published whole; uploads go through huggingface_hub and never show the token."""
+
+from __future__ import annotations
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors.torch import load_file
+from small_llama import make_config, make_hf, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_llm import hf_weights
+
+SCRIPT = "tools/push_to_hub.py"
+TOKEN = "hf_thisIsNotToBeSeen"
+
+
+class Hub:
+    """Stands in for HfApi and notes what it was asked."""
+
+    def __init__(self, fails=False):
+        self.calls, self.fails, self.tokens = [], fails, []
+
+    def __call__(self, token=None):
+        self.tokens.append(token)
+        return self
+
+    def create_repo(self, name, *, private, exist_ok):
+        self.calls.append(("create_repo", name, private, exist_ok))
+
+    def create_branch(self, name, *, branch, exist_ok):
+        self.calls.append(("create_branch", name, branch, exist_ok))
+
+    def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+        self.calls.append(("upload", repo_id, revision, sorted(path.name for path in folder_path.iterdir())))
+        if self.fails:
+            raise HFValidationError("the connection broke")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    return hub
+
+
+def test_a_copy_cast_to_bf16(tmp_path):
+    """--dtype and --max_shard_size give cast tensors in shards, with tokenizer and card; Transformers reads them."""
+    state = make_hf(tmp_path / "iter_0000060", make_config())
+    flags = ("--output_folder", tmp_path / "pushed", "--dtype", "bf16", "--max_shard_size", "30KB")
+    code, out, err = run(SCRIPT, tmp_path / "iter_0000060", *flags)
+    assert code == 0, out + err
+    shards = sorted((tmp_path / "pushed").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    tensors = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    assert all(torch.equal(tensors[hf_weights.hf_name(name)], tensor.bfloat16()) for name, tensor in state.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "pushed").dtype == torch.bfloat16
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "pushed")) == 420
+    assert "# iter_0000060" in (tmp_path / "pushed/README.md").read_text()
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "pushed").glob("*.json"))
+
+
+def test_the_same_copy_has_the_same_bytes(tmp_path):
+    """Writing again changes no byte, and the copy without a cast has the source's weights."""
+    make_hf(tmp_path / "hf", make_config())
+    for out in ("a", "b", "b"):
+        assert run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / out)[0] == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    weights = (tmp_path / "hf/model.safetensors").read_bytes()
+    assert (tmp_path / "a/model.safetensors").read_bytes() == weights
+
+
+def test_upload(tmp_path, hub):
+    """A private repository, the branch and the whole folder; the token comes from the file and is not printed."""
+    make_hf(tmp_path / "hf", make_config())
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    flags = ("--hf_repo_name", "org/model", "--dtype", "bf16", "--revision", "it60", "--token_file", tmp_path / "token")
+    code, out, err = run(SCRIPT, tmp_path / "hf", *flags)
+    assert code == 0, out + err
+    assert hub.tokens == [TOKEN]
+    assert hub.calls[:2] == [("create_repo", "org/model", True, True), ("create_branch", "org/model", "it60", True)]
+    kind, name, revision, names = hub.calls[2]
+    assert (kind, name, revision) == ("upload", "org/model", "it60")
+    weights = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    assert names == [*weights, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    assert TOKEN not in out + err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "hf-tokenizer", "token"]
+
+
+def test_a_failed_upload_can_be_repeated(tmp_path, hub):
+    """The failure is one line without the token; the copy stays, and the next run uploads it."""
+    make_hf(tmp_path / "hf", make_config())
+    hub.fails = True
+    code, _, err = run(SCRIPT, tmp_path / "hf", "--hf_repo_name", "org/model", "--output_folder", tmp_path / "out")
+    assert (code, err.startswith("error: org/model is not uploaded: the connection broke; run again")) == (2, True)
+    assert (tmp_path / "out/model.safetensors").is_file()
+    hub.fails = False
+    assert run(SCRIPT, tmp_path / "hf", "--hf_repo_name", "org/model", "--output_folder", tmp_path / "out")[0] == 0
+    assert hub.tokens == [None, None]
+
+
+@pytest.mark.parametrize("flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"]])
+def test_refused_flags(tmp_path, flags):
+    """--auth_token and --unsafe exit 2 with the reason, before anything is written; the token is not repeated."""
+    make_hf(tmp_path / "hf", make_config())
+    code, out, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "out", *flags)
+    assert code == 2
+    assert "is refused: " in err
+    assert TOKEN not in out + err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rope_scaling(tmp_path):
+    """A linear factor lands in config.json in both spellings; dynamic scaling is refused."""
+    make_hf(tmp_path / "hf", make_config())
+    flags = ("--output_folder", tmp_path / "out", "--rope_scaling_factor", 2)
+    assert run(SCRIPT, tmp_path / "hf", *flags)[0] == 0
+    raw = json.loads((tmp_path / "out/config.json").read_text())
+    assert raw["rope_parameters"]["factor"] == raw["rope_scaling"]["factor"] == 2.0
+    code, _, err = run(SCRIPT, tmp_path / "hf", *flags, "--rope_scaling_type", "dynamic")
+    assert (code, "rope scaling dynamic 2.0 is not supported" in err) == (2, True)
+
+
+def test_mistakes(tmp_path):
+    """No destination, the source as destination, a missing model and a missing token file are named."""
+    make_hf(tmp_path / "hf", make_config())
+    code, _, err = run(SCRIPT, tmp_path / "hf")
+    assert (code, "nothing to do" in err) == (2, True)
+    code, _, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "hf")
+    assert (code, "is the source itself" in err) == (2, True)
+    assert run(SCRIPT, tmp_path / "none", "--output_folder", tmp_path / "out")[0] == 3
+    flags = ("--hf_repo_name", "org/model", "--token_file", tmp_path / "none")
+    code, _, err = run(SCRIPT, tmp_path / "hf", *flags)
+    assert (code, "--token_file is a file" in err) == (3, True)

@@ -1,0 +1,187 @@
+"""The conversion scripts as the chain runs them: flags, exit codes, what is on disk, that mistakes publish nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_llama import ENGINE, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run, same
+
+from megatron_llm import hf_weights, megatron_weights
+from megatron_llm.model import Llama
+
+CONVERT = "weights_conversion/hf_to_megatron.py"
+SHARD = "tools/checkpoint_util.py"
+EXPORT = "weights_conversion/megatron_to_hf.py"
+
+
+def shard_flags(source, target, tp, pp, *more):
+    """checkpoint_util's flags in the order of the published recipe."""
+    sizes = ("--target_tensor_parallel_size", tp, "--target_pipeline_parallel_size", pp)
+    return (*sizes, "--load_dir", source, "--save_dir", target, "--model_type", "llama2", *more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_way_round_is_exact(tmp_path, dtype):
+    """HF -> release -> TP 2 x PP 2 -> merged -> HF gives the tensors, geometry and tokenizer that went in."""
+    config = make_config(rope_theta=5e5)
+    state = make_hf(tmp_path / "base", config, dtype)
+    code, out, err = run(CONVERT, "llama2", f"--out={tmp_path / 'megatron'}", f"--model-path={tmp_path / 'base'}")
+    assert code == 0, err
+    assert str(tmp_path / "megatron/release") in out
+    tracker = tmp_path / "megatron/latest_checkpointed_iteration.txt"
+    assert tracker.read_text() == "release"
+    language = torch.load(tmp_path / "megatron/release/mp_rank_00/model_optim_rng.pt", weights_only=False)["model"]
+    assert "transformer" in language["language_model"]
+    tokenizer = (tmp_path / "base/tokenizer.model").read_bytes()
+    assert (tmp_path / "megatron/tokenizer.model").read_bytes() == tokenizer
+    flags = shard_flags(tmp_path / "megatron", tmp_path / "sharded", 2, 2, "--true_vocab_size", 420)
+    assert run(SHARD, *flags)[0] == 0
+    assert len(list((tmp_path / "sharded/release").glob("mp_rank_??_00?/model_optim_rng.pt"))) == 4
+    assert run(SHARD, *shard_flags(tmp_path / "sharded", tmp_path / "merged", 1, 1))[0] == 0
+    where = (f"--input_dir={tmp_path / 'merged'}", f"--output_dir={tmp_path / 'hf'}")
+    code, out, err = run(EXPORT, *where, "--vocab_file", tmp_path / "megatron/tokenizer.model")
+    assert code == 0, err
+    found_config, found = hf_weights.load(tmp_path / "hf")
+    assert found_config == config
+    assert same(found, state)
+    assert (tmp_path / "hf/tokenizer.model").read_bytes() == tokenizer
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+
+
+def test_a_training_checkpoint_keeps_iteration_and_consumed_samples(tmp_path):
+    """Iteration 60 of our own checkpoints becomes iter_0000060 in a Megatron layout (cast if asked) and an HF one."""
+    config = make_config()
+    state = make_state(config)
+    make_training_checkpoint(tmp_path / "checkpoints", 60, config, state)
+    make_training_checkpoint(tmp_path / "checkpoints", 120, config, make_state(config, seed=1))
+    flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--true_vocab_size", 420)
+    assert run(SHARD, *flags, "--load_iters", 60)[0] == 0
+    found_config, found, args = megatron_weights.load(tmp_path / "merged", 60)
+    assert found_config == config
+    assert same(found, state)
+    assert (args.iteration, args.consumed_train_samples, args.consumed_valid_samples) == (60, 960, 32)
+    assert run(SHARD, *flags, "--bf16")[0] == 0
+    _, newest, args = megatron_weights.load(tmp_path / "merged")
+    assert (args.iteration, args.params_dtype) == (120, torch.bfloat16)
+    assert torch.equal(newest["lm_head.weight"], make_state(config, seed=1)["lm_head.weight"].bfloat16())
+    vocab_file = make_tokenizer(tmp_path / "tokenizer")
+    where = (f"--input_dir={tmp_path / 'merged'}", f"--output_dir={tmp_path / 'hf'}")
+    code, _, err = run(EXPORT, *where, "--load_iters", 60, "--vocab_file", vocab_file, "--max_shard_size", "60KB")
+    assert code == 0, err
+    assert same(hf_weights.load(tmp_path / "hf")[1], state)
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
+
+
+def test_a_damaged_training_checkpoint_is_not_merged(tmp_path):
+    """A named iteration that does not verify exits 3; without a name the newest that verifies is taken."""
+    config = make_config()
+    for iteration in (60, 120):
+        make_training_checkpoint(tmp_path / "checkpoints", iteration, config, make_state(config))
+    damaged = next((tmp_path / "checkpoints/iter_0000120").glob("*.distcp"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1)
+    code, _, err = run(SHARD, *flags, "--load_iters", 120)
+    assert code == 3
+    assert "iter_0000120 does not verify" in err
+    assert not (tmp_path / "merged").exists()
+    assert run(SHARD, *flags)[0] == 0
+    assert (tmp_path / "merged/iter_0000060").is_dir()
+
+
+def test_a_training_checkpoint_holds_what_our_model_has(tmp_path):
+    """The names that the weight formats call canonical are those of the engine's model."""
+    for tied in (False, True):
+        config = make_config(tie_embed_logits=tied)
+        shapes = {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
+        assert shapes == {name: tuple(tensor.shape) for name, tensor in make_state(config).items()}
+
+
+def test_the_same_conversion_gives_the_same_bytes(tmp_path):
+    """Running again, over the output or beside it, changes no byte."""
+    make_hf(tmp_path / "base", make_config())
+    for out in ("a", "b", "b"):
+        assert run(CONVERT, "llama2", f"--out={tmp_path / out}", f"--model-path={tmp_path / 'base'}")[0] == 0
+    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*"))
+    assert names == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*"))
+    for name in names:
+        if (tmp_path / "a" / name).is_file():
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_as_a_command(tmp_path):
+    """Started as the launcher starts it, a missing model is one error line and exit code 3, without a traceback."""
+    command = [
+        sys.executable,
+        ENGINE / CONVERT,
+        "llama2",
+        f"--out={tmp_path / 'out'}",
+        f"--model-path={tmp_path / 'no'}",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"error: {tmp_path / 'no'} holds no config.json; give the folder of a Hugging Face model, or ORG/NAME\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_named_and_publish_nothing(tmp_path):
+    """A wrong size, family, tokenizer, layout or vocabulary exits 2 with what to do and leaves no output."""
+    make_hf(tmp_path / "base", make_config())
+    convert = (f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'base'}")
+    code, _, err = run(CONVERT, "llama2", "--size=7", *convert)
+    assert code == 2
+    assert "--size=7 but the model has 0.0" in err
+    code, _, err = run(CONVERT, "falcon", *convert)
+    assert (code, "falcon is not supported yet" in err) == (2, True)
+    make_hf(tmp_path / "small", make_config(vocab_size=430))
+    config_path = tmp_path / "small/config.json"
+    state = make_state(make_config(vocab_size=400))
+    hf_weights._write_weights(tmp_path / "small", state, torch.float32, 10**9)
+    config_path.write_text(config_path.read_text().replace('"vocab_size": 430', '"vocab_size": 400'))
+    code, _, err = run(CONVERT, "llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'small'}")
+    assert (code, "420 pieces but the model's vocabulary is 400" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    assert run(CONVERT, "llama2", f"--out={tmp_path / 'ok'}", f"--model-path={tmp_path / 'base'}")[0] == 0
+    code, _, err = run(SHARD, *shard_flags(tmp_path / "ok", tmp_path / "out", 8, 1))
+    assert (code, "tensor parallel size 8 does not divide num_attention_heads_kv = 4" in err) == (2, True)
+    code, _, err = run(SHARD, *shard_flags(tmp_path / "ok", tmp_path / "out", 1, 1, "--true_vocab_size", 400))
+    assert (code, "has a vocabulary of 420" in err) == (2, True)
+    code, _, err = run(
+        EXPORT, f"--input_dir={tmp_path / 'none'}", f"--output_dir={tmp_path / 'out'}", "--vocab_file", "x"
+    )
+    assert code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_whose_true_size_is_unknown_is_cut(tmp_path):
+    """A padded file without true_vocab_size is cut to --true_vocab_size; without the flag its padding would stay."""
+    config = make_config()
+    state = make_state(config)
+    megatron_weights.save(tmp_path / "in", "release", config, state, tp=1, pp=1, dtype=torch.float32, extra_args={})
+    path = tmp_path / "in/release/mp_rank_00/model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    content["args"] = argparse.Namespace(**{k: v for k, v in vars(content["args"]).items() if k != "true_vocab_size"})
+    torch.save(content, path)
+    assert run(SHARD, *shard_flags(tmp_path / "in", tmp_path / "cut", 2, 1, "--true_vocab_size", 420))[0] == 0
+    found_config, found, _ = megatron_weights.load(tmp_path / "cut")
+    assert found_config == config
+    assert same(found, state)
+
+
+def test_a_superseded_attempt_publishes_nothing(tmp_path, monkeypatch):
+    """When the claim file names another attempt, the conversion exits 1 and its output folder does not appear."""
+    make_hf(tmp_path / "base", make_config())
+    (tmp_path / "claim.json").write_text('{"attempt": "2"}')
+    monkeypatch.setenv("SNAKMODEL_CLAIM", str(tmp_path / "claim.json"))
+    monkeypatch.setenv("SNAKMODEL_ATTEMPT", "1")
+    code, _, err = run(CONVERT, "llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'base'}")
+    assert code == 1
+    assert "superseded" in err
+    assert not list((tmp_path / "out").glob("*"))
