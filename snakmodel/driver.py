@@ -161,7 +161,7 @@ class Driver:
         start = self._start_srun if self.on_slurm else self._start_children
         self.ranks = start(supervise)
         told: float | None = None
-        while any(rank.poll() is None for rank in self.ranks):
+        while None in [rank.poll() for rank in self.ranks]:
             if self.signalled and self.on_slurm:
                 self._requeue("ended by a signal (time limit or preemption)", self._summary("interrupted"))
                 return True

@@ -1,0 +1,30 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_hub() -> None:
+    """No test reaches for the Hugging Face Hub, and none inherits a surrounding job's or person's settings."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in ("DATA", "DEMO_BASE", "SNAKMODEL_RUNS", "SNAKMODEL_LOGS"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration's base model and tokenizer, made once."""
+    folder = tmp_path_factory.mktemp("base") / "demo-base"
+    command = [sys.executable, "demo/base_model.py", "--text", "demo/text", "--output", str(folder)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    return folder

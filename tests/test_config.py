@@ -1,0 +1,113 @@
+"""cluster.yaml and recipes: what is accepted, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import yaml
+
+from snakmodel import config
+from snakmodel.chain import STAGES
+from snakmodel.config import PROJECT
+from snakmodel.publish import UserError
+
+
+def load(folder: Path, recipe: dict[str, Any], cluster: dict[str, Any] | None = None) -> config.Config:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster or {}))
+    return config.load(folder / "recipe.yaml", folder / "cluster.yaml", STAGES)
+
+
+def with_training(**changes: Any) -> dict[str, Any]:
+    recipe = toy.recipe()
+    recipe["training"] = {**recipe["training"], **changes}
+    return recipe
+
+
+def test_shipped_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every recipe of the project validates together with its cluster.yaml, and holds the published numbers."""
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setenv("BASE", "/base")
+    found = {path.stem: config.load(path, PROJECT / "cluster.yaml", STAGES) for path in PROJECT.glob("recipes/*.yaml")}
+    assert {"demo", "snakmodel-7b"} <= set(found)
+    training = found["snakmodel-7b"].recipe.training
+    assert (training.train_iters, training.global_batch_size, training.lr, training.min_lr) == (12500, 512, 15e-6, 5e-8)
+    assert found["demo"].cluster.resources("train").ranks == 2
+
+
+def test_unknown_key_names_it_the_nearest_and_the_valid_ones(tmp_path: Path) -> None:
+    """A mistyped key is refused with its full name, the nearest match and all valid names."""
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, with_training(train_iterz=5))
+    message = str(caught.value)
+    assert "recipe.yaml: training.train_iterz: unknown key" in message
+    assert "Did you mean train_iters?" in message
+    assert "global_batch_size" in message
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    """Several mistakes in one file come in one message, a line each."""
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, with_training(lr="fast", seq_length=0))
+    message = str(caught.value)
+    assert "training.lr: found 'fast'" in message
+    assert "training.seq_length: found 0" in message
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    """A missing required key is named."""
+    recipe = toy.recipe()
+    del recipe["training"]["lr"]
+    with pytest.raises(UserError, match=r"training\.lr: missing"):
+        load(tmp_path, recipe)
+
+
+def test_export_of_an_iteration_that_is_never_saved(tmp_path: Path) -> None:
+    """An exported iteration must be one that a checkpoint is written at."""
+    with pytest.raises(UserError, match="3 is never saved; checkpoints are written every 2 steps and at 4"):
+        load(tmp_path, toy.recipe(export={"iterations": [3]}))
+
+
+def test_stage_resources(tmp_path: Path) -> None:
+    """A stage's own values lie over the defaults; an unknown stage and an unknown resource are refused."""
+    cluster: dict[str, Any] = {"defaults": {"cpus": 2, "minutes": 30}, "stages": {"train": {"nodes": 3, "ranks_per_node": 4}}}
+    resources = load(tmp_path, toy.recipe(), cluster).cluster.resources("train")
+    assert (resources.cpus, resources.minutes, resources.ranks) == (2, 30, 12)
+    with pytest.raises(UserError, match=r"stages\.tokenise: there is no such stage. Did you mean tokenize\?"):
+        load(tmp_path, toy.recipe(), {"stages": {"tokenise": {}}})
+    with pytest.raises(UserError, match=r"stages\.train\.gpu_per_node: unknown key. Did you mean gpus_per_node\?"):
+        load(tmp_path, toy.recipe(), {"stages": {"train": {"gpu_per_node": 4}}})
+
+
+def test_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`${NAME}` and `${NAME:-default}` are replaced; an unset name without a default is refused."""
+    monkeypatch.setenv("CORPUS", "/corpus")
+    recipe = toy.recipe(data={"path": "${CORPUS}/raw"}, model={"base": "${NOWHERE:-models/x}"})
+    found = load(tmp_path, recipe).recipe
+    assert found.data.path == Path("/corpus/raw")
+    assert found.model.base == PROJECT / "models/x"
+    with pytest.raises(UserError, match=r"\$\{NOWHERE\} is not set"):
+        load(tmp_path, toy.recipe(model={"base": "${NOWHERE}"}))
+
+
+def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
+    """A missing file, broken YAML and a list instead of keys are each said."""
+    (tmp_path / "c.yaml").write_text("")
+    with pytest.raises(UserError, match="no such file"):
+        config.load(tmp_path / "none.yaml", tmp_path / "c.yaml", STAGES)
+    (tmp_path / "r.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not readable as YAML"):
+        config.load(tmp_path / "r.yaml", tmp_path / "c.yaml", STAGES)
+    (tmp_path / "r.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match="found list, expected keys"):
+        config.load(tmp_path / "r.yaml", tmp_path / "c.yaml", STAGES)
+
+
+def test_configuration_is_frozen(tmp_path: Path) -> None:
+    """Nothing can change the configuration after it was validated."""
+    found = load(tmp_path, toy.recipe())
+    with pytest.raises(ValueError, match="frozen"):
+        found.recipe.training.lr = 1.0  # type: ignore[misc]

@@ -1,0 +1,94 @@
+"""Write-then-rename, markers and claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from snakmodel.publish import Marker, Superseded, UserError, publishing, run_main
+
+
+def test_published_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    """Until the body succeeds the old content stands; afterwards the new one does, and no temporary is left."""
+    final = tmp_path / "x.txt"
+    final.write_text("old")
+    with pytest.raises(RuntimeError), publishing(final) as (temporary,):
+        temporary.write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "old"
+    with publishing(final) as (temporary,):
+        temporary.write_text("new")
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_published_folder_replaces_a_folder(tmp_path: Path) -> None:
+    """A folder is exchanged as a whole: nothing of the old one remains."""
+    final = tmp_path / "out"
+    for name in ("a", "b"):
+        with publishing(final) as (temporary,):
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [path.name for path in final.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_superseded_attempt_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt whose claim has been taken by another one does not rename."""
+    claim = tmp_path / "claim.json"
+    claim.write_text(json.dumps({"attempt": "7.r1"}))
+    monkeypatch.setenv("SNAKMODEL_CLAIM", str(claim))
+    monkeypatch.setenv("SNAKMODEL_ATTEMPT", "7.r0")
+    with pytest.raises(Superseded, match=r"7\.r0 was replaced by 7\.r1"), publishing(tmp_path / "x") as (temporary,):
+        temporary.write_text("late")
+    assert not (tmp_path / "x").exists()
+
+
+def test_marker_round_trip_and_what_it_notices(tmp_path: Path) -> None:
+    """A marker holds sizes and xxh3-128 checksums of all files, and notices a missing, a cut and a changed one."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x").write_bytes(b"hej")
+    marker = Marker.of(tmp_path, "key", ["d"], {"documents": 1})
+    marker.write(tmp_path / "marker.json")
+    found = Marker.read(tmp_path / "marker.json")
+    assert found == marker
+    assert found is not None
+    assert found.outputs == {"d/x": (3, xxhash.xxh3_128_hexdigest(b"hej"))}
+    assert found.problem(tmp_path, full=True) is None
+    (tmp_path / "d" / "x").write_bytes(b"hoj")
+    assert found.problem(tmp_path, full=False) is None
+    assert "checksum" in str(found.problem(tmp_path, full=True))
+    assert found.problem(tmp_path, full=True, only=["other"]) is None
+    (tmp_path / "d" / "x").write_bytes(b"he")
+    assert "has 2 bytes" in str(found.problem(tmp_path, full=False))
+    (tmp_path / "d" / "x").unlink()
+    assert "is missing" in str(found.problem(tmp_path, full=False))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', '{"key": "k", "outputs": {"a": 3}, "counts": {}}'])
+def test_corrupt_marker_is_no_marker(tmp_path: Path, text: str) -> None:
+    """Whatever is in the file, reading a marker gives a marker or None."""
+    (tmp_path / "marker.json").write_text(text)
+    assert Marker.read(tmp_path / "marker.json") is None
+
+
+def test_marker_of_a_command_that_wrote_nothing(tmp_path: Path) -> None:
+    """A command that exits 0 without its outputs gets no marker."""
+    with pytest.raises(FileNotFoundError, match="did not write a, b"):
+        Marker.of(tmp_path, "key", ["a", "b"], {})
+
+
+def test_peoples_mistakes_have_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """A UserError becomes one line on stderr and exit code 2."""
+
+    def main() -> int:
+        raise UserError("the file x is not there")
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: the file x is not there\n"
