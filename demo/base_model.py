@@ -1,6 +1,7 @@
 """python demo/base_model.py --text FOLDER --output FOLDER
 
-Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte fallback) and a
+Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte
+fallback) and a
 small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes; a finished folder is kept.
 """
 

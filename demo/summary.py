@@ -32,7 +32,9 @@ def generate(folder: Path) -> str:
     """A continuation of PROMPT by the exported model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -51,7 +53,8 @@ def main() -> int:
     losses = [one["lm_loss"] for one in metrics if "lm_loss" in one]
     validation = [one["validation_loss"] for one in metrics if "validation_loss" in one]
     exported = sorted((run / "hf").glob("iter_*"))[-1]
-    print(f"documents        {total(run, 'prepare', 'documents')} before deduplication, {total(run, 'dedup-filter', 'documents')} after")
+    before, after = total(run, "prepare", "documents"), total(run, "dedup-filter", "documents")
+    print(f"documents        {before} before deduplication, {after} after")
     print(f"tokens           {total(run, 'merge-tokens', 'tokens')}")
     print(f"training loss    {losses[0]:.3f} at first, {losses[-1]:.3f} at last")
     print(f"validation loss  {validation[-1]:.3f}")

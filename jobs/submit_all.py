@@ -1,6 +1,7 @@
 """python jobs/submit_all.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-The whole chain, raw text to pushed model: submits to Slurm (or runs here) whatever is missing. Run it as often as you like.
+The whole chain, raw text to pushed model: submits to Slurm (or runs here) whatever is missing. Run it as often as
+you like.
 """
 
 from snakmodel.launch import launch

@@ -1,7 +1,7 @@
 """Attempts of a pack of tasks: who holds the claim, what each rank's exit record says, and what follows from them.
 
-A run's folder holds claims/STAGE/PACK.json (the attempt that may publish) and attempts/STAGE/PACK/ATTEMPT/ with one exit
-record a rank and task and, when the attempt ended by itself, summary.json.
+A run's folder holds claims/STAGE/PACK.json (the attempt that may publish) and attempts/STAGE/PACK/ATTEMPT/ with one
+exit record a rank and task and, when the attempt ended by itself, summary.json.
 """
 
 from __future__ import annotations
@@ -103,7 +103,15 @@ def outcome(records: Sequence[ExitRecord | None], signalled: bool) -> Outcome:
         return "again"
     if codes <= {EXIT_STOPPED, EXIT_AGAIN}:
         return "stopped"
-    if signalled and codes <= {None, EXIT_DONE, EXIT_AGAIN, -signal.SIGTERM, -signal.SIGUSR2, -signal.SIGKILL, -signal.SIGINT}:
+    if signalled and codes <= {
+        None,
+        EXIT_DONE,
+        EXIT_AGAIN,
+        -signal.SIGTERM,
+        -signal.SIGUSR2,
+        -signal.SIGKILL,
+        -signal.SIGINT,
+    }:
         return "interrupted"
     if codes & {EXIT_INPUTS_MISSING, EXIT_USER_ERROR}:
         return "refused"
@@ -140,7 +148,7 @@ class Verdict:
 
 
 def decide(past: Sequence[Summary], now: Summary, *, without_progress: int, crashes: int) -> Verdict:
-    """Free while progressing; a budget of attempts without progress; a separate limit of crashes although progressing."""
+    """Free while progressing; a budget of attempts without progress; a separate limit of crashes with progress."""
     if now.outcome in ("done", "stopped", "refused"):
         return Verdict(False, now.outcome)
     every = [*past, now]

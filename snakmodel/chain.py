@@ -19,10 +19,25 @@ from snakmodel.prepare import Part
 from snakmodel.publish import UserError
 from snakmodel.stage import Chain, Input, Stage, Task, fingerprint
 
-STAGES = (
-    "prepare dedup-signatures dedup-buckets dedup-components dedup-filter export-text join-text tokenize merge-tokens "
-    "convert verify shard train merge export-hf verify-export push"
-).split()
+STAGES = [
+    "prepare",
+    "dedup-signatures",
+    "dedup-buckets",
+    "dedup-components",
+    "dedup-filter",
+    "export-text",
+    "join-text",
+    "tokenize",
+    "merge-tokens",
+    "convert",
+    "verify",
+    "shard",
+    "train",
+    "merge",
+    "export-hf",
+    "verify-export",
+    "push",
+]
 
 _PREPROCESS = "Megatron-LLM/tools/preprocess_data.py"
 _MERGE_DATASETS = "Megatron-LLM/tools/merge_datasets.py"
@@ -78,11 +93,24 @@ class _Builder:
             argv = ("python", "-m", "snakmodel.prepare", "--shards", str(self.shards_file), "--shard", str(index))
             flags = ("--document", self.recipe.data.document, "--errors", self.recipe.data.errors)
             outside = [[*files[part.file], {**asdict(part), "file": None}] for part in self.shards[index]]
-            return _shard_task((*argv, "--output", self.path(f"arrow/{names[index]}"), *flags), "arrow", index, ".arrow", outside=outside)
+            return _shard_task(
+                (*argv, "--output", self.path(f"arrow/{names[index]}"), *flags),
+                "arrow",
+                index,
+                ".arrow",
+                outside=outside,
+            )
 
         def signatures(index: int) -> Task:
-            paths = ("--input", self.path(f"arrow/{names[index]}.arrow"), "--output", self.path(f"dedup/signatures/{names[index]}"))
-            return _shard_task((*dedup, "signatures", *paths, *signature_flags), "dedup/signatures", index, ".sig", reads="prepare")
+            paths = (
+                "--input",
+                self.path(f"arrow/{names[index]}.arrow"),
+                "--output",
+                self.path(f"dedup/signatures/{names[index]}"),
+            )
+            return _shard_task(
+                (*dedup, "signatures", *paths, *signature_flags), "dedup/signatures", index, ".sig", reads="prepare"
+            )
 
         def buckets(index: int) -> Task:
             output = f"dedup/buckets/range-{index:05d}"
@@ -97,22 +125,65 @@ class _Builder:
         def filtered(index: int) -> Task:
             removed = f"dedup/components/removed/{names[index]}.npy"
             paths = ("--input", self.path(f"arrow/{names[index]}.arrow"), "--removed", self.path(removed))
-            task = _shard_task((*dedup, "filter", *paths, "--output", self.path(f"dedup/kept/{names[index]}")), "dedup/kept", index, ".arrow", reads="prepare")
-            return Task(task.argv, task.outputs, (*task.inputs, Input("dedup-components", only=(removed,))), task.counts)
+            task = _shard_task(
+                (*dedup, "filter", *paths, "--output", self.path(f"dedup/kept/{names[index]}")),
+                "dedup/kept",
+                index,
+                ".arrow",
+                reads="prepare",
+            )
+            return Task(
+                task.argv, task.outputs, (*task.inputs, Input("dedup-components", only=(removed,))), task.counts
+            )
 
         def text(index: int) -> Task:
-            paths = ("--input", self.path(f"dedup/kept/{names[index]}.arrow"), "--output", self.path(f"text/shards/{names[index]}"))
-            return _shard_task(("python", "-m", "snakmodel.export_text", "shard", *paths), "text/shards", index, ".jsonl", ".txt", reads="dedup-filter")
+            paths = (
+                "--input",
+                self.path(f"dedup/kept/{names[index]}.arrow"),
+                "--output",
+                self.path(f"text/shards/{names[index]}"),
+            )
+            return _shard_task(
+                ("python", "-m", "snakmodel.export_text", "shard", *paths),
+                "text/shards",
+                index,
+                ".jsonl",
+                ".txt",
+                reads="dedup-filter",
+            )
 
         components = Task(
-            (*dedup, "components", "--signatures", self.path("dedup/signatures"), "--buckets", self.path("dedup/buckets"),
-             "--shards", str(count), "--ranges", str(d.ranges), "--output", self.path("dedup/components")),
+            (
+                *dedup,
+                "components",
+                "--signatures",
+                self.path("dedup/signatures"),
+                "--buckets",
+                self.path("dedup/buckets"),
+                "--shards",
+                str(count),
+                "--ranges",
+                str(d.ranges),
+                "--output",
+                self.path("dedup/components"),
+            ),
             ("dedup/components",),
             (Input("dedup-signatures", full=False), Input("dedup-buckets")),
             "dedup/components/stats.json",
         )
         join = Task(
-            ("python", "-m", "snakmodel.export_text", "join", "--input", self.path("text/shards"), "--shards", str(count), "--output", self.path("text/corpus")),
+            (
+                "python",
+                "-m",
+                "snakmodel.export_text",
+                "join",
+                "--input",
+                self.path("text/shards"),
+                "--shards",
+                str(count),
+                "--output",
+                self.path("text/corpus"),
+            ),
             ("text/corpus.jsonl", "text/corpus.txt", "text/corpus.json"),
             (Input("export-text"),),
             "text/corpus.json",
@@ -123,7 +194,12 @@ class _Builder:
             self.stage("dedup-signatures", [signatures(i) for i in every], {"prepare": "same"}, per_shard=True),
             self.stage("dedup-buckets", [buckets(i) for i in range(d.ranges)], {"dedup-signatures": "all"}),
             self.stage("dedup-components", [components], {"dedup-signatures": "all", "dedup-buckets": "all"}),
-            self.stage("dedup-filter", [filtered(i) for i in every], {"prepare": "same", "dedup-components": "all"}, per_shard=True),
+            self.stage(
+                "dedup-filter",
+                [filtered(i) for i in every],
+                {"prepare": "same", "dedup-components": "all"},
+                per_shard=True,
+            ),
             self.stage("export-text", [text(i) for i in every], {"dedup-filter": "same"}, per_shard=True),
             self.stage("join-text", [join], {"export-text": "all"}),
         ]
@@ -131,24 +207,43 @@ class _Builder:
     def tokens(self) -> list[Stage]:
         """Kept shards to one token file."""
         t = self.recipe.tokenizer
-        flags = (*self._tokenizer_flags(), "--chunk_size", "64", "--no_new_tokens", *(["--append_eod"] if t.append_eod else []))
+        flags = (
+            *self._tokenizer_flags(),
+            "--chunk_size",
+            "64",
+            "--no_new_tokens",
+            *(["--append_eod"] if t.append_eod else []),
+        )
         workers = ("--workers", str(self.cluster.resources("tokenize").cpus))
 
         def tokenize(index: int) -> Task:
             name = f"shard-{index:05d}"
             prefix = f"tokens/shards/{name}_text_document"
-            paths = ("--input", self.path(f"dedup/kept/{name}.arrow"), "--output_prefix", self.path(f"tokens/shards/{name}"))
+            paths = (
+                "--input",
+                self.path(f"dedup/kept/{name}.arrow"),
+                "--output_prefix",
+                self.path(f"tokens/shards/{name}"),
+            )
             return Task(
-                ("python", _PREPROCESS, *paths, *flags), _token_files(prefix),
-                (Input("dedup-filter", index),), f"{prefix}.json", workers, self.vocabulary,
+                ("python", _PREPROCESS, *paths, *flags),
+                _token_files(prefix),
+                (Input("dedup-filter", index),),
+                f"{prefix}.json",
+                workers,
+                self.vocabulary,
             )
 
         merge = Task(
             ("python", _MERGE_DATASETS, "--input", self.path("tokens/shards"), "--output_prefix", self.path(_CORPUS)),
-            _token_files(_CORPUS), (Input("tokenize"),), f"{_CORPUS}.json",
+            _token_files(_CORPUS),
+            (Input("tokenize"),),
+            f"{_CORPUS}.json",
         )
         return [
-            self.stage("tokenize", [tokenize(i) for i in range(len(self.shards))], {"dedup-filter": "same"}, per_shard=True),
+            self.stage(
+                "tokenize", [tokenize(i) for i in range(len(self.shards))], {"dedup-filter": "same"}, per_shard=True
+            ),
             self.stage("merge-tokens", [merge], {"tokenize": "all"}),
         ]
 
@@ -164,11 +259,16 @@ class _Builder:
         text = Input("prepare", 0, only=("arrow/shard-00000.arrow",))
         verify = Task(
             self._verify("megatron", str(m.base), "megatron/verify.json", str(self.recipe.export.tolerance)),
-            ("megatron/verify.json",), (Input("convert"), text), "megatron/verify.json", self._device("verify"), self.vocabulary,
+            ("megatron/verify.json",),
+            (Input("convert"), text),
+            "megatron/verify.json",
+            self._device("verify"),
+            self.vocabulary,
         )
         shard = Task(
             self._reshard("megatron", "sharded", t.tensor_parallel, t.pipeline_parallel, t.dtype),
-            ("sharded/release", f"sharded/{_TRACKER}"), (Input("convert"), Input("verify")),
+            ("sharded/release", f"sharded/{_TRACKER}"),
+            (Input("convert"), Input("verify")),
         )
         return [
             self.stage("convert", [convert], {}),
@@ -180,11 +280,17 @@ class _Builder:
         """The training job."""
         outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in self.recipe.exported_iterations]
         task = Task(
-            ("python", _FINETUNE, *self._training_flags()), (*outputs, "checkpoints/metrics.jsonl"),
-            (Input("merge-tokens"), Input("shard")), outside=self.vocabulary,
+            ("python", _FINETUNE, *self._training_flags()),
+            (*outputs, "checkpoints/metrics.jsonl"),
+            (Input("merge-tokens"), Input("shard")),
+            outside=self.vocabulary,
         )
         return self.stage(
-            "train", [task], {"merge-tokens": "all", "shard": "all"}, resumable=True, progress=f"checkpoints/{_TRACKER}",
+            "train",
+            [task],
+            {"merge-tokens": "all", "shard": "all"},
+            resumable=True,
+            progress=f"checkpoints/{_TRACKER}",
             environment={"OMP_NUM_THREADS": str(self.recipe.training.threads)},
         )
 
@@ -207,10 +313,22 @@ class _Builder:
         def verify(index: int, iteration: int) -> Task:
             name, report = names[index], f"hf/reports/{names[index]}.json"
             exact = ("--tolerance", "0.1") if dtype != "fp32" else ("--max_tolerance", "1e-4")
-            argv = (*self._verify("checkpoints", self.path(f"hf/{name}"), report, str(self.recipe.export.tolerance)), *exact, "--load_iters", str(iteration))
+            argv = (
+                *self._verify("checkpoints", self.path(f"hf/{name}"), report, str(self.recipe.export.tolerance)),
+                *exact,
+                "--load_iters",
+                str(iteration),
+            )
             checkpoint = Input("train", 0, only=(f"checkpoints/{name}",))
             text = Input("prepare", 0, only=("arrow/shard-00000.arrow",))
-            return Task(argv, (report,), (checkpoint, Input("export-hf", index), text), report, self._device("verify-export"), self.vocabulary)
+            return Task(
+                argv,
+                (report,),
+                (checkpoint, Input("export-hf", index), text),
+                report,
+                self._device("verify-export"),
+                self.vocabulary,
+            )
 
         def pushed(index: int, iteration: int) -> Task:
             name = names[index]
@@ -225,7 +343,11 @@ class _Builder:
         return [
             self.stage("merge", [merge(*one) for one in every], {"train": "all"}),
             self.stage("export-hf", [export_hf(*one) for one in every], {"merge": "same"}),
-            self.stage("verify-export", [verify(*one) for one in every], {"train": "all", "export-hf": "same", "prepare": "all"}),
+            self.stage(
+                "verify-export",
+                [verify(*one) for one in every],
+                {"train": "all", "export-hf": "same", "prepare": "all"},
+            ),
             self.stage("push", [pushed(*one) for one in every], {"export-hf": "same", "verify-export": "same"}),
         ]
 
@@ -240,13 +362,14 @@ class _Builder:
         return (
             "python", _VERIFY, f"--model_name={self.recipe.model.family}", "--load", self.path(load),
             "--huggingface_cache", folder, "--input", self.path("arrow/shard-00000.arrow"), *self._tokenizer_flags(),
-            "--seq_length", str(self.recipe.training.seq_length), "--iterations", str(self.recipe.export.verify_batches),
-            "--tolerance", tolerance, "--report", self.path(report),
+            "--seq_length", str(self.recipe.training.seq_length), "--iterations",
+            str(self.recipe.export.verify_batches), "--tolerance", tolerance, "--report", self.path(report),
         )  # fmt: skip
 
     def _reshard(self, load: str, save: str, tensor: int, pipeline: int, dtype: str) -> tuple[str, ...]:
         return (
-            "python", _CHECKPOINT_UTIL, "--target_tensor_parallel_size", str(tensor), "--target_pipeline_parallel_size", str(pipeline),
+            "python", _CHECKPOINT_UTIL, "--target_tensor_parallel_size", str(tensor),
+            "--target_pipeline_parallel_size", str(pipeline),
             "--load_dir", self.path(load), "--save_dir", self.path(save), "--model_type", self.recipe.model.family,
             "--true_vocab_size", str(self.vocab_size), *(() if dtype == "fp32" else (f"--{dtype}",)),
         )  # fmt: skip
@@ -255,22 +378,45 @@ class _Builder:
         t = self.recipe.training
         named = t.model_dump(exclude={"dtype", "tensor_parallel", "pipeline_parallel", "recompute_granularity"})
         flags = [item for name, value in named.items() for item in (f"--{name}", str(value))]
-        flags += ["--tensor_model_parallel_size", str(t.tensor_parallel), "--pipeline_model_parallel_size", str(t.pipeline_parallel)]
-        flags += ["--load", self.path("sharded"), "--save", self.path("checkpoints"), "--tensorboard_dir", self.path("checkpoints/tensorboard")]
+        flags += [
+            "--tensor_model_parallel_size",
+            str(t.tensor_parallel),
+            "--pipeline_model_parallel_size",
+            str(t.pipeline_parallel),
+        ]
+        flags += [
+            "--load",
+            self.path("sharded"),
+            "--save",
+            self.path("checkpoints"),
+            "--tensorboard_dir",
+            self.path("checkpoints/tensorboard"),
+        ]
         flags += ["--data_path", self.path(_CORPUS), "--model_name", self.recipe.model.family, *self._tokenizer_flags()]
         flags += ["--use_checkpoint_args", "--use_flash_attn", "--hidden_dropout", "0.0", "--attention_dropout", "0.0"]
-        flags += ["--use_rms_norm", "--glu_activation", "swiglu", "--no_tie_embed_logits", "--no_new_tokens", "--no_bias_gelu_fusion"]
+        flags += [
+            "--use_rms_norm",
+            "--glu_activation",
+            "swiglu",
+            "--no_tie_embed_logits",
+            "--no_new_tokens",
+            "--no_bias_gelu_fusion",
+        ]
         flags += ["--bf16"] if t.dtype == "bf16" else []
         flags += ["--sequence_parallel"] if t.tensor_parallel > 1 else []
         flags += ["--recompute_granularity", t.recompute_granularity] if t.recompute_granularity else []
         return flags
 
 
-def _shard_task(argv: tuple[str, ...], folder: str, index: int, *suffixes: str, reads: str | None = None, outside: Any = None) -> Task:
-    """A per-shard task that writes FOLDER/shard-XXXXX with these suffixes and .json, and reads its own shard of a stage."""
+def _shard_task(
+    argv: tuple[str, ...], folder: str, index: int, *suffixes: str, reads: str | None = None, outside: Any = None
+) -> Task:
+    """A per-shard task that writes FOLDER/shard-XXXXX with these suffixes and reads its own shard of a stage."""
     prefix = f"{folder}/shard-{index:05d}"
     inputs = (Input(reads, index),) if reads else ()
-    return Task(argv, (*(prefix + suffix for suffix in suffixes), f"{prefix}.json"), inputs, f"{prefix}.json", outside=outside)
+    return Task(
+        argv, (*(prefix + suffix for suffix in suffixes), f"{prefix}.json"), inputs, f"{prefix}.json", outside=outside
+    )
 
 
 def _token_files(prefix: str) -> tuple[str, ...]:

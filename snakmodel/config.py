@@ -1,6 +1,7 @@
 """cluster.yaml (where) and a recipe (what) -> one validated, frozen Config; unknown keys are refused by name.
 
-Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths are taken from the project's folder.
+Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths are taken from the project's
+folder.
 """
 
 from __future__ import annotations
@@ -172,6 +173,11 @@ class Recipe(Section):
                     f"export.iterations: {iteration} is never saved; checkpoints are written every "
                     f"{t.save_interval} steps and at {t.train_iters}"
                 )
+        if t.tensor_parallel * t.pipeline_parallel > 1:
+            raise ValueError(
+                f"training.tensor_parallel = {t.tensor_parallel}, training.pipeline_parallel = {t.pipeline_parallel}: "
+                "only 1 is valid for both; the engine shards weights and optimizer state over all ranks instead"
+            )
         if t.lr_warmup_iters >= t.train_iters:
             raise ValueError(
                 f"training.lr_warmup_iters is {t.lr_warmup_iters} but training.train_iters is only {t.train_iters}; "
@@ -345,7 +351,9 @@ def _expand(value: Any, path: Path) -> Any:
     def replacement(match: re.Match[str]) -> str:
         found = os.environ.get(match[1]) or match[2]
         if found is None:
-            raise UserError(f"{path}: ${{{match[1]}}} is not set in the environment. Set it, or write a default after :-")
+            raise UserError(
+                f"{path}: ${{{match[1]}}} is not set in the environment. Set it, or write a default after :-"
+            )
         return found
 
     return _VARIABLE.sub(replacement, value)

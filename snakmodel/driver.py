@@ -1,16 +1,16 @@
 """python -m snakmodel.driver TASKLIST [--pack N]
 
-The batch step of every job. For each task of the pack that has no done marker: verify the markers of what it reads, start
-the ranks (srun, or children on this machine), read their exit records, write the done marker. Then it alone decides whether
-the job is done, is requeued or has failed.
+The batch step of every job. For each task of the pack that has no done marker: verify the markers of what it reads,
+start the ranks (srun, or children on this machine), read their exit records, write the done marker. Then it alone
+decides whether the job is done, is requeued or has failed.
 
-Exit codes: 0 done; 75 to be run again (only where no Slurm can requeue); 76 stopped on request; 3 inputs missing; 1 failed.
+Exit codes: 0 done; 75 to be run again (only where no Slurm can requeue); 76 stopped on request; 3 inputs missing;
+1 failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -123,8 +123,7 @@ class Driver:
     def _mark_done(self, index: int) -> Outcome:
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
-            counts = json.loads((root / task.counts).read_text(encoding="utf-8")) if task.counts else {}
-            marker = Marker.of(root, task.key, task.outputs, counts)
+            marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
         except (OSError, ValueError) as error:
             print(f"error: {self.tasks.stage} task {index}: {error}", file=sys.stderr, flush=True)
             return "crashed"
@@ -139,7 +138,8 @@ class Driver:
             for number in numbers:
                 problem = self._one_input_problem(source, number)
                 if problem:
-                    return f"input from stage {source.stage}, task {number}: {problem}. Run jobs/submit_all.py again: it redoes what is missing."
+                    remedy = "Run jobs/submit_all.py again: it redoes what is missing."
+                    return f"input from stage {source.stage}, task {number}: {problem}. {remedy}"
         return None
 
     def _one_input_problem(self, source: InputSpec, number: int) -> str | None:
@@ -176,14 +176,23 @@ class Driver:
 
     def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
         tasks = self.tasks
-        srun = ["srun", f"--nodes={tasks.nodes}", f"--ntasks={tasks.ranks}", f"--ntasks-per-node={tasks.ranks_per_node}"]
+        srun = [
+            "srun",
+            f"--nodes={tasks.nodes}",
+            f"--ntasks={tasks.ranks}",
+            f"--ntasks-per-node={tasks.ranks_per_node}",
+        ]
         srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered", *tasks.srun_args]
         return [subprocess.Popen([*srun, *supervise], cwd=tasks.project, preexec_fn=die_with_parent)]
 
     def _start_children(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
         if self.tasks.nodes > 1:
-            raise SystemExit(f"error: stage {self.tasks.stage} wants {self.tasks.nodes} nodes; without Slurm there is one")
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), FORWARD_VARIABLE: "1"} for rank in range(self.tasks.ranks)]
+            raise SystemExit(
+                f"error: stage {self.tasks.stage} wants {self.tasks.nodes} nodes; without Slurm there is one"
+            )
+        ranks = [
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), FORWARD_VARIABLE: "1"} for rank in range(self.tasks.ranks)
+        ]
         return [
             subprocess.Popen(supervise, cwd=self.tasks.project, env={**os.environ, **rank}, preexec_fn=die_with_parent)
             for rank in ranks
@@ -197,9 +206,7 @@ class Driver:
     def _conclude(self, summary: Summary) -> int:
         """Requeue, or leave with the exit code that the summary deserves."""
         past = history(self.attempts, self.attempt)
-        verdict = decide(
-            past, summary, without_progress=self.tasks.without_progress, crashes=self.tasks.crashes
-        )
+        verdict = decide(past, summary, without_progress=self.tasks.without_progress, crashes=self.tasks.crashes)
         if verdict.again and self.on_slurm:
             self._requeue(verdict.reason, summary)
         summary.write(self.folder)
@@ -221,7 +228,9 @@ class Driver:
             asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
             if asked.returncode == 0:
                 break
-            print(f"scontrol requeue {job}: {asked.stderr.strip()}; again in {pause:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"scontrol requeue {job}: {asked.stderr.strip()}; again in {pause:.0f} s", file=sys.stderr, flush=True
+            )
             time.sleep(pause)
             pause = min(60.0, pause * 2)
         print(f"=== requeued {job}: {reason}", flush=True)

@@ -6,6 +6,7 @@ jobs/submit_all.py takes the whole chain; the other launchers take a part of it.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,12 @@ from snakmodel.slurm import SlurmScheduler, Submission, choose
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags that all launchers share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "demo.yaml", help="what to do (default: recipes/demo.yaml)")
-    parser.add_argument("--cluster", type=Path, default=PROJECT / "cluster.yaml", help="where to do it (default: cluster.yaml)")
+    parser.add_argument(
+        "--recipe", type=Path, default=PROJECT / "recipes" / "demo.yaml", help="what to do (default: recipes/demo.yaml)"
+    )
+    parser.add_argument(
+        "--cluster", type=Path, default=PROJECT / "cluster.yaml", help="where to do it (default: cluster.yaml)"
+    )
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/<recipe name>)")
     parser.add_argument("--scheduler", choices=["auto", "local", "slurm"], help="default: what cluster.yaml says")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="leave out the stages before this one")
@@ -36,8 +41,12 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
         "--restart-from", nargs="+", default=[], metavar="STAGE",
         help="redo these stages and all that follow, also with a changed recipe; old checkpoints are moved aside",
     )  # fmt: skip
-    parser.add_argument("--steal-lock", action="store_true", help="take over the run from a launcher that no longer exists")
-    parser.add_argument("--dry-run", action="store_true", help="write the batch files and show the plan; submit nothing")
+    parser.add_argument(
+        "--steal-lock", action="store_true", help="take over the run from a launcher that no longer exists"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write the batch files and show the plan; submit nothing"
+    )
     return parser.parse_args(argv)
 
 
@@ -51,16 +60,27 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     scheduler = args.scheduler or config.cluster.scheduler
     if not (args.dry_run and scheduler == "slurm"):
         scheduler = choose(scheduler)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the run's folder {root} cannot be made: {error.strerror}. Give another with --run-dir.") from error
+    _make_writable(root, "the run's folder", "another --run-dir")
+    _make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
     with run_lock(root, steal=args.steal_lock):
         plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run)
         _explain(plan, selected)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
         return _submit(plan, dry=args.dry_run)
+
+
+def _make_writable(folder: Path, what: str, remedy: str) -> None:
+    """Make a folder and write into it. Raises UserError when that fails."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{what}, {folder}, cannot be written: {error.strerror}. Correct its permissions or give {remedy}."
+        ) from error
 
 
 def _explain(plan: Plan, selected: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The embedded scheduler: the same stages, task lists, drivers and markers on this machine, without Slurm.
 
-Packs whose inputs are done are started as driver processes while cores are free. Ctrl-C or TERM is passed on, so that what
-can save its state does; a killed launcher takes its children along. Running it again continues.
+Packs whose inputs are done are started as driver processes while cores are free. Ctrl-C or TERM is passed on, so
+that what can save its state does; a killed launcher takes its children along. Running it again continues.
 """
 
 from __future__ import annotations
@@ -133,7 +133,14 @@ class LocalScheduler:
     def _start(self, job: _Job) -> None:
         log = self._log(job)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [self.python, "-m", "snakmodel.driver", str(self.plan.paths.task_list(job.stage.name)), "--pack", str(job.pack)]
+        command = [
+            self.python,
+            "-m",
+            "snakmodel.driver",
+            str(self.plan.paths.task_list(job.stage.name)),
+            "--pack",
+            str(job.pack),
+        ]
         scrubbed = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         own = {"SNAKMODEL_JOB": f"local{os.getpid()}", "SNAKMODEL_RESTART": str(job.restart)}
         with log.open("ab") as output:
@@ -170,7 +177,10 @@ class LocalScheduler:
         for job in self.failed:
             log = self._log(job)
             assert job.process is not None
-            print(f"\n{job.stage.name}, pack {job.pack}: failed (exit code {job.process.returncode}). The end of {log}:", file=sys.stderr)
+            print(
+                f"\n{job.stage.name}, pack {job.pack}: failed (exit code {job.process.returncode}). The end of {log}:",
+                file=sys.stderr,
+            )
             for line in log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]:
                 print(f"  {line}", file=sys.stderr)
         if self.told is not None:

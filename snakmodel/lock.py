@@ -1,7 +1,7 @@
 """The lock of a run's folder: one launcher at a time.
 
-A file made with O_EXCL, not flock: many parallel file systems lack the latter. It names host, process and start time. On the
-same host a lock whose process is gone is taken over; a lock from another host is only broken on request.
+A file made with O_EXCL, not flock: many parallel file systems lack the latter. It names host, process and start
+time. On the same host a lock whose process is gone is taken over; a lock from another host is only broken on request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
     """Hold ROOT/lock for the duration of the body. Raises UserError that names the holder when it is taken."""
     path = root / "lock"
     root.mkdir(parents=True, exist_ok=True)
-    me = {"host": os.uname().nodename, "pid": os.getpid(), "process_start": _process_start(os.getpid()), "since": time.strftime("%F %T")}
+    me = {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "since": time.strftime("%F %T"),
+    }
     if steal or _is_stale(path):
         path.unlink(missing_ok=True)
     try:
@@ -55,7 +60,7 @@ def _is_stale(path: Path) -> bool:
     holder = _read(path)
     if holder.get("host") != os.uname().nodename:
         return False
-    return _process_start(int(holder["pid"])) != holder["process_start"]
+    return bool(_process_start(int(holder["pid"])) != holder["process_start"])
 
 
 def _process_start(pid: int) -> str | None:

@@ -1,12 +1,11 @@
 """Configuration -> what is left to do: the chain, its packs, and which packs have no verified done marker yet.
 
-run.yaml freezes the resolved recipe and a key of each stage at the first submission. A later change of the recipe or of the
-input files is refused with the stages it touches, unless the run is told to start again from the first of them.
+run.yaml freezes the resolved recipe and a key of each stage at the first submission. A later change of the recipe or
+of the input files is refused with the stages it touches, unless the run is told to start again from the first of them.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -132,7 +131,7 @@ def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
 
 
 def _forget(chain: Chain, first: Sequence[str]) -> None:
-    """Remove the markers of some stages and of all that follow; a resumable stage's outputs are moved aside, not deleted."""
+    """Remove the markers of some stages and of all that follow; a resumable stage's outputs are moved aside."""
     for name in downstream(chain, first):
         remove(chain.root / "markers" / name)
         progress = chain[name].progress
@@ -158,7 +157,9 @@ def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int) -> No
         "shards_per_job": shards_per_job,
         "stage_keys": chain.stage_keys(),
     }
-    text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True
+    )
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 
@@ -169,13 +170,22 @@ def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
 
 
 def _refuse_unless_restarted(
-    paths: RunPaths, config: Config, frozen: dict[str, Any], touched: list[str], restart_from: Sequence[str], chain: Chain
+    paths: RunPaths,
+    config: Config,
+    frozen: dict[str, Any],
+    touched: list[str],
+    restart_from: Sequence[str],
+    chain: Chain,
 ) -> None:
     if set(touched) <= set(downstream(chain, restart_from)):
         return
     now = _flat(config.recipe.model_dump(mode="json"))
     before = _flat(frozen["recipe"])
-    changes = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in {**before, **now} if before.get(key) != now.get(key)]
+    changes = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
     what = "; ".join(changes) or "the input files or the base model"
     starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
     raise UserError(
@@ -188,7 +198,11 @@ def _refuse_unless_restarted(
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        key: leaf
+        for name, item in value.items()
+        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def select(names: Sequence[str], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Write-then-rename, done markers, and the claim that keeps a superseded attempt from publishing.
 
 A command writes its outputs to temporary names that carry its attempt, renames them, and only then is its done marker
-written (by the driver, when every rank has exited 0). A marker that exists and verifies is the only thing that means done.
+written (by the driver, when every rank has exited 0). A marker that exists and verifies is the only thing that means
+done.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,10 @@ ATTEMPT_VARIABLE = "SNAKMODEL_ATTEMPT"
 
 
 class UserError(Exception):
-    """A person's mistake: the message names what was found, what is valid and what to do. Printed without a traceback."""
+    """A person's mistake: the message names what was found, what is valid and what to do.
+
+    Printed without a traceback.
+    """
 
 
 class InputsMissing(UserError):
@@ -155,14 +159,19 @@ class Marker:
     counts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, root: Path, key: str, outputs: Sequence[str], counts: Mapping[str, Any]) -> Marker:
-        """Read and digest the outputs (paths relative to `root`; folders are taken file by file)."""
+    def of(cls, root: Path, key: str, outputs: Sequence[str], counts_file: str | None = None) -> Marker:
+        """Read and digest the outputs (paths relative to `root`; folders are taken file by file).
+
+        `counts_file` is the output, a JSON object, whose content the marker repeats. Raises OSError when an output is
+        missing, ValueError when the counts are not JSON.
+        """
         missing = [name for name in outputs if not (root / name).exists()]
         if missing:
             raise FileNotFoundError(f"the command exited 0 but did not write {', '.join(missing)} under {root}")
         files = [path for name in outputs for path in files_of(root / name)]
         digests = {str(path.relative_to(root)): (path.stat().st_size, checksum(path)) for path in files}
-        return cls(key, digests, dict(counts))
+        counts = json.loads((root / counts_file).read_text(encoding="utf-8")) if counts_file else {}
+        return cls(key, digests, counts)
 
     @classmethod
     def read(cls, path: Path) -> Marker | None:
@@ -179,7 +188,10 @@ class Marker:
         write_json(path, asdict(self))
 
     def problem(self, root: Path, *, full: bool, only: Sequence[str] = ()) -> str | None:
-        """What is wrong with the outputs on disk, or None. `full` reads and compares checksums; `only` names outputs."""
+        """What is wrong with the outputs on disk, or None.
+
+        `full` reads and compares checksums; `only` names outputs.
+        """
         for name, (size, digest) in self.outputs.items():
             if only and not any(name == chosen or name.startswith(f"{chosen}/") for chosen in only):
                 continue

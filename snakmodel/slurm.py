@@ -1,6 +1,7 @@
 """Stages -> sbatch through submitit: arrays with stable indices, dependencies, logs that are appended to.
 
-submitit writes and submits the batch file; the command in it is our driver with a task list, so no pickles are involved and
+submitit writes and submits the batch file; the command in it is our driver with a task list, so no pickles are
+involved and
 a job needs nothing that happens after sbatch. The array index is the pack's number, whichever packs are submitted.
 """
 
@@ -28,7 +29,20 @@ from snakmodel.plan import Plan
 from snakmodel.publish import UserError
 from snakmodel.stage import Stage
 
-_ENDED = frozenset("BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split())
+_ENDED = frozenset(
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
+)
 _LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
 
 
@@ -89,7 +103,7 @@ class SlurmScheduler:
             now = [one for one in self.submitted if one.stage == other]
             before = self.active.get(other, {})
             if kind == "all":
-                jobs = [one.job for one in now] + sorted({job for job in before.values()})
+                jobs = [one.job for one in now] + sorted(set(before.values()))
                 parts += [f"afterok:{job}" for job in jobs]
             else:
                 parts += [f"aftercorr:{one.job}" for one in now if pack in one.packs]
@@ -124,7 +138,9 @@ class SlurmScheduler:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": one.stage, "job": one.job, "packs": one.packs}
         with self.plan.paths.submissions.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "dependency": one.dependency, "token": one.token}) + "\n")
-        log_event(self.plan.paths.root, one.stage, "submit", job=one.job, packs=len(one.packs), dependency=one.dependency)
+        log_event(
+            self.plan.paths.root, one.stage, "submit", job=one.job, packs=len(one.packs), dependency=one.dependency
+        )
 
     def _python(self) -> str:
         return self.plan.config.cluster.python or sys.executable
@@ -140,7 +156,12 @@ def make_executor(
     executor.wants_signal = stage.resumable
     log = str(plan.logs(stage.name) / "%5a.out")
     width = min(slurm.array_parallelism, len(packs))
-    additional: dict[str, Any] = {"array": f"{array_ranges(packs)}%{width}", "output": log, "requeue": True, "kill-on-invalid-dep": "yes"}
+    additional: dict[str, Any] = {
+        "array": f"{array_ranges(packs)}%{width}",
+        "output": log,
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+    }
     executor.update_parameters(
         **_parameters(stage.resources),
         job_name=f"{plan.paths.name}-{stage.name}-{token}",
@@ -185,14 +206,19 @@ def array_ranges(packs: Sequence[int]) -> str:
 
 
 def active_packs(plan: Plan) -> dict[str, dict[int, str]]:
-    """Stage -> pack -> job, for every pack of this run that Slurm has queued or running. Raises UserError if Slurm is silent."""
+    """Stage -> pack -> job, for every pack of this run that Slurm has queued or running.
+
+    Raises UserError if Slurm is silent.
+    """
     journal = read_submissions(plan.paths.submissions)
     if not journal:
         return {}
     command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--states=all", "--format=%F %K %T"]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode:
-        raise UserError(f"squeue did not answer, so it is unknown what is queued; nothing was submitted: {asked.stderr.strip()}")
+        raise UserError(
+            f"squeue did not answer, so it is unknown what is queued; nothing was submitted: {asked.stderr.strip()}"
+        )
     stages = {line["job"]: line["stage"] for line in journal}
     found: dict[str, dict[int, str]] = {}
     for line in asked.stdout.splitlines():
@@ -217,14 +243,19 @@ def scrub_environment() -> None:
 
 
 def choose(scheduler: str) -> str:
-    """Resolve `auto`: local only where there is no sbatch or no Slurm configuration. A silent controller is an error."""
+    """Resolve `auto`: local only where there is no sbatch or no Slurm configuration.
+
+    A silent controller is an error.
+    """
     if scheduler != "auto":
         return scheduler
     if shutil.which("sbatch") is None:
         return "local"
     named = os.environ.get("SLURM_CONF")
     if named and not Path(named).exists():
-        raise UserError(f"SLURM_CONF names {named}, which does not exist. Correct or unset it, or say --scheduler local.")
+        raise UserError(
+            f"SLURM_CONF names {named}, which does not exist. Correct or unset it, or say --scheduler local."
+        )
     asked = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
     words = asked.stdout + asked.stderr
     if "failed to fetch config" in words or "configuration source" in words:

@@ -1,8 +1,8 @@
 """Tasks, stages and their keys: what is to be run, what it needs, and when a done marker still speaks of it.
 
 A task is a command line with the files it reads and writes. A stage is an array of tasks with their resources and the
-stages it waits for. A task's key digests the meaning of its command line, the inputs from outside the run, and the keys of
-the tasks it reads from; so a key changes exactly when the outputs may.
+stages it waits for. A task's key digests the meaning of its command line, the inputs from outside the run, and the
+keys of the tasks it reads from; so a key changes exactly when the outputs may.
 """
 
 from __future__ import annotations

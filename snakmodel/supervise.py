@@ -2,8 +2,8 @@
 
 The small parent of one rank: gives the command its rank and rendezvous, runs it, and writes its exit record.
 
-It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks only after a crash;
-what to do next is decided by the driver from all ranks' records.
+It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks only after a
+crash; what to do next is decided by the driver from all ranks' records.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def rank_environment(tasks: TaskList) -> dict[str, str]:
 
 
 def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
-    """On rank 0: listen on a free port and publish `address:port`. The socket is inherited, so nobody can take the port."""
+    """On rank 0: listen on a free port and publish `address:port`.
+
+    The socket is inherited, so nobody can take the port.
+    """
     listener = socket.socket()
     listener.bind(("0.0.0.0", 0))
     listener.listen(4096)

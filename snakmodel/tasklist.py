@@ -1,7 +1,7 @@
 """The file between the launcher and its jobs: a stage's commands, written before anything is submitted.
 
-Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone, so a
-job needs nothing that the launcher does after sbatch. This module imports nothing heavy: every job reads it.
+Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone, so
+a job needs nothing that the launcher does after sbatch. This module imports nothing heavy: every job reads it.
 """
 
 from __future__ import annotations
@@ -86,10 +86,14 @@ class TaskList:
         """Read a task list. Raises UserError when it is not one."""
         try:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            tasks = [TaskSpec(**{**task, "inputs": [InputSpec(**one) for one in task["inputs"]]}) for task in raw["tasks"]]
+            tasks = [
+                TaskSpec(**{**task, "inputs": [InputSpec(**one) for one in task["inputs"]]}) for task in raw["tasks"]
+            ]
             return cls(**{**raw, "tasks": tasks})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a task list ({error}). Run jobs/submit_all.py again: it writes it anew.") from error
+            raise UserError(
+                f"{path}: not a task list ({error}). Run jobs/submit_all.py again: it writes it anew."
+            ) from error
 
     def write(self, path: Path) -> None:
         """Publish the task list; a file that already says the same is left alone."""

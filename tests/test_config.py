@@ -73,7 +73,10 @@ def test_export_of_an_iteration_that_is_never_saved(tmp_path: Path) -> None:
 
 def test_stage_resources(tmp_path: Path) -> None:
     """A stage's own values lie over the defaults; an unknown stage and an unknown resource are refused."""
-    cluster: dict[str, Any] = {"defaults": {"cpus": 2, "minutes": 30}, "stages": {"train": {"nodes": 3, "ranks_per_node": 4}}}
+    cluster: dict[str, Any] = {
+        "defaults": {"cpus": 2, "minutes": 30},
+        "stages": {"train": {"nodes": 3, "ranks_per_node": 4}},
+    }
     resources = load(tmp_path, toy.recipe(), cluster).cluster.resources("train")
     assert (resources.cpus, resources.minutes, resources.ranks) == (2, 30, 12)
     with pytest.raises(UserError, match=r"stages\.tokenise: there is no such stage. Did you mean tokenize\?"):

@@ -47,7 +47,11 @@ def test_packs_share_a_job(tmp_path: Path) -> None:
     """With two shards a job, five shards make three jobs a stage and the same files."""
     root = tmp_path / "run"
     assert LocalScheduler(toy.plan(root, toy.two_stages(root, shards=5), pack=2)).run() == 0
-    assert sorted(set(starts(root))) == [*[("first", i) for i in range(3)], ("last", 0), *[("second", i) for i in range(3)]]
+    assert sorted(set(starts(root))) == [
+        *[("first", i) for i in range(3)],
+        ("last", 0),
+        *[("second", i) for i in range(3)],
+    ]
     assert (root / "c.txt").read_text() == "".join(f"{i}.txt" for i in range(5))
 
 
@@ -64,7 +68,7 @@ def test_corrupt_output_is_found_by_its_reader(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_task_that_always_crashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is tried as often as the budget says, its peers finish, what waits for it does not run, and the log is shown."""
+    """It is tried as the budget says, its peers finish, what waits for it does not run, and the log is shown."""
     root = tmp_path / "run"
     script = "import sys\nif '1.txt' in sys.argv[1]: sys.exit('broken shard')\n" + toy.PUBLISH
     assert LocalScheduler(toy.plan(root, toy.two_stages(root, script=script))).run() == 1
@@ -93,7 +97,9 @@ def test_exit_75_runs_again_while_it_progresses(tmp_path: Path) -> None:
 def test_exit_75_without_progress_ends(tmp_path: Path) -> None:
     """The same without progress ends after the budget."""
     root = tmp_path / "run"
-    assert LocalScheduler(toy.plan(root, toy.two_stages(root, shards=1, script="import sys; sys.exit(75)")[:1])).run() == 1
+    assert (
+        LocalScheduler(toy.plan(root, toy.two_stages(root, shards=1, script="import sys; sys.exit(75)")[:1])).run() == 1
+    )
     assert len(starts(root)) == 3
 
 
@@ -104,10 +110,12 @@ def test_ranks_meet(tmp_path: Path) -> None:
         "import os, socket, sys, pathlib\n"
         "e = os.environ; r, w = int(e['RANK']), int(e['WORLD_SIZE'])\n"
         "if r == 0:\n"
-        "    s = socket.socket(fileno=int(e['MASTER_LISTEN_FD'])); got = sorted(s.accept()[0].makefile().readline().strip() for _ in range(w - 1))\n"
+        "    s = socket.socket(fileno=int(e['MASTER_LISTEN_FD']))\n"
+        "    got = sorted(s.accept()[0].makefile().readline().strip() for _ in range(w - 1))\n"
         "    p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True); p.write_text(' '.join(got))\n"
         "else:\n"
-        "    s = socket.create_connection((e['MASTER_ADDR'], int(e['MASTER_PORT']))); s.sendall(f'rank{r} local{e[\"LOCAL_RANK\"]}\\n'.encode())\n"
+        "    s = socket.create_connection((e['MASTER_ADDR'], int(e['MASTER_PORT'])))\n"
+        "    s.sendall(f'rank{r} local{e[\"LOCAL_RANK\"]}\\n'.encode())\n"
     )
     stage = toy.two_stages(root, shards=1, script=script)[0]
     stage = replace(stage, resources=stage.resources.model_copy(update={"ranks_per_node": 3}))
@@ -203,7 +211,10 @@ def test_missing_input_is_refused_without_retries(tmp_path: Path) -> None:
     path = plan.write_task_list(plan.chain["second"], sys.executable)
     environment = {**os.environ, "SNAKMODEL_JOB": "t"}
     ran = subprocess.run(
-        [sys.executable, "-m", "snakmodel.driver", str(path), "--pack", "0"], capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "snakmodel.driver", str(path), "--pack", "0"],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert ran.returncode == 3
     assert "input from stage first, task 0: it has no readable done marker. Run jobs/submit_all.py again" in ran.stderr

@@ -52,7 +52,9 @@ def test_marker_round_trip_and_what_it_notices(tmp_path: Path) -> None:
     """A marker holds sizes and xxh3-128 checksums of all files, and notices a missing, a cut and a changed one."""
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x").write_bytes(b"hej")
-    marker = Marker.of(tmp_path, "key", ["d"], {"documents": 1})
+    (tmp_path / "n.json").write_text('{"documents": 1}')
+    marker = Marker.of(tmp_path, "key", ["d"], "n.json")
+    assert marker.counts == {"documents": 1}
     marker.write(tmp_path / "marker.json")
     found = Marker.read(tmp_path / "marker.json")
     assert found == marker
@@ -79,7 +81,7 @@ def test_corrupt_marker_is_no_marker(tmp_path: Path, text: str) -> None:
 def test_marker_of_a_command_that_wrote_nothing(tmp_path: Path) -> None:
     """A command that exits 0 without its outputs gets no marker."""
     with pytest.raises(FileNotFoundError, match="did not write a, b"):
-        Marker.of(tmp_path, "key", ["a", "b"], {})
+        Marker.of(tmp_path, "key", ["a", "b"])
 
 
 def test_peoples_mistakes_have_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

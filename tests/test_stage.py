@@ -49,11 +49,11 @@ def test_marker_problems(tmp_path: Path) -> None:
     assert chain.marker_problem("first", 0) == "no marker"
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.txt").write_text("x")
-    Marker.of(tmp_path, chain.keys["first"][0], ["a/0.txt"], {}).write(path)
+    Marker.of(tmp_path, chain.keys["first"][0], ["a/0.txt"]).write(path)
     assert chain.marker_problem("first", 0) is None
     (tmp_path / "a" / "0.txt").write_text("xy")
     assert "has 2 bytes" in str(chain.marker_problem("first", 0))
-    Marker.of(tmp_path, "another key", ["a/0.txt"], {}).write(path)
+    Marker.of(tmp_path, "another key", ["a/0.txt"]).write(path)
     assert "another command" in str(chain.marker_problem("first", 0))
     path.write_text("garbage")
     assert "cannot be read" in str(chain.marker_problem("first", 0))
