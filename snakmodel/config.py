@@ -324,7 +324,8 @@ def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
 def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[Section]:
     for part in location:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, Section)
         model = annotation
     return model
 

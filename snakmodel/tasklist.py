@@ -1,7 +1,7 @@
 """The file between the launcher and its jobs: a stage's commands, written before anything is submitted.
 
-Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone, so
-a job needs nothing that the launcher does after sbatch. This module imports nothing heavy: every job reads it.
+Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone:
+a job needs nothing that the launcher does after sbatch. This module imports nothing heavy, since every job reads it.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import yaml
 
 from snakmodel import config
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
 from snakmodel.publish import UserError
+from tests import toy
 
 
 def load(folder: Path, recipe: dict[str, Any], cluster: dict[str, Any] | None = None) -> config.Config:

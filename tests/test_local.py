@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 
 from snakmodel.local import LocalScheduler
 from snakmodel.publish import Marker
 from snakmodel.stage import Stage
 from snakmodel.tasklist import marker_path
+from tests import toy
 
 
 def events(root: Path) -> list[dict[str, Any]]:

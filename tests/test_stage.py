@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import toy
 
 from snakmodel.publish import Marker, UserError
 from snakmodel.stage import Chain, Stage, fingerprint
 from snakmodel.tasklist import marker_path
+from tests import toy
 
 
 def test_key_follows_the_command_and_everything_before_it(tmp_path: Path) -> None:
