@@ -68,6 +68,7 @@ class _Builder:
         self.shards = shards
         self.vocab_size = _base_vocab_size(self.recipe.model.base)
         self.vocabulary = fingerprint(self.recipe.tokenizer.file)
+        _check_tokenizer(self.recipe.tokenizer.file, self.vocab_size, self.recipe.model.base)
 
     def path(self, name: str) -> str:
         return str(self.root / name)
@@ -435,3 +436,18 @@ def _base_vocab_size(base: Path) -> int:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+
+
+def _check_tokenizer(path: Path, vocab_size: int, base: Path) -> None:
+    """Refuse a file that is no SentencePiece model, and one with more pieces than the base model has embeddings."""
+    import sentencepiece
+
+    try:
+        pieces = int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model.") from error
+    if pieces > vocab_size:
+        raise UserError(
+            f"tokenizer.file: {path} has {pieces} pieces, but the base model {base} has {vocab_size} embeddings. "
+            "Give the tokenizer that belongs to the model."
+        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,7 +53,7 @@ class Counts:
     """Documents in which bad bytes became U+FFFD."""
     skipped: int = 0
     """Documents left out for their bad bytes."""
-    invalid: Counter[str] = field(default_factory=Counter)
+    invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     """Source -> documents and bytes kept."""
@@ -226,7 +225,7 @@ def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) ->
     except UnicodeDecodeError as error:
         if errors == "error":
             raise UserError(_bad_bytes(path, offset + error.start, raw[error.start], error.reason)) from error
-        counts.invalid[error.reason] += 1
+        counts.invalid[error.reason] = counts.invalid.get(error.reason, 0) + 1
     if errors == "skip":
         counts.skipped += 1
         return None

@@ -1,0 +1,206 @@
+"""python jobs/submit_all.py as a person types it: what mistakes are answered with, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from snakmodel.config import PROJECT
+
+LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in range(200)]
+
+
+class Desk:
+    """A person's files: text, a recipe, a cluster.yaml, and a run's folder."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder = folder
+        self.text = folder / "text"
+        self.text.mkdir()
+        (self.text / "a.txt").write_text("\n".join(LINES) + "\n")
+        self.root = folder / "runs" / "small"
+        self.base = base
+        self.recipe: dict[str, Any] = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
+        self.recipe.update(name="small", model={"base": str(base)}, tokenizer={"file": str(base / "tokenizer.model")})
+        self.recipe["data"] = {"path": str(self.text), "shards": 2}
+        self.cluster: dict[str, Any] = {"runs": str(folder / "runs"), "logs": str(folder / "logs"), "scheduler": "local"}
+
+    def submit(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
+        (self.folder / "cluster.yaml").write_text(yaml.safe_dump(self.cluster))
+        command = [sys.executable, "jobs/submit_all.py", "--recipe", str(self.folder / "recipe.yaml")]
+        command += ["--cluster", str(self.folder / "cluster.yaml"), *flags]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+
+    def refused(self, *flags: str) -> str:
+        """Submit, and expect one clear error, no traceback and no marker; returns the error."""
+        done = self.submit(*flags)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert not (self.root / "markers").exists()
+        return done.stderr
+
+
+@pytest.fixture
+def desk(tmp_path: Path, demo_base: Path) -> Desk:
+    return Desk(tmp_path, demo_base)
+
+
+def test_no_input_files(desk: Desk) -> None:
+    """A folder without text is named, with what was looked for."""
+    (desk.text / "a.txt").unlink()
+    error = desk.refused()
+    assert str(desk.text) in error
+    assert ".txt" in error
+
+
+def test_only_empty_files(desk: Desk) -> None:
+    """A corpus of empty files is an error, not an empty model."""
+    (desk.text / "a.txt").write_text("")
+    assert "empty" in desk.refused()
+
+
+def test_an_empty_file_among_others(desk: Desk) -> None:
+    """An empty file is counted and does no harm."""
+    (desk.text / "b.txt").write_text("")
+    assert desk.submit("--only", "prepare").returncode == 0
+    counts = [json.loads(path.read_text()) for path in sorted((desk.root / "arrow").glob("*.json"))]
+    assert sum(one["documents"] for one in counts) == 200
+    assert sum(one["empty_files"] for one in counts) == 1
+
+
+def test_file_that_is_not_utf8(desk: Desk) -> None:
+    """Bad bytes end the stage with the file and the place; nothing of that shard is published; `errors` helps."""
+    (desk.text / "b.txt").write_bytes("blåbærgrød\n".encode() * 50 + "blåbær".encode("latin-1") + b"\n")
+    done = desk.submit("--only", "prepare")
+    assert done.returncode == 1
+    assert f"{desk.text / 'b.txt'}" in done.stderr
+    assert "UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (desk.root / "arrow" / "shard-00001.arrow").exists()
+    desk.recipe["data"]["errors"] = "skip"
+    done = desk.submit("--only", "prepare", "--restart-from", "prepare")
+    assert done.returncode == 0, done.stderr
+    counts = [json.loads(path.read_text()) for path in sorted((desk.root / "arrow").glob("*.json"))]
+    assert sum(one["skipped"] for one in counts) == 1
+
+
+def test_missing_base_model(desk: Desk) -> None:
+    """A base model that is not there is named before anything runs."""
+    desk.recipe["model"]["base"] = str(desk.folder / "none")
+    error = desk.refused()
+    assert f"{desk.folder / 'none'} is not a Hugging Face model folder" in error
+
+
+def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
+    """A tokenizer with more pieces than the model has embeddings is refused with both numbers; so is a file of prose."""
+    base = desk.folder / "narrow"
+    shutil.copytree(desk.base, base)
+    geometry = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**geometry, "vocab_size": 1000}))
+    desk.recipe["model"]["base"] = str(base)
+    error = desk.refused()
+    assert "2000 pieces" in error
+    assert "1000 embeddings" in error
+    desk.recipe["model"]["base"] = str(desk.base)
+    desk.recipe["tokenizer"]["file"] = str(desk.text / "a.txt")
+    assert "not a SentencePiece model" in desk.refused()
+
+
+def test_run_made_by_another_recipe(desk: Desk) -> None:
+    """A changed recipe is refused with the change, the stages it touches and the way out; which then redoes just those."""
+    assert desk.submit("--until", "dedup-filter").returncode == 0
+    before = (desk.root / "dedup" / "kept" / "shard-00000.arrow").stat().st_mtime_ns
+    desk.recipe["dedup"]["threshold"] = 0.9
+    done = desk.submit("--until", "dedup-filter")
+    assert done.returncode == 2
+    assert "dedup.threshold: 0.7 -> 0.9" in done.stderr
+    assert "This touches: dedup-signatures, dedup-buckets" in done.stderr
+    assert "--restart-from dedup-signatures" in done.stderr
+    arrow = (desk.root / "arrow" / "shard-00000.arrow").stat().st_mtime_ns
+    assert desk.submit("--until", "dedup-filter", "--restart-from", "dedup-signatures").returncode == 0
+    assert (desk.root / "arrow" / "shard-00000.arrow").stat().st_mtime_ns == arrow
+    assert (desk.root / "dedup" / "kept" / "shard-00000.arrow").stat().st_mtime_ns > before
+
+
+def test_changed_input_is_noticed(desk: Desk) -> None:
+    """Text added to an input file after the first submission is refused, not half taken in."""
+    assert desk.submit("--only", "prepare").returncode == 0
+    with (desk.text / "a.txt").open("a") as file:
+        file.write("En ny linje.\n")
+    done = desk.submit("--only", "prepare")
+    assert done.returncode == 2
+    assert "the input files" in done.stderr
+    assert "--restart-from prepare" in done.stderr
+
+
+def test_corrupt_marker(desk: Desk) -> None:
+    """A marker that cannot be read is said, its task is done again, and no other."""
+    assert desk.submit("--only", "prepare").returncode == 0
+    marker = desk.root / "markers" / "prepare" / "00001.json"
+    good = marker.read_bytes()
+    marker.write_bytes(good[: len(good) // 2])
+    done = desk.submit("--only", "prepare")
+    assert done.returncode == 0
+    assert "00001.json cannot be read; done again" in done.stdout
+    assert marker.read_bytes() == good
+    starts = [line for line in (desk.root / "events.jsonl").read_text().splitlines() if '"start"' in line]
+    assert len(starts) == 3
+    assert "Nothing to do" in desk.submit("--only", "prepare").stdout
+
+
+def test_stage_whose_inputs_are_neither_done_nor_selected(desk: Desk) -> None:
+    """Asking for a late stage alone says what is missing before it."""
+    assert "tokenize waits for dedup-filter, of which 2 task(s) are not done" in desk.refused("--only", "tokenize")
+
+
+def test_unknown_stage(desk: Desk) -> None:
+    """A mistyped stage is answered with the nearest and all valid ones."""
+    error = desk.refused("--from", "tokenise")
+    assert "Did you mean tokenize?" in error
+
+
+def test_second_launcher_is_told_who_holds_the_run(desk: Desk) -> None:
+    """While a launcher is at work, another one is refused with the holder's process; a dead holder's lock is taken over."""
+    desk.root.mkdir(parents=True)
+    stat = Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    holder = {"host": os.uname().nodename, "pid": os.getpid(), "process_start": stat, "since": "now"}
+    (desk.root / "lock").write_text(json.dumps(holder))
+    assert f"in use by process {os.getpid()} on {os.uname().nodename}" in desk.refused()
+    (desk.root / "lock").write_text(json.dumps({**holder, "process_start": "1"}))
+    assert desk.submit("--only", "prepare").returncode == 0
+    assert not (desk.root / "lock").exists()
+
+
+def test_dry_run_starts_nothing(desk: Desk) -> None:
+    """--dry-run shows every stage and leaves no run behind."""
+    done = desk.submit("--dry-run")
+    assert done.returncode == 0
+    assert "verify-export" in done.stdout
+    assert not (desk.root / "run.yaml").exists()
+    assert not (desk.root / "markers").exists()
+
+
+def test_run_folder_that_cannot_be_made(desk: Desk) -> None:
+    """A run's folder in an impossible place is one clear line."""
+    (desk.folder / "file").write_text("")
+    error = desk.refused("--run-dir", str(desk.folder / "file" / "run"))
+    assert "cannot be written" in error
+    assert "--run-dir" in error
+
+
+@pytest.mark.parametrize("launcher", sorted(path.name for path in (PROJECT / "jobs").glob("*.py")))
+def test_help(launcher: str) -> None:
+    """Every launcher explains itself."""
+    done = subprocess.run([sys.executable, f"jobs/{launcher}", "--help"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.count("--") > 5
