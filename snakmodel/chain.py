@@ -445,7 +445,9 @@ def _check_tokenizer(path: Path, vocab_size: int, base: Path) -> None:
     try:
         pieces = int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
     except (RuntimeError, OSError) as error:
-        raise UserError(f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model.") from error
+        raise UserError(
+            f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model."
+        ) from error
     if pieces > vocab_size:
         raise UserError(
             f"tokenizer.file: {path} has {pieces} pieces, but the base model {base} has {vocab_size} embeddings. "

@@ -7,6 +7,7 @@ done.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -98,9 +99,10 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     published. A folder that stands under the final name is moved aside first and removed afterwards.
     """
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
-    for temporary in temporaries:
+    for temporary, final in zip(temporaries, finals, strict=True):
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)
+        for stale in _leftovers(final) if CLAIM_VARIABLE in os.environ else [temporary]:
+            remove(stale)
     try:
         yield temporaries
         for temporary in temporaries:
@@ -112,6 +114,12 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     finally:
         for temporary in temporaries:
             remove(temporary)
+
+
+def _leftovers(final: Path) -> list[Path]:
+    """What killed attempts left beside a final path. Only for the holder of the claim: nobody else may be at work."""
+    pattern = glob.escape(final.name)
+    return [*final.parent.glob(f".{pattern}.tmp-*"), *final.parent.glob(f".{pattern}.old-*")]
 
 
 def _rename(temporary: Path, final: Path) -> None:

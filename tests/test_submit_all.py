@@ -31,7 +31,11 @@ class Desk:
         self.recipe: dict[str, Any] = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
         self.recipe.update(name="small", model={"base": str(base)}, tokenizer={"file": str(base / "tokenizer.model")})
         self.recipe["data"] = {"path": str(self.text), "shards": 2}
-        self.cluster: dict[str, Any] = {"runs": str(folder / "runs"), "logs": str(folder / "logs"), "scheduler": "local"}
+        self.cluster: dict[str, Any] = {
+            "runs": str(folder / "runs"),
+            "logs": str(folder / "logs"),
+            "scheduler": "local",
+        }
 
     def submit(self, *flags: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))

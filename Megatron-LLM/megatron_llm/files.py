@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -92,9 +93,13 @@ def rename(temporary: Path, final: Path) -> None:
 def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     """Yield a temporary path beside each final path; rename all when the body succeeds, remove all when it raises."""
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
-    for temporary in temporaries:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+    for final, temporary in zip(finals, temporaries, strict=True):
+        final.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
+        if os.environ.get("SNAKMODEL_CLAIM"):  # then nobody else may be at work: the rest is of killed attempts
+            name = glob.escape(final.name)
+            for stale in [*final.parent.glob(f".{name}.tmp-*"), *final.parent.glob(f".{name}.old-*")]:
+                remove(stale)
     try:
         yield temporaries
         for temporary, final in zip(temporaries, finals, strict=True):
