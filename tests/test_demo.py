@@ -85,7 +85,7 @@ def test_exports_are_of_different_checkpoints_of_a_model_that_learns(finished: P
 
 
 def test_counts_agree_from_stage_to_stage(finished: Path) -> None:
-    """What deduplication kept is what was tokenised and what the text file holds, and duplicates were really removed."""
+    """What deduplication kept is what was tokenised and what the text file holds; duplicates were removed."""
 
     def total(stage: str, name: str) -> int:
         markers = sorted((finished / "markers" / stage).glob("*.json"))
@@ -110,7 +110,10 @@ def test_summary(finished: Path) -> None:
 
 
 def kill_at(stage: str, argv: list[str], run: Path) -> bool:
-    """Start the launcher and kill it, and with it everything, shortly after it started `stage`. False: it was faster."""
+    """Start the launcher and kill it, and with it everything, shortly after it started `stage`.
+
+    False: it was faster.
+    """
     events = run / "events.jsonl"
     seen = events.stat().st_size if events.exists() else 0
     process = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -125,7 +128,7 @@ def kill_at(stage: str, argv: list[str], run: Path) -> bool:
 
 
 def test_killed_anywhere_ends_in_the_same_bytes(folder: Path, demo_base: Path, finished: Path) -> None:
-    """Killed with SIGKILL in three random stages and twice in training, then run to the end: the same files, byte by byte."""
+    """Killed with SIGKILL in three random stages and twice in training, then run to the end: the same bytes."""
     seed = int.from_bytes(os.urandom(4), "little")
     random.seed(seed)
     others = [stage for stage in STAGES if stage != "train"]

@@ -106,7 +106,7 @@ def test_missing_base_model(desk: Desk) -> None:
 
 
 def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
-    """A tokenizer with more pieces than the model has embeddings is refused with both numbers; so is a file of prose."""
+    """A tokenizer with more pieces than the model has embeddings is refused, and so is a file of prose."""
     base = desk.folder / "narrow"
     shutil.copytree(desk.base, base)
     geometry = json.loads((base / "config.json").read_text())
@@ -121,7 +121,7 @@ def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
 
 
 def test_run_made_by_another_recipe(desk: Desk) -> None:
-    """A changed recipe is refused with the change, the stages it touches and the way out; which then redoes just those."""
+    """A changed recipe is refused with the stages it touches and the way out, which redoes just those."""
     assert desk.submit("--until", "dedup-filter").returncode == 0
     before = (desk.root / "dedup" / "kept" / "shard-00000.arrow").stat().st_mtime_ns
     desk.recipe["dedup"]["threshold"] = 0.9
@@ -174,7 +174,7 @@ def test_unknown_stage(desk: Desk) -> None:
 
 
 def test_second_launcher_is_told_who_holds_the_run(desk: Desk) -> None:
-    """While a launcher is at work, another one is refused with the holder's process; a dead holder's lock is taken over."""
+    """A launcher at work is named to the second one; the lock of a dead one is taken over."""
     desk.root.mkdir(parents=True)
     stat = Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
     holder = {"host": os.uname().nodename, "pid": os.getpid(), "process_start": stat, "since": "now"}
