@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def main() -> int:
         train_tokenizer(files, folder / "tokenizer")
         (folder / "tokenizer.vocab").unlink()
         save_model(folder)
+        shutil.copymode(folder / "tokenizer.model", folder / "model.safetensors")  # else for the owner alone
         write_json(folder / "made_from.json", made_from)
     print(f"made the base model {args.output}: {VOCAB_SIZE} pieces, from {len(files)} files")
     return 0

@@ -66,6 +66,8 @@ def test_export_loads_and_gives_the_engines_logits(finished: Path) -> None:
         report = json.loads((finished / "hf" / "reports" / f"{name}.json").read_text())
         assert report["passed"]
         assert report["max_error"] <= 1e-4
+        modes = {path.stat().st_mode for path in (finished / "hf" / name).iterdir()}
+        assert len(modes) == 1, "some files are for the owner alone"
         model = AutoModelForCausalLM.from_pretrained(finished / "hf" / name)
         tokens = AutoTokenizer.from_pretrained(finished / "hf" / name)("Der var engang", return_tensors="pt")
         with torch.no_grad():

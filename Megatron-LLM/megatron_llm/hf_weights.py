@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,7 @@ def _write_weights(folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         tensors = {hf_name(name): state[name].to(dtype, copy=True).contiguous() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors writes for the owner alone
         weight_map |= dict.fromkeys(tensors, file)
     if count > 1:
         total = sum(tensor.numel() * dtype.itemsize for tensor in state.values())
