@@ -98,10 +98,10 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
     plan = make_plan(config, root, selected, [], dry=True)
     for note in plan.notes:
         print(f"note: {note}")
-    return plan if element is None else _element(plan, element)
+    return plan if element is None else one_element(plan, element)
 
 
-def _element(plan: Plan, element: int) -> Plan:
+def one_element(plan: Plan, element: int) -> Plan:
     """What one element of a job array has to do. Raises UserError if these stages cannot share an array."""
     names = list(plan.missing)
     sizes = {name: len(plan.packs[name]) for name in names}
