@@ -1,0 +1,237 @@
+"""python -m snakmodel.by_hand STAGE [STAGE …] [--recipe R] [--cluster C] [--run-dir D]
+
+What the batch files in sbatch/ run: stages of the chain inside this job, or on this machine where there is no job.
+
+It plans as jobs/submit_all.py does and writes the same task lists, so that both run the same commands, see each
+other's markers and can be mixed. One task becomes the launcher's own command: the driver, which starts srun and
+requeues the job. Several tasks are worked through by the embedded scheduler, on the cores of the job.
+
+Exit codes: as the driver's; 3 where an earlier step is not done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from snakmodel import config as configuration
+from snakmodel.attempts import Attempt, log_event
+from snakmodel.chain import STAGES
+from snakmodel.config import PROJECT, Config
+from snakmodel.local import LocalScheduler
+from snakmodel.lock import run_lock
+from snakmodel.paths import RunPaths
+from snakmodel.plan import Plan, make_plan, select
+from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main
+from snakmodel.slurm import active_packs, array_ranges, read_submissions
+
+STEPS: Mapping[str, Sequence[str]] = {
+    "0.preprocess": STAGES[: STAGES.index("tokenize")],
+    "1.container": [],
+    "2.tokenize": ["tokenize", "merge-tokens"],
+    "3.convert": ["convert"],
+    "4.verify": ["verify"],
+    "5.shard": ["shard"],
+    "6.train": ["train"],
+    "7.merge": ["merge"],
+    "8.export-hf": ["export-hf", "verify-export"],
+    "9.push": ["push"],
+}
+"""Batch file -> stages that it runs, in order."""
+
+_LOCK_SECONDS = 300
+_REQUEUED_SECONDS = 600
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m snakmodel.by_hand", description=__doc__.splitlines()[2])
+    parser.add_argument("stages", nargs="+", metavar="STAGE", help=f"among {', '.join(STAGES)}")
+    parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "demo.yaml")
+    parser.add_argument("--cluster", type=Path, default=PROJECT / "cluster.yaml")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/<recipe name>)")
+    args = parser.parse_args()
+    config = configuration.load(args.recipe, args.cluster, STAGES)
+    root = (args.run_dir or config.cluster.runs / config.recipe.name).absolute()
+    on_slurm = "SLURM_JOB_ID" in os.environ
+    if on_slurm:  # temporary names must differ between nodes, on which process numbers recur
+        os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
+    element = os.environ.get("SLURM_ARRAY_TASK_ID")
+    plan = plan_by_hand(config, root, select(STAGES, None, None, args.stages), int(element) if element else None)
+    units = [(name, pack) for name, packs in plan.missing.items() for pack in packs]
+    if not units:
+        print(f"Nothing to do: {', '.join(plan.missing)} of {root} is done.")
+        return 0
+    refuse_missing_inputs(plan)
+    _refuse_what_is_active(plan)
+    if on_slurm and len(units) == 1:
+        return _become_driver(plan, *units[0])
+    return _work_through(plan, on_slurm=on_slurm)
+
+
+def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: int | None) -> Plan:
+    """The plan of some stages, or, in a job array, of one element of them.
+
+    Only the first job of a run freezes it, under the run's lock. Later ones are held to what was frozen and write
+    nothing, so that many may start at once.
+    """
+    end = time.monotonic() + _LOCK_SECONDS
+    while not RunPaths(root).frozen.exists():
+        with ExitStack() as held:
+            try:
+                held.enter_context(run_lock(root))
+            except UserError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+                continue
+            make_plan(config, root, selected, [], dry=False)
+    plan = make_plan(config, root, selected, [], dry=True)
+    for note in plan.notes:
+        print(f"note: {note}")
+    return plan if element is None else one_element(plan, element)
+
+
+def one_element(plan: Plan, element: int) -> Plan:
+    """What one element of a job array has to do. Raises UserError if these stages cannot share an array."""
+    names = list(plan.missing)
+    sizes = {name: len(plan.packs[name]) for name in names}
+    first = sizes[names[0]]
+    joins = [
+        name for name in names for other, kind in plan.chain[name].waits.items() if kind == "all" and other in names
+    ]
+    if len(set(sizes.values())) > 1 or (joins and first > 1):
+        lines = [f"{name} (--array={array_ranges(range(size))})" for name, size in sizes.items()]
+        raise UserError(
+            f"these stages cannot share a job array: {', '.join(lines)}. Submit the file without --array, "
+            "or once for each stage, naming it: sbatch --array=… FILE STAGE"
+        )
+    if element >= first:
+        raise UserError(
+            f"{names[0]} has the elements 0 to {first - 1}, not {element}: --array={array_ranges(range(first))}"
+        )
+    return replace(plan, missing={name: [pack for pack in plan.missing[name] if pack == element] for name in names})
+
+
+def refuse_missing_inputs(plan: Plan) -> None:
+    """Raise InputsMissing if a stage waits for something that is neither done nor about to be done here."""
+    problems = []
+    for name, packs in plan.missing.items():
+        for other, kind in plan.chain[name].waits.items() if packs else ():
+            if other in plan.missing:
+                continue
+            same = [index for pack in packs for index in plan.packs[name][pack]]
+            needed = same if kind == "same" else range(len(plan.chain[other].tasks))
+            undone = [index for index in needed if plan.chain.marker_problem(other, index)]
+            step = next(step for step, stages in STEPS.items() if other in stages)
+            if undone:
+                problems.append(
+                    f"{name} waits for {other} (sbatch/{step}.sbatch), of which {len(undone)} task(s) are not done"
+                )
+    if problems:
+        raise InputsMissing(
+            f"{'; '.join(problems)}. Run this first (see sbatch/README.md). Run folder: {plan.paths.root}"
+        )
+
+
+def _refuse_what_is_active(plan: Plan) -> None:
+    """Raise UserError if another job of this run has one of these tasks queued or running."""
+    if shutil.which("squeue") is None:
+        return
+    mine = os.environ.get("SLURM_ARRAY_JOB_ID")
+    for name, active in active_packs(plan).items():
+        for pack in plan.missing.get(name, []):
+            if active.get(pack, mine) != mine:
+                raise UserError(
+                    f"{name} task {pack} is queued or running in job {active[pack]}_{pack}. "
+                    f"Wait for it, or take it over: scancel {active[pack]}_{pack}, then submit this again."
+                )
+
+
+def driver_command(python: str, tasks: Path) -> list[str]:
+    """The command of every job, whoever submitted it."""
+    return [python, "-u", "-m", "snakmodel.driver", str(tasks)]
+
+
+def _become_driver(plan: Plan, name: str, pack: int) -> int:
+    """Replace this process by the driver of one task; its log goes where the launcher's jobs log."""
+    stage = plan.chain[name]
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    wanted = stage.resources
+    if nodes < wanted.nodes or cores < wanted.ranks_per_node * wanted.cpus:
+        raise UserError(
+            f"this job has {nodes} node(s) of {cores} core(s), but {name} asks for {wanted.nodes} node(s) of "
+            f"{wanted.ranks_per_node} rank(s) of {wanted.cpus} core(s) in cluster.yaml. Correct the #SBATCH lines: "
+            f"--nodes={wanted.nodes} --ntasks-per-node={wanted.ranks_per_node} --cpus-per-task={wanted.cpus}"
+        )
+    python = plan.config.cluster.python or sys.executable
+    command = [*driver_command(python, plan.write_task_list(stage, python)), "--pack", str(pack)]
+    _record(plan, name, pack)
+    log = plan.logs(name) / f"{pack:05d}.out"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name} task {pack}: log in {log}", flush=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(PROJECT)
+    os.execvp(command[0], command)
+
+
+def _record(plan: Plan, name: str, pack: int) -> None:
+    """Enter an array's element into the run's journal, by which the launcher sees that it is running."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    line = {"stage": name, "job": job, "packs": [pack], "dependency": "", "token": f"hand-{job}-{pack}"}
+    if job is None or any(one["token"] == line["token"] for one in read_submissions(plan.paths.submissions)):
+        return
+    stamp = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    with plan.paths.submissions.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**stamp, **line}) + "\n")
+
+
+def _work_through(plan: Plan, *, on_slurm: bool) -> int:
+    """Run several tasks with the embedded scheduler; in a job that is told to end, requeue it."""
+    attempt = Attempt.current()
+    before = _done(plan)
+    scheduler = LocalScheduler(plan)
+    if "SLURM_CPUS_ON_NODE" in os.environ:
+        scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
+    code = scheduler.run()
+    if scheduler.told is None or not on_slurm:
+        return code
+    budget = plan.config.cluster.retries.without_progress
+    if _done(plan) == before and attempt.restart + 1 >= budget:
+        print(f"error: start {attempt.restart + 1} of this job got nothing further; not requeued. Ask for more time.")
+        return 1
+    return _requeue(plan, attempt)
+
+
+def _done(plan: Plan) -> int:
+    return sum(len(list((plan.paths.root / "markers" / name).glob("*.json"))) for name in plan.missing)
+
+
+def _requeue(plan: Plan, attempt: Attempt) -> int:
+    """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
+    for name in plan.missing:
+        log_event(plan.paths.root, name, "requeue", attempt=attempt.name, reason="ended by a signal, by hand")
+    pause = 1.0
+    while (asked := subprocess.run(["scontrol", "requeue", attempt.job], capture_output=True, text=True)).returncode:
+        print(f"scontrol requeue {attempt.job}: {asked.stderr.strip()}; again in {pause:.0f} s", flush=True)
+        time.sleep(pause)
+        pause = min(60.0, pause * 2)
+    print(f"=== requeued {attempt.job}", flush=True)
+    time.sleep(_REQUEUED_SECONDS)
+    return 1
+
+
+if __name__ == "__main__":
+    run_main(main)
