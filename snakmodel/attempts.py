@@ -56,6 +56,11 @@ def claim_path(root: Path, stage: str, pack: int) -> Path:
     return root / "claims" / stage / f"{pack:05d}.json"
 
 
+def cancel_note(root: Path, job: str) -> Path:
+    """File that jobs/cancel.py leaves for the drivers of a job (an array's elements share it): do not requeue."""
+    return root / "cancelled" / job.partition("_")[0]
+
+
 def take_claim(path: Path, attempt: Attempt) -> bool:
     """Take the claim for `attempt`, unless a later start of the same job already has it."""
     try:
