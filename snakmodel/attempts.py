@@ -56,9 +56,9 @@ def claim_path(root: Path, stage: str, pack: int) -> Path:
     return root / "claims" / stage / f"{pack:05d}.json"
 
 
-def cancel_note(root: Path, job: str) -> Path:
-    """File that jobs/cancel.py leaves for the drivers of a job (an array's elements share it): do not requeue."""
-    return root / "cancelled" / job.partition("_")[0]
+def cancel_note(root: Path, job_name: str) -> Path:
+    """File that jobs/cancel.py leaves for a job's drivers: do not requeue. By name, whose token no other job has."""
+    return root / "cancelled" / (job_name or "unnamed")
 
 
 def take_claim(path: Path, attempt: Attempt) -> bool:

@@ -117,8 +117,8 @@ def _stop_launcher(root: Path, launcher: dict[str, Any]) -> None:
 def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[str, Job]]) -> None:
     """Leave the notes, cancel the last submitted first, and see that nothing comes back."""
     ids = list(dict.fromkeys(job.array for _, job in jobs))
-    for number in ids:
-        note = cancel_note(files.root, number)
+    for job_name in dict.fromkeys(job.name for _, job in jobs):
+        note = cancel_note(files.root, job_name)
         note.parent.mkdir(exist_ok=True)
         note.touch()
     for name in dict.fromkeys(name for name, _ in jobs):

@@ -220,7 +220,7 @@ class Driver:
 
     def _requeue(self, reason: str, summary: Summary) -> None:
         """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
-        if cancel_note(self.tasks.root, self.attempt.job).exists():  # a requeue would bring the job back to life
+        if cancel_note(self.tasks.root, os.environ.get("SLURM_JOB_NAME", "")).exists():  # requeued, it would live on
             self._log("cancelled")
             while None in [rank.poll() for rank in self.ranks]:
                 time.sleep(0.05)
