@@ -1,7 +1,7 @@
 """Files and queue -> the state of every pack of a run, and why it is in it.
 
 Proof comes first: a valid marker is done, whatever Slurm says. Then what squeue and sacct know, then the events. What
-waits for something that failed is blocked; what is neither done nor queued is still to do.
+waits for something that failed is blocked; what is neither done nor queued is missing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal
 from snakmodel.jobqueue import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
 from snakmodel.runfiles import RunFiles, StageFiles, Story
 
-State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "to do"]
-STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "to do")
+State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "missing"]
+STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "missing")
 
 NEVER = "DependencyNeverSatisfied"
 _REASONS = {
@@ -116,7 +116,7 @@ class _Judge:
         waits = stage.waits()
         for number, problems in stage.undone.items():
             story = self.files.stories.get((stage.name, number), Story())
-            pack = Pack(number, "to do", "", list(problems), attempts=self.files.attempts(stage.name, number))
+            pack = Pack(number, "missing", "", list(problems), attempts=self.files.attempts(stage.name, number))
             pack.node, pack.job = str(story.start.get("node", "")), story.job
             pack.state, pack.why = self._pack(stage.name, pack, story, waits)
             state.packs[number] = pack
@@ -202,17 +202,20 @@ class _Judge:
             return "unknown", f"{last}; whether it is queued or runs, only Slurm knows"
         needs = f"; it waits for {', '.join(waiting)}" if waiting else ""
         if job and job.state == "CANCELLED":
-            return "to do", f"cancelled{needs}"
+            return "missing", f"cancelled{needs}"
         if job and job.state in INTERRUPTED:
-            return "to do", f"interrupted ({job.state}), which is no failure, and not queued again"
+            return "missing", f"interrupted ({job.state}), which is no failure, and not queued again"
         if job:
-            return "to do", f"its job ended {job.state}, but a done marker is missing or no longer valid"
+            return "missing", f"its job ended {job.state}, but a done marker is missing or no longer valid"
         if event in ("start", "again", "requeue", "cancelled"):
             said = story.last.get("reason") or "without a word (killed, or its node was lost)"
-            return "to do", "cancelled" if event == "cancelled" else f"its last attempt ended: {said}; it is not queued"
+            return (
+                "missing",
+                "cancelled" if event == "cancelled" else f"its last attempt ended: {said}; it is not queued",
+            )
         if newest:
-            return "to do", f"not queued: Slurm no longer knows job {newest}{needs}"
-        return "to do", f"not queued{needs}"
+            return "missing", f"not queued: Slurm no longer knows job {newest}{needs}"
+        return "missing", f"not queued{needs}"
 
 
 def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:

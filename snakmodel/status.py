@@ -51,7 +51,7 @@ def text(found: Diagnosis) -> str:
 
 def table(found: Diagnosis) -> list[str]:
     """A row a stage; columns of rare states only where there is one."""
-    shown = [one for one in STATES if one not in ("unknown", "to do") or any(s.count(one) for s in found.stages)]
+    shown = [one for one in STATES if one not in ("unknown", "missing") or any(s.count(one) for s in found.stages)]
     rows = [["stage", "tasks", *shown, "attempts", "node", "why"]]
     for stage in found.stages:
         if stage.files.tasks is None:
@@ -73,7 +73,7 @@ def table(found: Diagnosis) -> list[str]:
 
 def why(stage: StageState) -> str:
     """The commonest reasons why tasks of a stage are not done, the worst states first."""
-    rank = {"failed": 0, "blocked": 1, "unknown": 2, "to do": 3, "pending": 4, "running": 5}
+    rank = {"failed": 0, "blocked": 1, "unknown": 2, "missing": 3, "pending": 4, "running": 5}
     reasons = Counter((rank[pack.state], pack.state, pack.why) for pack in stage.packs.values())
     every = sorted(reasons.items(), key=lambda one: (one[0][0], -one[1]))
     shown = [f"{state}: {reason}" for (_, state, reason), _ in every[:_REASONS_SHOWN] if state != "running"]
@@ -104,7 +104,7 @@ def advice(found: Diagnosis) -> str:
     """One line: the next step of whoever looks after this run."""
     again = "run the launcher again as before (such as jobs/submit_all.py): it continues with what is missing"
     failed, blocked = found.packs("failed"), found.packs("blocked")
-    unknown, left = found.packs("unknown"), found.packs("to do")
+    unknown, left = found.packs("unknown"), found.packs("missing")
     active = found.packs("running") or found.packs("pending")
     never = [pack for _, pack in blocked if NEVER in pack.why]
     root = found.files.root
@@ -153,9 +153,9 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
 
 
 def _stage_json(stage: StageState) -> dict[str, Any]:
-    counts = {state.replace(" ", "_"): stage.count(state) for state in STATES}
+    counts: dict[str, int] = {state: stage.count(state) for state in STATES}
     undone = [
-        {"pack": one.number, "tasks": one.tasks, "state": one.state.replace(" ", "_"), "why": one.why,
+        {"pack": one.number, "tasks": one.tasks, "state": one.state, "why": one.why,
          "attempts": one.attempts, "node": one.node, "job": one.job}
         for one in stage.packs.values()
     ]  # fmt: skip

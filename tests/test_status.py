@@ -23,7 +23,11 @@ from tests import toy
 from tests.test_local import SLOW, launcher, wait_for
 
 PROJECT = Path(__file__).resolve().parent.parent
-BROKEN = "import sys\nif '1.txt' in sys.argv[1]: sys.exit('broken shard')\n" + toy.PUBLISH
+BROKEN = (
+    "import sys, pathlib\np = pathlib.Path(sys.argv[1])\n"
+    "if p.name == '1.txt' and not (p.parents[1] / 'repaired').exists(): sys.exit('broken shard')\n"
+) + toy.PUBLISH
+"""A shard that fails until there is a file `repaired` in the run's folder."""
 
 
 def status(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +62,8 @@ def test_failure_blocks_what_waits_and_repair_ends_it(tmp_path: Path) -> None:
     assert f"log: {tmp_path}/logs/run/first/00001.out\n" in done.stdout
     assert "  | broken shard\n" in done.stdout
     assert "What to do next: repair what the log of first says" in done.stdout
-    assert LocalScheduler(toy.plan(root, toy.two_stages(root))).run() == 0
+    (root / "repaired").touch()
+    assert launcher(root, BROKEN).wait(timeout=60) == 0
     assert "What to do next: nothing: every task is done." in status(root).stdout
 
 
@@ -75,7 +80,7 @@ def test_json_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_running_and_then_killed_launcher(tmp_path: Path) -> None:
-    """While the launcher lives its tasks run or wait; after SIGKILL they are to do, and none counts as failed."""
+    """While the launcher lives its tasks run or wait; after SIGKILL they are missing, and none counts as failed."""
     root = tmp_path / "run"
     lines = (
         "import sys, pathlib; from tests import toy; from snakmodel.local import LocalScheduler\n"
@@ -96,12 +101,12 @@ def test_a_running_and_then_killed_launcher(tmp_path: Path) -> None:
         process.wait()
     output = shown(root)
     assert row(output, "first")["failed"] == "-"
-    assert "to do: its last attempt ended: without a word" in output
+    assert "missing: its last attempt ended: without a word" in output
     assert "What to do next: Run the launcher again" in output
 
 
 def test_an_interrupted_launcher(tmp_path: Path) -> None:
-    """After Ctrl-C the interrupted tasks are to do, not failed."""
+    """After Ctrl-C the interrupted tasks are missing, not failed."""
     root = tmp_path / "run"
     process = launcher(root, SLOW)
     wait_for(root / "a" / "0.txt.started")
@@ -200,10 +205,10 @@ def judged(root: Path, jobs: list[Job]) -> Diagnosis:
         ("PENDING", "BeginTime", "pending", "was requeued"),
         ("PENDING", "QOSMaxJobsPerUserLimit", "pending", "QOSMaxJobsPerUserLimit"),
         ("PENDING", "DependencyNeverSatisfied", "blocked", "can never start"),
-        ("PREEMPTED", "None", "to do", "no failure"),
-        ("NODE_FAIL", "None", "to do", "no failure"),
-        ("CANCELLED", "None", "to do", "cancelled"),
-        ("COMPLETED", "None", "to do", "marker is missing"),
+        ("PREEMPTED", "None", "missing", "no failure"),
+        ("NODE_FAIL", "None", "missing", "no failure"),
+        ("CANCELLED", "None", "missing", "cancelled"),
+        ("COMPLETED", "None", "missing", "marker is missing"),
         ("TIMEOUT", "TimeLimit", "failed", "time limit"),
         ("OUT_OF_MEMORY", "OutOfMemory", "failed", "mem_gb"),
         ("FAILED", "NonZeroExitCode", "failed", "NonZeroExitCode"),
@@ -215,8 +220,8 @@ def test_what_slurms_states_mean(tmp_path: Path, state: str, reason: str, expect
     pack = found.stages[0].packs[0]
     assert (pack.state, words in pack.why) == (expected, True), pack
     dependant = found.stages[1].packs[0].state
-    assert dependant == ("blocked" if expected in ("failed", "blocked") else "to do")
-    assert as_json(found)["stages"][0][expected.replace(" ", "_")] == 1
+    assert dependant == ("blocked" if expected in ("failed", "blocked") else "missing")
+    assert as_json(found)["stages"][0][expected] == 1
 
 
 def test_a_marker_outweighs_slurm(tmp_path: Path) -> None:
@@ -251,7 +256,7 @@ def test_whose_job_it_is(tmp_path: Path) -> None:
 
 
 def test_by_the_attempts_folder_when_events_are_lost(tmp_path: Path) -> None:
-    """Without an events file, attempts are counted by their folders and the tasks are to do."""
+    """Without an events file, attempts are counted by their folders and the tasks are missing."""
     root = tmp_path / "run"
     LocalScheduler(toy.plan(root, toy.two_stages(root, script=BROKEN))).run()
     (root / "events.jsonl").unlink()

@@ -65,7 +65,9 @@ def test_failure_story_and_repair(cluster: Cluster) -> None:
     check_failed(status(run, "sacct"), run)
     check_failed(status(run, "squeue"), run)
     check_failed(status(run, "squeue", "sacct"), run)
-    run.submit(toy.two_stages(run.root))
+    (run.root / "repaired").touch()
+    again = run.submit(toy.two_stages(run.root, script=BROKEN))
+    assert [(one["stage"], one["packs"]) for one in again] == [("first", [1]), ("second", [1]), ("last", [0])]
     run.until(lambda: len(run.markers("last")) == 1, "the repaired chain ended")
     output = status(run)
     assert "every task is done" in output
@@ -73,7 +75,7 @@ def test_failure_story_and_repair(cluster: Cluster) -> None:
 
 
 def test_running_waiting_cancelled_held(cluster: Cluster) -> None:
-    """Running and waiting tasks are told apart with node and reason; scancelled ones are to do, not failed."""
+    """Running and waiting tasks are told apart with node and reason; scancelled ones are missing, not failed."""
     run = ToyRun.new(cluster, "waiting")
     run.submit(toy.two_stages(run.root, shards=1, script="import time; time.sleep(600)"))
     run.until(lambda: "start" in run.story("first"), "it started")
@@ -84,7 +86,7 @@ def test_running_waiting_cancelled_held(cluster: Cluster) -> None:
     assert "pending: waits for second" in output
     jobs = run.jobs()
     cluster.run(["scancel", jobs[1], jobs[2]])
-    run.until(lambda: "to do: cancelled" in status(run), "the cancelled stages show")
+    run.until(lambda: "missing: cancelled" in status(run), "the cancelled stages show")
     cluster.run([sys.executable, str(REPOSITORY / "jobs" / "cancel.py"), str(run.root), "--yes"], timeout=120)
     output = status(run)
     assert [row(output, stage)["failed"] for stage in ("first", "second", "last")] == ["-", "-", "-"]
