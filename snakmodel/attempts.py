@@ -56,11 +56,6 @@ def claim_path(root: Path, stage: str, pack: int) -> Path:
     return root / "claims" / stage / f"{pack:05d}.json"
 
 
-def cancel_note(root: Path, job_name: str) -> Path:
-    """File that jobs/cancel.py leaves for a job's drivers: do not requeue. By name, whose token no other job has."""
-    return root / "cancelled" / (job_name or "unnamed")
-
-
 def take_claim(path: Path, attempt: Attempt) -> bool:
     """Take the claim for `attempt`, unless a later start of the same job already has it."""
     try:

@@ -1,7 +1,7 @@
 """Cancel what is queued or running of one run, or of one stage of it, and nothing else.
 
-A job that is told to end saves and asks Slurm to start it again, which would bring a cancelled job back. So a note is
-left for each job first (its driver then does not requeue), and what comes back nevertheless is cancelled once more.
+A job that is told to end saves and asks Slurm to start it again, which can bring a cancelled job back (seen on 22.05).
+So this waits until every job is gone, and cancels once more, before it starts, what has come back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.attempts import cancel_note, log_event
+from snakmodel.attempts import log_event
 from snakmodel.config import suggest
 from snakmodel.jobqueue import RUNNING, Job, Owner, SlurmSilent, ask, ask_squeue
 from snakmodel.publish import UserError
@@ -115,12 +115,8 @@ def _stop_launcher(root: Path, launcher: dict[str, Any]) -> None:
 
 
 def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[str, Job]]) -> None:
-    """Leave the notes, cancel the last submitted first, and see that nothing comes back."""
+    """Cancel, the last submitted first, and see that nothing comes back."""
     ids = list(dict.fromkeys(job.array for _, job in jobs))
-    for job_name in dict.fromkeys(job.name for _, job in jobs):
-        note = cancel_note(files.root, job_name)
-        note.parent.mkdir(exist_ok=True)
-        note.touch()
     for name in dict.fromkeys(name for name, _ in jobs):
         own = list(dict.fromkeys(job.array for other, job in jobs if other == name))
         log_event(files.root, name, "cancel", jobs=own, by=os.uname().nodename)

@@ -24,7 +24,6 @@ from snakmodel.attempts import (
     ExitRecord,
     Outcome,
     Summary,
-    cancel_note,
     claim_path,
     decide,
     history,
@@ -220,11 +219,6 @@ class Driver:
 
     def _requeue(self, reason: str, summary: Summary) -> None:
         """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
-        if cancel_note(self.tasks.root, os.environ.get("SLURM_JOB_NAME", "")).exists():  # requeued, it would live on
-            self._log("cancelled")
-            while None in [rank.poll() for rank in self.ranks]:
-                time.sleep(0.05)
-            raise SystemExit(EXIT_STOPPED)
         summary.write(self.folder)
         self._log("requeue", reason=reason)
         job = self.attempt.job

@@ -22,6 +22,8 @@ from snakmodel.publish import Marker, UserError
 from snakmodel.tasklist import TaskList
 
 _TAIL_BYTES = 1 << 16
+_ENDS = frozenset(["done", "failed", "again", "requeue", "cancelled"])
+"""Events that end an attempt."""
 
 
 @dataclass
@@ -32,14 +34,15 @@ class Story:
     start: Mapping[str, Any] = field(default_factory=dict)
     """The latest start."""
     last: Mapping[str, Any] = field(default_factory=dict)
-    """The latest event of any kind."""
+    """What became of it: that start, or how it ended."""
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take in the next event."""
-        self.last = event
+        """Take in the next event; those of an attempt that has been replaced, and mere remarks, change nothing."""
         if event["event"] == "start":
             self.starts += 1
-            self.start = event
+            self.start = self.last = event
+        elif event["event"] in _ENDS and event.get("attempt") == self.start.get("attempt"):
+            self.last = event
 
     @property
     def job(self) -> str:

