@@ -166,7 +166,7 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_markers_are_quick(tmp_path: Path) -> None:
-    """Reading 10,000 markers and their outputs' sizes takes less than five seconds (of this process: the machine may be shared)."""
+    """Reading 10,000 markers and their outputs' sizes takes less than five seconds of processor time."""
     root = tmp_path / "run"
     plan = toy.plan(root, toy.two_stages(root, shards=10_000)[:1])
     plan.write_task_list(plan.chain["first"], sys.executable)
