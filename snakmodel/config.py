@@ -284,6 +284,11 @@ def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Conf
     return config
 
 
+def load_cluster(path: Path) -> Cluster:
+    """cluster.yaml alone, for commands that need no recipe."""
+    return _read(path, Cluster)
+
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 

@@ -47,6 +47,12 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def holder(root: Path) -> dict[str, Any]:
+    """Who holds the lock of a run's folder; empty when nobody does, or a process of this host that is gone."""
+    path = root / "lock"
+    return {} if _is_stale(path) else _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())

@@ -72,6 +72,7 @@ class Plan:
             environment=dict(stage.environment),
             srun_args=cluster.slurm.srun_args,
             interface=cluster.slurm.interface,
+            logs=str(self.logs(stage.name)),
         )
         path = self.paths.task_list(stage.name)
         tasks.write(path)

@@ -61,6 +61,8 @@ class TaskList:
     environment: dict[str, str] = field(default_factory=dict)
     srun_args: list[str] = field(default_factory=list)
     interface: str | None = None
+    logs: str = ""
+    """Folder of the stage's logs, one file a pack."""
 
     @property
     def root(self) -> Path:

@@ -1,0 +1,11 @@
+"""python jobs/cancel.py RUN [--stage S] [--yes]
+
+Cancels what is queued or running of a run, and nothing else: its jobs in Slurm, or the launcher that runs it on this
+machine. Shows first what that is, and asks. What is done stays done; the launcher, run again, continues.
+"""
+
+from snakmodel.cancel import main
+from snakmodel.publish import run_main
+
+if __name__ == "__main__":
+    run_main(lambda: main(__doc__))
