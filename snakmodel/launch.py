@@ -16,11 +16,13 @@ from rich.table import Table
 from snakmodel import config as configuration
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
+from snakmodel.containers import check_local
 from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
 from snakmodel.slurm import SlurmScheduler, Submission, choose
+from snakmodel.slurm_check import check_resources
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,6 +94,7 @@ def _explain(plan: Plan, selected: Sequence[str]) -> None:
 
 
 def _run_locally(plan: Plan, *, dry: bool) -> int:
+    check_local(plan.config.cluster)
     console = Console()
     if dry:
         console.print(_table(plan, []))
@@ -104,6 +107,8 @@ def _run_locally(plan: Plan, *, dry: bool) -> int:
 
 
 def _submit(plan: Plan, *, dry: bool) -> int:
+    if not dry:
+        check_resources(plan)
     scheduler = SlurmScheduler(plan, dry=dry)
     submitted = scheduler.run()
     console = Console()
