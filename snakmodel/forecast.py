@@ -4,7 +4,7 @@ With B bytes of raw text in the recipe's sources, D documents (B over the mean l
 parameters, W bytes a weight (2 for bf16 and fp16, 4 for fp32) and E exported iterations:
 
     arrow       1.1 B              one copy of the text with `source` and offsets
-    dedup       1.1 B + 24 D b     the kept shards (nothing removed, at worst); b bands of 24 bytes a document at most
+    dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
     text        4 B                jsonl and txt, a shard and joined
     tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
     weights     2 P W              converted, then sharded
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snakmodel.config import Config, Recipe
+from snakmodel.minhash import BandHasher, Parameters
 from snakmodel.plan import Plan
+from snakmodel.prepare import input_files
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 _SMALL_VOCABULARY = 65_500
@@ -43,13 +45,12 @@ class Forecast:
         return ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts.items())
 
 
-def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary: int) -> Forecast:
+def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary: int, bands: int) -> Forecast:
     """The formula above. `files`: raw text files and their bytes that the run reads."""
     recipe = config.recipe
     training = recipe.training
     text = sum(files.values())
     documents = _documents(recipe, files, text)
-    bands = max(1, recipe.dedup.num_perm // 2)
     width = _WIDTHS[training.dtype]
     saves = -(-training.train_iters // training.save_interval)
     exported = len(recipe.exported_iterations) * parameters * _WIDTHS[recipe.export.dtype or training.dtype]
@@ -67,12 +68,12 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
 
 def forecast_plan(plan: Plan) -> Forecast:
     """The forecast of a planned run."""
-    recipe = plan.config.recipe
-    folder = recipe.data.path
-    roots = [folder / source for source in recipe.data.sources] if recipe.data.sources else [folder]
-    files = {path: path.stat().st_size for root in roots for path in root.rglob("*.txt") if path.is_file()}
+    recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
+    files = {path: path.stat().st_size for _, path in input_files(recipe.data.path, recipe.data.sources)}
+    parameters = Parameters(dedup.num_perm, dedup.threshold, dedup.ngram, dedup.min_length, dedup.short_docs)
     base = json.loads((recipe.model.base / "config.json").read_text(encoding="utf-8"))
-    return forecast(plan.config, files, _parameters(recipe.model.base, base), int(base["vocab_size"]))
+    bands = BandHasher(parameters).bands
+    return forecast(plan.config, files, _parameters(recipe.model.base, base), int(base["vocab_size"]), bands)
 
 
 def used(root: Path) -> int:

@@ -62,8 +62,8 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     scheduler = args.scheduler or config.cluster.scheduler
     if not (args.dry_run and scheduler == "slurm"):
         scheduler = choose(scheduler)
-    _make_writable(root, "the run's folder", "another --run-dir")
-    _make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
+    make_writable(root, "the run's folder", "another --run-dir")
+    make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
     with run_lock(root, steal=args.steal_lock):
         plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run)
         _explain(plan, selected)
@@ -72,7 +72,7 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
         return _submit(plan, dry=args.dry_run)
 
 
-def _make_writable(folder: Path, what: str, remedy: str) -> None:
+def make_writable(folder: Path, what: str, remedy: str) -> None:
     """Make a folder and write into it. Raises UserError when that fails."""
     probe = folder / f".probe-{os.getpid()}"
     try:
