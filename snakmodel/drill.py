@@ -113,6 +113,8 @@ def run(
     if not left:
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(plan.logs("x").parent, ignore_errors=True)
+        if not any(home.parent.iterdir()):
+            home.parent.rmdir()
     return drills
 
 

@@ -64,7 +64,10 @@ def partitions() -> dict[str, Partition]:
     # %P marks the default partition with a star; a partition of unlike nodes has several lines.
     asked = ask(["sinfo", "--noheader", "--format=%P|%l|%D|%G"])
     if asked.returncode:
-        raise UserError(f"Slurm's controller does not answer: {_words(asked)}\nWait for it, or ask the administrators.")
+        raise UserError(
+            f"Slurm's controller does not answer, so nothing was submitted: {_words(asked)}\n"
+            "Wait for it, or ask the administrators."
+        )
     found: dict[str, Partition] = {}
     for line in asked.stdout.splitlines():
         name, limit, nodes, gres = line.split("|")
@@ -121,19 +124,19 @@ def _remedy(words: str, resources: Resources, known: dict[str, Partition]) -> st
     """What to change in cluster.yaml, with what this cluster has."""
     said = words.lower()
     if "partition" in said and "account" not in said:
-        return f"slurm.partition is {resources.partition!r}; this cluster has: {', '.join(known)}."
+        return f"partition is {resources.partition!r}; this cluster has: {', '.join(known)}."
     if "account" in said:
-        return f"slurm.account is {resources.account!r}; {_associations('account')}"
+        return f"account is {resources.account!r}; {_associations('account')}"
     if "qos" in said:
-        return f"slurm.qos is {resources.qos!r}; {_associations('qos')}"
+        return f"qos is {resources.qos!r}; {_associations('qos')}"
     if "gres" in said or (resources.has_gpus and "node configuration" in said):
         there = "; ".join(f"{one.name}: {one.gres or 'none'}" for one in known.values())
         asked = resources.gres or f"gpus_per_node {resources.gpus_per_node}"
         return f"{asked} on {resources.nodes} node(s) is asked for; generic resources by partition: {there}."
     if "feature" in said:
-        return f"slurm.constraint is {resources.constraint!r}; `sinfo -o '%P %f'` lists what nodes offer."
+        return f"constraint is {resources.constraint!r}; `sinfo -o '%P %f'` lists what nodes offer."
     if "node name" in said:
-        return f"slurm.exclude is {resources.exclude!r}; `sinfo -N` lists the nodes."
+        return f"exclude is {resources.exclude!r}; `sinfo -N` lists the nodes."
     if "node configuration" in said:
         cpus = resources.ranks_per_node * resources.cpus
         wanted = f"{resources.nodes} node(s) with {cpus} cores and {resources.mem_gb or 'default'} GB each"
