@@ -1,4 +1,4 @@
-"""What a job finds around it on a real cluster: set-up lines, a container, and nothing of the job it was submitted from."""
+"""What a job finds around it on a real cluster: set-up lines, a container, and nothing of the job that submitted it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ MEETING = (
 
 APPTAINER = """\
 #!/bin/bash
-# Stands in for apptainer: notes its arguments, then runs what follows the image in that image's environment, which holds
-# nothing of the caller's but APPTAINERENV_*.
+# Stands in for apptainer: notes its arguments, then runs what follows the image, with nothing of the caller's
+# environment but APPTAINERENV_*.
 echo "$*" >> RECORD
 shift
 while [[ $1 != *.sif ]]; do [[ $1 == --pwd ]] && cd "$2"; shift; done
@@ -80,7 +80,7 @@ def test_two_ranks_in_apptainer(cluster: Cluster) -> None:
     assert (inside["HF_TOKEN"], inside["WORLD_SIZE"]) == ("hf_secret", "2")
     assert inside["SNAKMODEL_ATTEMPT"] == f"{run.jobs()[0]}_0.r0"
     assert "PRIVATE" not in inside
-    calls = record.read_text().splitlines()
+    calls = [line for line in record.read_text().splitlines() if line.startswith("exec ")]
     assert len(calls) == 2
     binds = f"--bind {REPOSITORY}:{REPOSITORY} --bind {run.root}:{run.root} --bind /etc:/host-etc:ro"
     assert all(call.startswith(f"exec {binds} --pwd {REPOSITORY} /images/snak.sif python3 -u -c") for call in calls)
