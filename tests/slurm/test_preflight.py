@@ -84,15 +84,15 @@ def test_refusals(site: Site, partitions: None) -> None:
 
 def test_nothing_is_submitted_when_a_later_stage_would_be_refused(site: Site, partitions: None) -> None:
     """submit_all.py asks about every stage first: with only the last one impossible, no job is queued at all."""
-    done = site.call(
-        "submit_all.py", "stages: {train: {ranks_per_node: 2}, push: {gres: 'gpu:8'}}", "--scheduler", "slurm"
-    )
+    settings = "stages: {train: {ranks_per_node: 2}, push: {gres: 'gpu:8'}}"
+    folder = site.folder / "runs" / "refused-early"
+    done = site.call("submit_all.py", settings, "--scheduler", "slurm", "--run-dir", str(folder))
     assert done.returncode == 2
     assert "nothing was submitted" in done.stderr
     assert "stage push: Slurm says: sbatch: error: Invalid generic resource" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list(site.folder.glob("runs/*/submissions.jsonl"))
-    assert not [row for row in site.cluster.squeue() if row["JobName"].startswith("demo-push")]
+    assert not (folder / "submissions.jsonl").exists()
+    assert not [row for row in site.cluster.squeue() if row["JobName"].startswith("refused-early")]
 
 
 def test_read_only_run_folder(site: Site) -> None:
