@@ -25,7 +25,7 @@ from snakmodel.forecast import forecast_plan, free, gigabytes, used
 from snakmodel.launch import make_writable
 from snakmodel.plan import Plan, make_plan
 from snakmodel.publish import UserError
-from snakmodel.slurm import choose, scrub_environment
+from snakmodel.slurm import choose
 from snakmodel.slurm_check import Partition, alike, ask, partition_of, partitions, refusal
 
 _COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
@@ -66,7 +66,6 @@ class Preflight:
             check_local(config.cluster)
             self.add("Slurm", "note", "not asked: the run would be on this machine")
             return
-        scrub_environment()
         known = partitions()
         self.add("Slurm", "pass", f"the controller answers; partitions: {', '.join(known)}")
         usable = self._stages(plan, known)

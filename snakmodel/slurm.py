@@ -43,7 +43,8 @@ _ENDED = frozenset(
         "TIMEOUT",
     ]
 )
-_LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
+LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
+"""How the variables of a surrounding job begin, which sbatch would read as options."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -242,7 +243,7 @@ def read_submissions(path: Path) -> list[Mapping[str, Any]]:
 def scrub_environment() -> None:
     """Drop the variables of a surrounding job, which sbatch would read as options; SLURM_CONF stays."""
     for name in list(os.environ):
-        if name.startswith(_LEAKS) and name != "SLURM_CONF":
+        if name.startswith(LEAKS) and name != "SLURM_CONF":
             del os.environ[name]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from snakmodel.config import Resources
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
-from snakmodel.slurm import make_executor, scrub_environment
+from snakmodel.slurm import LEAKS, make_executor
 from snakmodel.stage import Stage
 
 _SECONDS = 90
@@ -49,9 +49,13 @@ class Partition:
 
 
 def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's tools; one that does not answer in time, or is missing, counts as failed."""
+    """Run one of Slurm's tools; one that does not answer in time, or is missing, counts as failed.
+
+    It sees nothing of a surrounding job, but this process goes on knowing that it is inside one.
+    """
+    clean = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(LEAKS)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:
         said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
         return subprocess.CompletedProcess(command, 124, "", f"{said}{command[0]}: no answer within {_SECONDS} s")
@@ -162,7 +166,6 @@ def check_resources(plan: Plan) -> None:
 
     Raises UserError with Slurm's words and ours, for all refused stages at once.
     """
-    scrub_environment()
     known = partitions()
     stages = [plan.chain[name] for name, packs in plan.missing.items() if packs]
     problems = []

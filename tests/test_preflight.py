@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from snakmodel.drill import Drill, findings, small
 from snakmodel.drill_rank import Note
 from snakmodel.forecast import forecast
 from snakmodel.slurm import make_executor
-from snakmodel.slurm_check import Partition, alike, minutes, partition_of
+from snakmodel.slurm_check import Partition, alike, ask, minutes, partition_of
 from snakmodel.stage import Stage
 from tests import toy
 
@@ -58,6 +59,21 @@ def test_partition_of_a_job() -> None:
         known["b"],
         None,
     ]
+
+
+def test_questions_hide_a_surrounding_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's tools see nothing of a job around the launcher but SLURM_CONF; the launcher itself goes on seeing it."""
+    for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "PMI_RANK", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    seen = {line.partition("=")[0] for line in ask(["env"]).stdout.splitlines()}
+    assert "SLURM_CONF" in seen
+    assert not seen & {"SLURM_JOB_ID", "SBATCH_PARTITION", "PMI_RANK"}
+    assert os.environ["SLURM_JOB_ID"] == "x"
+
+
+def test_a_missing_tool_is_a_failed_question() -> None:
+    """A tool that is not installed is an answer, not a traceback."""
+    assert ask(["no-such-tool"]).returncode == 127
 
 
 def test_stages_that_ask_for_the_same_are_asked_about_once(tmp_path: Path) -> None:
