@@ -186,6 +186,32 @@ class Recipe(Section):
         return self
 
 
+class Container(Section):
+    """The container that each rank's command runs in. The run's and the project's folders and the recipe's input
+    paths are always visible inside, under their own names."""
+
+    runtime: Literal["apptainer", "pyxis", "docker", "none"] = "none"
+    """apptainer and docker wrap the command; pyxis is a plugin of srun."""
+    image: str | None = None
+    """What the runtime takes: a .sif or .sqsh file, or docker://…, or a name."""
+    binds: list[str] = []
+    """Further folders to show inside: SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro."""
+    shm_size: str | None = None
+    """Size of /dev/shm in docker, such as 8g; the other runtimes share the node's."""
+    python: str = "python3"
+    """Python inside the image, with the toolkit's packages."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Container:
+        if self.runtime != "none" and not self.image:
+            raise ValueError(f"container.runtime is {self.runtime} but container.image is missing; name the image")
+        for bind in self.binds:
+            source, *rest = bind.split(":")
+            if len(rest) > 2 or not source.startswith("/") or not (rest[:1] or ["/"])[0].startswith("/"):
+                raise ValueError(f"container.binds: found {bind!r}, expected /SOURCE, /SOURCE:/TARGET or …:ro")
+        return self
+
+
 class Resources(Section):
     """What one job of a stage asks for."""
 
@@ -197,15 +223,42 @@ class Resources(Section):
     mem_gb: float | None = Field(default=None, gt=0)
     """Memory of each node; the partition's default when absent."""
     gpus_per_node: int = Field(default=0, ge=0)
+    gres: str | None = None
+    """Generic resources of each node in Slurm's spelling, such as gpu:a100:4; GPUs either here or above."""
     minutes: int = Field(default=120, ge=2)
     """Time limit."""
     partition: str | None = None
-    """Partition, where it differs from `slurm.partition`."""
+    """Partition, where it differs from `slurm.partition`; the same for the keys below."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    setup: list[str] | None = None
+    """Shell lines instead of those of `slurm.setup`."""
+    srun_args: list[str] | None = None
+    """Arguments of srun instead of those of `slurm.srun_args`."""
+    container: Container | None = None
+    """Container instead of the run's; `{runtime: none}` for none."""
 
     @property
     def ranks(self) -> int:
         """Processes over all nodes."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether GPUs are asked for, in either spelling."""
+        return self.gpus_per_node > 0 or (self.gres or "").startswith("gpu")
+
+    @model_validator(mode="after")
+    def _gpus_once(self) -> Resources:
+        if self.gpus_per_node and (self.gres or "").startswith("gpu"):
+            raise ValueError(f"gpus_per_node is {self.gpus_per_node} and gres is {self.gres}; ask for GPUs in one way")
+        return self
+
+
+MAIL_TYPES = ("BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
+              "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS", "NONE")  # fmt: skip
 
 
 class Slurm(Section):
@@ -224,8 +277,19 @@ class Slurm(Section):
     """Shell lines before the job's command: modules, conda, exports."""
     srun_args: list[str] = []
     """Further arguments of srun."""
+    mail_type: str | None = None
+    """When Slurm writes a mail: BEGIN, END, FAIL, REQUEUE, …, separated by commas."""
+    mail_user: str | None = None
+    """Who receives it; the person who submits when absent."""
     interface: str | None = None
     """Network interface for rank-to-rank traffic; by default the libraries choose."""
+
+    @model_validator(mode="after")
+    def _mail(self) -> Slurm:
+        unknown = [one for one in (self.mail_type or "NONE").split(",") if one not in MAIL_TYPES]
+        if unknown:
+            raise ValueError(f"slurm.mail_type: found {unknown[0]!r}. {suggest(unknown[0], MAIL_TYPES)}")
+        return self
 
 
 class Local(Section):
@@ -244,6 +308,9 @@ class Retries(Section):
     """Crashes allowed although each attempt got further."""
 
 
+_PER_STAGE = ("partition", "account", "qos", "constraint", "exclude", "setup", "srun_args")
+
+
 class Cluster(Section):
     """WHERE a run happens. May change between submissions without touching what is done."""
 
@@ -256,6 +323,7 @@ class Cluster(Section):
     shards_per_job: int = Field(default=1, ge=1)
     """Shards that one array element works through; fixed at a run's first submission."""
     slurm: Slurm = Slurm()
+    container: Container = Container()
     local: Local = Local()
     retries: Retries = Retries()
     defaults: Resources = Resources()
@@ -265,6 +333,13 @@ class Cluster(Section):
     def resources(self, stage: str) -> Resources:
         """The resources of a stage: `defaults` with that stage's own values over them."""
         return Resources.model_validate({**self.defaults.model_dump(), **self.stages.get(stage, {})})
+
+    def with_defaults(self, resources: Resources) -> Resources:
+        """The same with everything that the stage leaves open taken from `slurm` and `container`."""
+        general = {name: getattr(self.slurm, name) for name in _PER_STAGE} | {"container": self.container}
+        return resources.model_copy(
+            update={name: value for name, value in general.items() if getattr(resources, name) is None}
+        )
 
 
 class Config(Section):
@@ -329,6 +404,8 @@ def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
 def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[Section]:
     for part in location:
         annotation = model.model_fields[str(part)].annotation
+        alternatives = [one for one in typing.get_args(annotation) if one is not type(None)]
+        annotation = alternatives[0] if alternatives else annotation  # `Container | None`
         assert isinstance(annotation, type)
         assert issubclass(annotation, Section)
         model = annotation

@@ -31,6 +31,7 @@ from snakmodel.attempts import (
     outcome,
     take_claim,
 )
+from snakmodel.containers import supervisor_python
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
     CLAIM_VARIABLE,
@@ -156,7 +157,7 @@ class Driver:
 
     def _launch(self, index: int) -> bool:
         """Run the task's ranks to their end. True if Slurm has been asked to requeue the job meanwhile."""
-        supervise = [self.tasks.python, "-u", "-m", "snakmodel.supervise", str(self.path)]
+        supervise = [supervisor_python(self.tasks), "-u", "-m", "snakmodel.supervise", str(self.path)]
         supervise += ["--task", str(index), "--folder", str(self.folder)]
         start = self._start_srun if self.on_slurm else self._start_children
         self.ranks = start(supervise)

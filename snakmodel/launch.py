@@ -16,11 +16,13 @@ from rich.table import Table
 from snakmodel import config as configuration
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
+from snakmodel.containers import check_local
 from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
 from snakmodel.slurm import SlurmScheduler, Submission, choose
+from snakmodel.slurm_check import check_resources
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,8 +62,8 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     scheduler = args.scheduler or config.cluster.scheduler
     if not (args.dry_run and scheduler == "slurm"):
         scheduler = choose(scheduler)
-    _make_writable(root, "the run's folder", "another --run-dir")
-    _make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
+    make_writable(root, "the run's folder", "another --run-dir")
+    make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
     with run_lock(root, steal=args.steal_lock):
         plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run)
         _explain(plan, selected)
@@ -70,7 +72,7 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
         return _submit(plan, dry=args.dry_run)
 
 
-def _make_writable(folder: Path, what: str, remedy: str) -> None:
+def make_writable(folder: Path, what: str, remedy: str) -> None:
     """Make a folder and write into it. Raises UserError when that fails."""
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -92,6 +94,7 @@ def _explain(plan: Plan, selected: Sequence[str]) -> None:
 
 
 def _run_locally(plan: Plan, *, dry: bool) -> int:
+    check_local(plan.config.cluster)
     console = Console()
     if dry:
         console.print(_table(plan, []))
@@ -104,6 +107,8 @@ def _run_locally(plan: Plan, *, dry: bool) -> int:
 
 
 def _submit(plan: Plan, *, dry: bool) -> int:
+    if not dry:
+        check_resources(plan)
     scheduler = SlurmScheduler(plan, dry=dry)
     submitted = scheduler.run()
     console = Console()

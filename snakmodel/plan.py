@@ -16,6 +16,7 @@ import yaml
 
 from snakmodel.chain import build
 from snakmodel.config import PROJECT, Config, suggest
+from snakmodel.containers import container_spec, srun_flags
 from snakmodel.paths import RunPaths
 from snakmodel.prepare import plan_shards
 from snakmodel.publish import UserError, remove, write_json, write_text
@@ -43,7 +44,8 @@ class Plan:
 
     def write_task_list(self, stage: Stage, python: str) -> Path:
         """Write the file that the stage's jobs read; return its path."""
-        cluster, resources = self.config.cluster, stage.resources
+        cluster, resources = self.config.cluster, self.config.cluster.with_defaults(stage.resources)
+        container = container_spec(self.config, self.paths.root, resources)
         specs = [
             TaskSpec(
                 argv=[*task.argv, *task.unkeyed],
@@ -70,9 +72,10 @@ class Plan:
             resumable=stage.resumable,
             progress=stage.progress,
             environment=dict(stage.environment),
-            srun_args=cluster.slurm.srun_args,
+            srun_args=[*(resources.srun_args or []), *srun_flags(container, str(PROJECT))],
             interface=cluster.slurm.interface,
             logs=str(self.logs(stage.name)),
+            container=container,
         )
         path = self.paths.task_list(stage.name)
         tasks.write(path)

@@ -43,7 +43,8 @@ _ENDED = frozenset(
         "TIMEOUT",
     ]
 )
-_LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
+LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
+"""How the variables of a surrounding job begin, which sbatch would read as options."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -151,6 +152,7 @@ def make_executor(
 ) -> _Executor:
     """A submitit executor with everything that the batch file of these packs says."""
     slurm = plan.config.cluster.slurm
+    resources = plan.config.cluster.with_defaults(stage.resources)
     folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(folder)
     executor.wants_signal = stage.resumable
@@ -163,17 +165,14 @@ def make_executor(
         "kill-on-invalid-dep": "yes",
     }
     executor.update_parameters(
-        **_parameters(stage.resources),
+        **_parameters(resources),
         job_name=f"{plan.paths.name}-{stage.name}-{token}",
         comment=token,
-        partition=stage.resources.partition or slurm.partition,
-        account=slurm.account,
-        qos=slurm.qos,
-        constraint=slurm.constraint,
-        exclude=slurm.exclude,
+        mail_type=slurm.mail_type,
+        mail_user=slurm.mail_user,
         dependency=dependency or None,
         signal_delay_s=slurm.signal_seconds,
-        setup=["trap : TERM", f"cd {shlex.quote(str(PROJECT))} || exit 1", *slurm.setup],
+        setup=["trap : TERM", f"cd {shlex.quote(str(PROJECT))} || exit 1", *(resources.setup or [])],
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,
@@ -191,6 +190,12 @@ def _parameters(resources: Resources) -> dict[str, Any]:
         "cpus_per_task": resources.cpus,
         "mem": f"{int(resources.mem_gb * 1024)}MB" if resources.mem_gb else None,
         "gpus_per_node": resources.gpus_per_node or None,
+        "gres": resources.gres,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
     }
 
 
@@ -238,7 +243,7 @@ def read_submissions(path: Path) -> list[Mapping[str, Any]]:
 def scrub_environment() -> None:
     """Drop the variables of a surrounding job, which sbatch would read as options; SLURM_CONF stays."""
     for name in list(os.environ):
-        if name.startswith(_LEAKS) and name != "SLURM_CONF":
+        if name.startswith(LEAKS) and name != "SLURM_CONF":
             del os.environ[name]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from snakmodel.attempts import ExitRecord
+from snakmodel.containers import contain, inner_python
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
     EXIT_AGAIN,
@@ -47,8 +48,8 @@ def die_with_parent() -> None:
 
 
 def python_of(tasks: TaskList, argv: list[str]) -> list[str]:
-    """The command with its leading `python` replaced by the run's interpreter."""
-    return [tasks.python, "-u", *argv[1:]] if argv[0] == "python" else argv
+    """The command with its leading `python` replaced by the run's interpreter, or by the container's."""
+    return [inner_python(tasks), "-u", *argv[1:]] if argv[0] == "python" else argv
 
 
 def rank_environment(tasks: TaskList) -> dict[str, str]:
@@ -127,6 +128,7 @@ class Supervisor:
         if self.tasks.ranks > 1:
             inherited = self._rendezvous(rank, environment)
         command = python_of(self.tasks, self.tasks.tasks[self.index].argv)
+        command, inherited = contain(self.tasks, command, environment, inherited)
         self.child = subprocess.Popen(
             command, cwd=self.tasks.project, env=environment, pass_fds=inherited, preexec_fn=die_with_parent
         )

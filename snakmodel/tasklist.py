@@ -36,6 +36,19 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class ContainerSpec:
+    """What a rank's command runs in: see config.Container."""
+
+    runtime: str
+    image: str
+    binds: list[str]
+    """SOURCE:TARGET[:ro], all of them."""
+    shm_size: str | None
+    python: str
+    gpus: bool
+
+
+@dataclass(frozen=True)
 class TaskList:
     """One stage of a run, as its jobs see it."""
 
@@ -63,6 +76,7 @@ class TaskList:
     interface: str | None = None
     logs: str = ""
     """Folder of the stage's logs, one file a pack."""
+    container: ContainerSpec | None = None
 
     @property
     def root(self) -> Path:
@@ -91,7 +105,8 @@ class TaskList:
             tasks = [
                 TaskSpec(**{**task, "inputs": [InputSpec(**one) for one in task["inputs"]]}) for task in raw["tasks"]
             ]
-            return cls(**{**raw, "tasks": tasks})
+            container = ContainerSpec(**raw["container"]) if raw.get("container") else None
+            return cls(**{**raw, "tasks": tasks, "container": container})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: not a task list ({error}). Run jobs/submit_all.py again: it writes it anew."

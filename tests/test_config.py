@@ -83,6 +83,10 @@ def test_stage_resources(tmp_path: Path) -> None:
         load(tmp_path, toy.recipe(), {"stages": {"tokenise": {}}})
     with pytest.raises(UserError, match=r"stages\.train\.gpu_per_node: unknown key. Did you mean gpus_per_node\?"):
         load(tmp_path, toy.recipe(), {"stages": {"train": {"gpu_per_node": 4}}})
+    with pytest.raises(UserError, match=r"stages\.train\.container\.imag: unknown key. Did you mean image\?"):
+        load(tmp_path, toy.recipe(), {"stages": {"train": {"container": {"runtime": "none", "imag": "x"}}}})
+    with pytest.raises(UserError, match=r"container\.runtime is docker but container\.image is missing"):
+        load(tmp_path, toy.recipe(), {"stages": {"train": {"container": {"runtime": "docker"}}}})
 
 
 def test_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

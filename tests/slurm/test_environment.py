@@ -1,0 +1,118 @@
+"""What a job finds around it on a real cluster: set-up lines, a container, and nothing of the job that submitted it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+
+from tests import toy
+
+from .conftest import REPOSITORY, Cluster
+from .toy_run import ToyRun
+
+REPORT = (
+    "import json, os, pathlib, sys\n"
+    "path = pathlib.Path(sys.argv[1]); path.parent.mkdir(parents=True, exist_ok=True)\n"
+    "path.write_text(json.dumps(dict(os.environ)))\n"
+)
+"""python -c REPORT OUTPUT: write the environment."""
+
+MEETING = (
+    "import json, os, pathlib, socket, sys\n"
+    "from snakmodel.publish import publishing\n"
+    "e = os.environ\n"
+    "if e['RANK'] == '0':\n"
+    "    listener = socket.socket(fileno=int(e['MASTER_LISTEN_FD']))\n"
+    "    peer, _ = listener.accept()\n"
+    "    found = [peer.recv(100).decode(), dict(e)]\n"
+    "    with publishing(pathlib.Path(sys.argv[1])) as (t,):\n"
+    "        t.write_text(json.dumps(found))\n"
+    "else:\n"
+    "    peer = socket.create_connection((e['MASTER_ADDR'], int(e['MASTER_PORT'])))\n"
+    "    peer.sendall(('rank ' + e['RANK']).encode()); peer.close()\n"
+)
+"""python -c MEETING OUTPUT, on two ranks: rank 0 writes what rank 1 says, and its environment."""
+
+APPTAINER = """\
+#!/bin/bash
+# Stands in for apptainer: notes its arguments, then runs what follows the image, with nothing of the caller's
+# environment but APPTAINERENV_*.
+echo "$*" >> RECORD
+shift
+while [[ $1 != *.sif ]]; do [[ $1 == --pwd ]] && cd "$2"; shift; done
+shift
+inside=("PATH=$PATH")
+for name in $(compgen -e APPTAINERENV_); do inside+=("${name#APPTAINERENV_}=${!name}"); done
+exec env -i "${inside[@]}" "$@"
+"""
+
+
+def test_setup_lines(cluster: Cluster) -> None:
+    """slurm.setup runs before the command of every job; a stage's own lines replace it."""
+    run = ToyRun.new(cluster, "setup", slurm={"setup": ["export GREETING=hej", "export TWO='a b'"]})
+    own = {"setup": ["export GREETING=farvel"], "srun_args": ["--label"]}
+    run.submit([run.stage("one", REPORT), run.stage("two", REPORT, resources=own)])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    one, two = (json.loads((run.root / name / "0.txt").read_text()) for name in ("one", "two"))
+    assert (one["GREETING"], one["TWO"]) == ("hej", "a b")
+    assert two["GREETING"] == "farvel"
+    assert "TWO" not in two
+    assert "0: === two task 0" in run.log("two")
+    assert "0: ===" not in run.log("one")
+
+
+def test_two_ranks_in_apptainer(cluster: Cluster) -> None:
+    """Both ranks run through apptainer and meet; the token is inside although no argument shows it."""
+    folder = cluster.workdir("apptainer")
+    tools, record = folder / "bin", folder / "record"
+    tools.mkdir()
+    (tools / "apptainer").write_text(APPTAINER.replace("RECORD", str(record)))
+    (tools / "apptainer").chmod(0o755)
+    folder.chmod(0o777)
+    setup = [f"export PATH={tools}:$PATH", "export HF_TOKEN=hf_secret", "export PRIVATE=1"]
+    container = {"runtime": "apptainer", "image": "/images/snak.sif", "binds": ["/etc:/host-etc:ro"]}
+    run = ToyRun(cluster, folder, {"slurm": {"setup": setup}, "container": container})
+    run.submit([run.stage("meet", MEETING, resources={"ranks_per_node": 2})])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    said, inside = json.loads((run.root / "meet" / "0.txt").read_text())
+    assert said == "rank 1"
+    assert (inside["HF_TOKEN"], inside["WORLD_SIZE"]) == ("hf_secret", "2")
+    assert inside["SNAKMODEL_ATTEMPT"] == f"{run.jobs()[0]}_0.r0"
+    assert "PRIVATE" not in inside
+    calls = [line for line in record.read_text().splitlines() if line.startswith("exec ")]
+    assert len(calls) == 2
+    binds = f"--bind {REPOSITORY}:{REPOSITORY} --bind {run.root}:{run.root} --bind /etc:/host-etc:ro"
+    assert all(call.startswith(f"exec {binds} --pwd {REPOSITORY} /images/snak.sif python3 -u -c") for call in calls)
+    assert "hf_secret" not in record.read_text()
+
+
+def test_submitting_from_inside_a_job(cluster: Cluster) -> None:
+    """A launcher inside a job, with that job's variables and worse around it, submits as from a login node."""
+    run = ToyRun.new(cluster, "inside")
+    (run.folder / "stages.pickle").write_bytes(
+        pickle.dumps((toy.two_stages(run.root, shards=2), dict(run.settings), 1))
+    )
+    launcher = f"{sys.executable} -m tests.slurm.toy_run {run.folder}"
+    leaks = "export SBATCH_PARTITION=nowhere SBATCH_TIMELIMIT=9 PMI_RANK=3 SRUN_DEBUG=4 SLURM_CPUS_PER_TASK=7"
+    script = run.folder / "outer.sh"
+    script.write_text(f"#!/bin/bash\ncd {REPOSITORY}\n{leaks}\nsrun --ntasks=1 {launcher}\n")
+    log = run.folder / "outer.out"
+    size = ["--nodes=1", "--ntasks=2", "--cpus-per-task=2", "--time=7", f"--output={log}"]
+    outer = cluster.submit(*size, script, cwd=run.folder)
+    (row,) = cluster.wait([outer], "COMPLETED", "FAILED", timeout=120)
+    assert row["State"] == "COMPLETED", log.read_text()
+    assert set(run.finish().values()) == {"COMPLETED"}
+    assert (run.root / "c.txt").read_text() == "0.txt1.txt"
+    limits = {row["Timelimit"] for row in cluster.sacct(run.jobs(), ["Timelimit"])}
+    assert limits == {"02:00:00"}
+    assert {row["AllocCPUS"] for row in cluster.sacct(run.jobs(), ["AllocCPUS"])} == {"1"}
+
+
+def test_exclude(cluster: Cluster) -> None:
+    """No task runs on an excluded node."""
+    run = ToyRun.new(cluster, "exclude", slurm={"exclude": "node[1-3]"})
+    run.submit([run.stage("one", REPORT, tasks=3)])
+    assert set(run.finish().values()) == {"COMPLETED"}
+    nodes = {json.loads((run.root / "one" / f"{i}.txt").read_text())["SLURMD_NODENAME"] for i in range(3)}
+    assert nodes == {"node4"}
