@@ -4,8 +4,8 @@ The batch step of every job. For each task of the pack that has no done marker: 
 start the ranks (srun, or children on this machine), read their exit records, write the done marker. Then it alone
 decides whether the job is done, is requeued or has failed.
 
-Exit codes: 0 done; 75 to be run again (only where no Slurm can requeue); 76 stopped on request; 3 inputs missing;
-1 failed.
+Exit codes: 0 done; 75 to be run again (on Slurm: it is requeued already); 76 stopped on request; 3 inputs missing;
+1 failed or cancelled.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from snakmodel.attempts import (
     Attempt,
     ExitRecord,
+    Kind,
     Outcome,
     Summary,
+    Verdict,
+    bad_nodes,
     claim_path,
+    culprits,
     decide,
     history,
     log_event,
@@ -42,18 +49,41 @@ from snakmodel.publish import (
     Superseded,
     check_claim,
     run_main,
+    write_json,
 )
-from snakmodel.supervise import FORWARD_VARIABLE, die_with_parent, read_progress
+from snakmodel.requeue import ask_requeue, exclude, job_state
+from snakmodel.supervise import (
+    FORWARD_VARIABLE,
+    alive_path,
+    die_with_parent,
+    hung_path,
+    read_progress,
+    started_path,
+)
 from snakmodel.tasklist import InputSpec, TaskList
+from snakmodel.watchdog import Watchdog, log_size, modified
 
 _RANK_GRACE_SECONDS = 30
-_ORDERLY = (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED)
+_HUNG_GRACE_SECONDS = 60
+_START_PAUSES = (5, 15, 30, 60)
+"""Before srun is tried again that could not start anything, as while the controller is down."""
+_LEAVE_SECONDS = 600
+_EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}
+
+
+class _ToldToEnd(Exception):
+    """A signal came while this process was busy itself."""
 
 
 class Driver:
     """One attempt at one pack."""
 
     def __init__(self, path: Path, pack: int) -> None:
+        self.signalled = False
+        self.interruptible = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.path = path
         self.tasks = TaskList.read(path)
         if not 0 <= pack < len(self.tasks.packs):
@@ -63,15 +93,29 @@ class Driver:
         self.attempts = self.tasks.root / "attempts" / self.tasks.stage / f"{pack:05d}"
         self.folder = self.attempts / self.attempt.name
         self.on_slurm = "SLURM_JOB_ID" in os.environ
-        self.signalled = False
+        self.node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self.before = self._progress()
         self.ranks: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        self.told_ranks = False
+        self.kind: Kind = ""
+        self.failed_on: list[str] = []
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
+        if self.interruptible:
+            self.interruptible = False
+            raise _ToldToEnd
+
+    @contextmanager
+    def _ends_at_signal(self) -> Iterator[None]:
+        """While the body (checksums of large files) runs, a signal ends it with _ToldToEnd."""
+        if self.signalled:
+            raise _ToldToEnd
+        self.interruptible = True
+        try:
+            yield
+        finally:
+            self.interruptible = False
 
     def run(self) -> int:
         """Work through the pack; return the exit code."""
@@ -79,22 +123,41 @@ class Driver:
         if not take_claim(claim, self.attempt):
             raise Superseded(f"a later start of job {self.attempt.job} already runs")
         os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), self.attempt.name
+        try:
+            return self._work()
+        except Superseded as error:
+            self._log("superseded", reason=str(error))
+            raise
+
+    def _work(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._log("start", node=os.environ.get("SLURMD_NODENAME", os.uname().nodename))
+        write_json(self.folder / "start.json", {"progress": self.before, "node": self.node})
+        self._report_lost()
+        self._log("start", node=self.node)
         worst: Outcome = "done"
         for index in self.tasks.packs[self.pack]:
             if self.tasks.is_done(index):
-                print(f"task {index} is done already", flush=True)
+                say(f"task {index} is done already")
                 continue
+            if self.signalled:
+                worst = "interrupted"
+                break
             found = self._task(index)
             worst = found if worst == "done" else worst
-            if self.signalled or found in ("again", "stopped", "interrupted"):
+            if found in ("again", "stopped", "interrupted"):
                 worst = found
                 break
-        return self._conclude(self._summary(worst))
+        return self._conclude(worst)
 
-    def _summary(self, found: Outcome) -> Summary:
-        return Summary(self.attempt.name, found, self._progress() > self.before)
+    def _report_lost(self) -> None:
+        """Say so when the start before this one ended without a word."""
+        past = history(self.attempts, self.attempt, self.before)
+        if past and past[-1].outcome == "lost" and past[-1].attempt == self._name_before():
+            reason = f"attempt {past[-1].attempt} ended without a word on {', '.join(past[-1].nodes)}"
+            self._log("lost", kind=past[-1].kind, reason=reason, lost=past[-1].attempt, node=past[-1].nodes[0])
+
+    def _name_before(self) -> str:
+        return Attempt(self.attempt.job, self.attempt.restart - 1).name
 
     def _progress(self) -> int:
         """Grows as the pack gets further: the iteration of a resumable stage, else the number of done tasks."""
@@ -104,28 +167,48 @@ class Driver:
 
     def _task(self, index: int) -> Outcome:
         """Run one task and, if all its ranks are done, write its marker."""
-        problem = self._input_problem(index)
-        if problem:
-            print(f"error: {self.tasks.stage} task {index}: {problem}", file=sys.stderr, flush=True)
-            return "refused"
-        for rank in range(self.tasks.ranks):
-            ExitRecord.path(self.folder, index, rank).unlink(missing_ok=True)
-        requeued = self._launch(index)
-        if requeued:
+        try:
+            with self._ends_at_signal():
+                problem = self._input_problem(index)
+        except _ToldToEnd:
             return "interrupted"
-        records = [ExitRecord.read(ExitRecord.path(self.folder, index, rank)) for rank in range(self.tasks.ranks)]
-        found = outcome(records, self.signalled)
+        if problem:
+            say(f"error: {self.tasks.stage} task {index}: {problem}")
+            return "refused"
+        records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
+        for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
+            path.unlink(missing_ok=True)
+        if not self._launch(index):
+            return "interrupted"
+        found = self._judge([ExitRecord.read(path) for path in records])
         if found == "done":
             found = self._mark_done(index)
-        print(f"--- {self.tasks.stage} task {index}: {found}", flush=True)
+        say(f"--- {self.tasks.stage} task {index}: {found}")
+        return found
+
+    def _judge(self, records: list[ExitRecord | None]) -> Outcome:
+        found = outcome(records, self.signalled)
+        self.told_ranks = any(record and record.signalled for record in records)
+        hung = any(record and record.hung for record in records) or self.kind == "hung"
+        if hung and found not in ("done", "again"):
+            found = "crashed"
+        if found == "crashed":
+            self.kind = "hung" if hung else "crash"
+            self.failed_on = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
+            codes = {record.rank if record else "?": record.code if record else None for record in records}
+            self._log("crash", kind=self.kind, codes=codes, nodes=self.failed_on)
         return found
 
     def _mark_done(self, index: int) -> Outcome:
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
-            marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+            with self._ends_at_signal():
+                marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+        except _ToldToEnd:
+            return "interrupted"
         except (OSError, ValueError) as error:
-            print(f"error: {self.tasks.stage} task {index}: {error}", file=sys.stderr, flush=True)
+            say(f"error: {self.tasks.stage} task {index}: {error}")
+            self.kind = "crash"
             return "crashed"
         check_claim()
         marker.write(self.tasks.marker_path(self.tasks.stage, index))
@@ -155,24 +238,64 @@ class Driver:
         return problem
 
     def _launch(self, index: int) -> bool:
-        """Run the task's ranks to their end. True if Slurm has been asked to requeue the job meanwhile."""
+        """Run the task's ranks to their end. False if this job was told to end meanwhile, on Slurm."""
         supervise = [self.tasks.python, "-u", "-m", "snakmodel.supervise", str(self.path)]
         supervise += ["--task", str(index), "--folder", str(self.folder)]
-        start = self._start_srun if self.on_slurm else self._start_children
-        self.ranks = start(supervise)
-        told: float | None = None
+        if not self.on_slurm:
+            self.ranks = self._start_children(supervise)
+            self._attend(index)
+            return True
+        for pause in (*_START_PAUSES, None):
+            self.ranks = self._start_srun(supervise)
+            if not self._attend(index):
+                return False
+            if self.ranks[0].returncode == 0 or pause is None or started_path(self.folder, index).exists():
+                return True
+            say(f"srun could not start the task; again in {pause} s")
+            self._pause(pause)
+            if self.signalled:
+                return False
+        return True
+
+    def _attend(self, index: int) -> bool:
+        """Wait for the ranks to end, watched; False as soon as Slurm tells this job to end."""
+        watchdog = self._watchdog(index)
+        told = given_up = None
         while None in [rank.poll() for rank in self.ranks]:
             if self.signalled and self.on_slurm:
-                self._requeue("ended by a signal (time limit or preemption)", self._summary("interrupted"))
-                return True
+                return False
+            now = time.monotonic()
             crashed = any(rank.returncode not in (None, 0) for rank in self.ranks)
             if told is None and (self.signalled or crashed) and not self.on_slurm:
-                told = time.monotonic()
+                told = now
                 self._signal_ranks(signal.SIGTERM)
-            if told is not None and time.monotonic() - told > _RANK_GRACE_SECONDS and crashed:
+            if told is not None and now - told > _RANK_GRACE_SECONDS and crashed:
+                self._signal_ranks(signal.SIGKILL)
+            if given_up is None and watchdog and watchdog.expired():
+                given_up = now
+                self._give_up(index, watchdog)
+            if given_up is not None and now - given_up > _HUNG_GRACE_SECONDS:
                 self._signal_ranks(signal.SIGKILL)
             time.sleep(0.05)
-        return False
+        return True
+
+    def _watchdog(self, index: int) -> Watchdog | None:
+        """Watches the log and the iteration, and a silent single process's use of its processor."""
+        if log_size(1) is None:
+            return None
+        signs: Callable[[], object] = lambda: (  # noqa: E731 - it is one expression
+            log_size(1),
+            read_progress(self.tasks),
+            modified(alive_path(self.folder, index)),
+        )
+        return Watchdog(self.tasks.hung_seconds, signs)
+
+    def _give_up(self, index: int, watchdog: Watchdog) -> None:
+        self.kind = "hung"
+        reason = f"no log line, no iteration for {watchdog.silent_seconds():.0f} s"
+        self._log("hung", kind="hung", reason=reason, task=index)
+        say(f"=== {self.tasks.stage} task {index} hangs: {reason}")
+        hung_path(self.folder, index).touch()
 
     def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
         tasks = self.tasks
@@ -203,41 +326,100 @@ class Driver:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    def _conclude(self, summary: Summary) -> int:
-        """Requeue, or leave with the exit code that the summary deserves."""
-        past = history(self.attempts, self.attempt)
+    def _conclude(self, found: Outcome) -> int:
+        """Requeue, or leave with the exit code that the attempt deserves."""
+        past = history(self.attempts, self.attempt, self.before)
+        summary = Summary(self.attempt.name, found, self._progress() > self.before, self.kind, self.failed_on)
+        self._keep(summary)
+        if found in ("again", "interrupted"):
+            summary = replace(summary, kind=self._why(found))
+            self._keep(summary)
         verdict = decide(past, summary, without_progress=self.tasks.without_progress, crashes=self.tasks.crashes)
-        if verdict.again and self.on_slurm:
-            self._requeue(verdict.reason, summary)
-        summary.write(self.folder)
-        if verdict.again:
-            self._log("again", reason=verdict.reason)
-            return EXIT_AGAIN
-        self._log("done" if summary.outcome == "done" else "failed", reason=verdict.reason)
-        print(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}", flush=True)
-        return {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}.get(summary.outcome, 1)
+        if not verdict.again:
+            event = summary.outcome if summary.outcome in ("done", "stopped") else "failed"
+            self._log("cancelled" if summary.kind == "cancelled" else event, reason=verdict.reason, kind=summary.kind)
+            say(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}")
+            return _EXIT_CODES.get(summary.outcome, 1)
+        self._log("requeue" if self.on_slurm else "again", reason=verdict.reason, kind=summary.kind)
+        if self.on_slurm:
+            return self._requeue(verdict, bad_nodes([*past, summary]))
+        return EXIT_AGAIN
 
-    def _requeue(self, reason: str, summary: Summary) -> None:
-        """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
-        summary.write(self.folder)
-        self._log("requeue", reason=reason)
+    def _why(self, found: Outcome) -> Kind:
+        """Why the ranks or this process were told to end, as far as it can be known."""
+        if not self.signalled and not self.told_ranks:
+            return ""
+        if not self.on_slurm:
+            return "requested"
+        state = job_state(self.attempt.job)
+        return state.kind(self.attempt, self.tasks.signal_seconds) if state else ""
+
+    def _keep(self, summary: Summary) -> None:
+        """Write the summary; a full disk must not keep the job from being requeued."""
+        try:
+            summary.write(self.folder)
+        except OSError as error:
+            say(f"the attempt's summary could not be written: {error}")
+
+    def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
+        """Ask Slurm to start this job again, until it does; then leave when the ranks have ended."""
         job = self.attempt.job
-        pause = 1.0
-        while True:
-            check_claim()
-            asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-            if asked.returncode == 0:
+        pause = 0.5
+        while not self._requeued_or_cancelled(job):
+            self._check_claim()
+            answer = ask_requeue(job)
+            if answer.accepted:
                 break
-            print(
-                f"scontrol requeue {job}: {asked.stderr.strip()}; again in {pause:.0f} s", file=sys.stderr, flush=True
-            )
+            if answer.permanent:
+                self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {answer.words}")
+                say(f"error: Slurm refuses to requeue {job}: {answer.words}")
+                return 1
+            say(f"scontrol requeue {job}: {answer.words}; again in {pause:.1f} s")
             time.sleep(pause)
             pause = min(60.0, pause * 2)
-        print(f"=== requeued {job}: {reason}", flush=True)
-        time.sleep(600)
+        if self.kind == "cancelled":
+            self._log("cancelled", kind="cancelled", reason="scancel")
+            return 1
+        say(f"=== requeued {job}: {verdict.reason}")
+        if avoid:
+            problem = exclude(job, avoid, self.tasks.nodes)
+            reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"
+            self._log("kept" if problem else "excluded", nodes=avoid, reason=reason)
+        end = time.monotonic() + _LEAVE_SECONDS
+        while None in [rank.poll() for rank in self.ranks] and time.monotonic() < end:
+            time.sleep(0.1)
+        return EXIT_AGAIN
+
+    def _requeued_or_cancelled(self, job: str) -> bool:
+        """Whether Slurm starts this job again by itself, or a person has cancelled it (then `kind` says so)."""
+        state = job_state(job)
+        if state is None:
+            return False
+        if state.kind(self.attempt, 0) == "cancelled":
+            self.kind = "cancelled"
+        return self.kind == "cancelled" or state.restarts > self.attempt.restart
+
+    def _check_claim(self) -> None:
+        """Raise Superseded if this attempt was replaced; an unreadable claim says nothing."""
+        with suppress(OSError):
+            check_claim()
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.signalled:
+            time.sleep(0.1)
 
     def _log(self, event: str, **details: object) -> None:
-        log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
+        try:
+            log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
+        except OSError as error:
+            say(f"event {event} could not be written: {error}")
+
+
+def say(text: str) -> None:
+    """Print to the job's log, errors to stderr; a full disk must not end the driver."""
+    with suppress(OSError):
+        print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
 
 
 def main() -> int:

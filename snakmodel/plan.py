@@ -72,6 +72,8 @@ class Plan:
             environment=dict(stage.environment),
             srun_args=cluster.slurm.srun_args,
             interface=cluster.slurm.interface,
+            signal_seconds=cluster.slurm.signal_seconds,
+            hung_seconds=cluster.retries.hung_minutes * 60,
         )
         path = self.paths.task_list(stage.name)
         tasks.write(path)

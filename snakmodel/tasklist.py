@@ -61,6 +61,10 @@ class TaskList:
     environment: dict[str, str] = field(default_factory=dict)
     srun_args: list[str] = field(default_factory=list)
     interface: str | None = None
+    signal_seconds: int = 0
+    """Notice before the time limit."""
+    hung_seconds: float = 1800
+    """A step of which nothing is seen for so long is killed."""
 
     @property
     def root(self) -> Path:
