@@ -36,8 +36,8 @@ class JobState:
             return "preempted"
         if self.fields.get("Reason") == "TimeLimit":
             return "timeout"
-        if self.restarts > attempt.restart:
-            return "requeued"
+        if self.restarts > attempt.restart:  # once it is pending again, Slurm no longer says that it was preempted
+            return "preempted" if self.fields.get("JobState") == "PENDING" else "requeued"
         if self.fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return "cancelled"
         return "timeout" if self._seconds_left() < notice_seconds + _NOTICE_SLACK_SECONDS else "requested"

@@ -9,8 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
@@ -56,17 +55,12 @@ def kinds(run: ToyRun, stage: str, *events: str, pack: int = 0) -> list[tuple[st
 @contextmanager
 def partition(cluster: Cluster, **settings: str) -> Iterator[None]:
     """Other settings of the partition `cpu` for a while."""
-    usual = {"PreemptMode": "REQUEUE", "GraceTime": "0"}
-    for values in (settings, None):
-        words = [f"{name}={value}" for name, value in (values or usual).items()]
-        cluster.run(["scontrol", "update", "PartitionName=cpu", *words], as_root=True)
-        if values is not None:
-            try:
-                yield
-            except BaseException:
-                words = [f"{name}={value}" for name, value in usual.items()]
-                cluster.run(["scontrol", "update", "PartitionName=cpu", *words], as_root=True)
-                raise
+    change = ["scontrol", "update", "PartitionName=cpu"]
+    cluster.run([*change, *(f"{name}={value}" for name, value in settings.items())], as_root=True)
+    try:
+        yield
+    finally:
+        cluster.run([*change, "PreemptMode=REQUEUE", "GraceTime=0"], as_root=True)
 
 
 def node_of(run: ToyRun) -> str:
@@ -86,7 +80,7 @@ def test_a_notice_is_followed_by_a_save_and_a_requeue(cluster: Cluster) -> None:
     after = run.stage(
         "after", "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(); p.touch()"
     )
-    run.submit([run.stage("save", SAVES, **RESUMABLE), replace_waits(after, {"save": "all"})])
+    run.submit([run.stage("save", SAVES, **RESUMABLE), replace(after, waits={"save": "all"})])
     run.until(ready(run), "the command's start")
     run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
     assert set(run.finish().values()) == {"COMPLETED"}
@@ -94,12 +88,6 @@ def test_a_notice_is_followed_by_a_save_and_a_requeue(cluster: Cluster) -> None:
     assert kinds(run, "save", "requeue") == [("requeue", "requested")]
     assert run.markers("after") == [0]
     assert "saved" in run.log("save")
-
-
-def replace_waits(stage: Any, waits: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(stage, waits=waits)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +175,7 @@ def test_workers_ignore_the_notice(cluster: Cluster) -> None:
         "with multiprocessing.get_context('fork').Pool(2, ignore) as pool:\n"
         "    pool.map(abs, range(8)); wait_for_signal()\n"
         "    assert pool.map(abs, range(-8, 0)) == list(range(8, 0, -1))\n"
+        "    pool.close(); pool.join()\n"
         "save(); sys.exit(75)\n"
     )
     run = ToyRun.new(cluster, "workers")
@@ -199,13 +188,13 @@ def test_workers_ignore_the_notice(cluster: Cluster) -> None:
 
 
 def test_one_bad_shard(cluster: Cluster) -> None:
-    """One shard always crashes: it fails after the budget, the others finish, what waits is cancelled, its node is
+    """One shard always crashes: it fails after the budget, the others finish, what waits for it is cancelled.
 
-    excluded on the way; after the repair that shard and what waits for it are run, and nothing else.
+    After the repair that shard and what waits for it are run, and nothing else.
     """
     script = (
-        STEPS
-        + "if output.name == '1.txt' and not (root / 'repaired').exists(): sys.exit('broken shard')\noutput.write_text('done')\n"
+        STEPS + "if output.name == '1.txt' and not (root / 'repaired').exists(): sys.exit('broken shard')\n"
+        "output.write_text('done')\n"
     )
     copy = "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(exist_ok=True); p.touch()"
     run = ToyRun.new(cluster, "bad-shard")
@@ -229,3 +218,39 @@ def test_one_bad_shard(cluster: Cluster) -> None:
         state for job, state in run.finish().items() if job.split("_")[0] in {str(one["job"]) for one in again}
     } == {"COMPLETED"}
     assert run.markers("second") == [0, 1, 2]
+
+
+def test_a_bad_node_is_avoided(cluster: Cluster) -> None:
+    """After two crashes on one node the job is kept off it, with an event, and is done elsewhere."""
+    run = ToyRun.new(cluster, "bad-node")
+    run.submit([run.stage("save", STEPS + "if restart < 2: sys.exit(1)\ndone()\n")])
+    assert set(run.finish().values()) == {"COMPLETED"}
+    first, second, third = (one["node"] for one in run.events("save") if one["event"] == "start")
+    assert first == second != third
+    assert [one["nodes"] for one in run.events("save") if one["event"] == "excluded"] == [[first]]
+
+
+@pytest.mark.slow
+def test_a_time_limit_that_is_too_short(cluster: Cluster) -> None:
+    """Three attempts in a row that are told to stop before they got further end the job with that reason."""
+    run = ToyRun.new(cluster, "too-short")
+    run.submit([run.stage("save", STEPS + "wait_for_signal(); sys.exit(75)\n", **RESUMABLE)])
+    for restart in range(3):
+        run.until(ready(run, restart), f"start {restart}")
+        run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
+    assert set(run.finish().values()) == {"FAILED"}
+    assert run.story("save") == ["start", "requeue", "start", "requeue", "start", "failed"]
+    assert run.events("save")[-1]["reason"].startswith("time limit too short: 3 attempts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [False, True])
+def test_time_limit(cluster: Cluster, ignored: bool) -> None:
+    """Before the limit the notice makes the command save; if it is ignored, the driver requeues at the limit's TERM."""
+    script = SAVES.replace("save(); print('saved'); sys.exit(75)", "time.sleep(600)") if ignored else SAVES
+    run = ToyRun.new(cluster, f"limit-{ignored}", slurm={"signal_seconds": 5})
+    run.submit([run.stage("save", script, resources={"minutes": 2}, **RESUMABLE)])
+    assert set(run.finish(timeout=330).values()) == {"COMPLETED"}
+    assert run.story("save") == ["start", "requeue", "start", "done"]
+    assert kinds(run, "save", "requeue") == [("requeue", "timeout")]
+    assert (run.root / "progress").exists() is not ignored
