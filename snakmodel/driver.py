@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -51,22 +49,11 @@ from snakmodel.publish import (
     run_main,
     write_json,
 )
+from snakmodel.ranks import Ranks, say
 from snakmodel.requeue import ask_requeue, exclude, job_state
-from snakmodel.supervise import (
-    FORWARD_VARIABLE,
-    alive_path,
-    die_with_parent,
-    hung_path,
-    read_progress,
-    started_path,
-)
+from snakmodel.supervise import hung_path, read_progress, started_path
 from snakmodel.tasklist import InputSpec, TaskList
-from snakmodel.watchdog import Watchdog, log_size, modified
 
-_RANK_GRACE_SECONDS = 30
-_HUNG_GRACE_SECONDS = 60
-_START_PAUSES = (5, 15, 30, 60)
-"""Before srun is tried again that could not start anything, as while the controller is down."""
 _LEAVE_SECONDS = 600
 _EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}
 
@@ -95,7 +82,7 @@ class Driver:
         self.on_slurm = "SLURM_JOB_ID" in os.environ
         self.node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self.before = self._progress()
-        self.ranks: list[subprocess.Popen[bytes]] = []
+        self.ranks = Ranks(path, self.tasks, self.folder, lambda: self.signalled, self._on_hung)
         self.told_ranks = False
         self.kind: Kind = ""
         self.failed_on: list[str] = []
@@ -144,7 +131,7 @@ class Driver:
                 break
             found = self._task(index)
             worst = found if worst == "done" else worst
-            if found in ("again", "stopped", "interrupted"):
+            if found in ("again", "stopped", "interrupted", "lost"):
                 worst = found
                 break
         return self._conclude(worst)
@@ -152,12 +139,11 @@ class Driver:
     def _report_lost(self) -> None:
         """Say so when the start before this one ended without a word."""
         past = history(self.attempts, self.attempt, self.before)
-        if past and past[-1].outcome == "lost" and past[-1].attempt == self._name_before():
+        before = Attempt(self.attempt.job, self.attempt.restart - 1).name
+        said = (self.attempts / before / "summary.json").exists()
+        if past and past[-1].outcome == "lost" and past[-1].attempt == before and not said:
             reason = f"attempt {past[-1].attempt} ended without a word on {', '.join(past[-1].nodes)}"
             self._log("lost", kind=past[-1].kind, reason=reason, lost=past[-1].attempt, node=past[-1].nodes[0])
-
-    def _name_before(self) -> str:
-        return Attempt(self.attempt.job, self.attempt.restart - 1).name
 
     def _progress(self) -> int:
         """Grows as the pack gets further: the iteration of a resumable stage, else the number of done tasks."""
@@ -178,7 +164,7 @@ class Driver:
         records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
         for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
             path.unlink(missing_ok=True)
-        if not self._launch(index):
+        if not self.ranks.run(index):
             return "interrupted"
         found = self._judge([ExitRecord.read(path) for path in records])
         if found == "done":
@@ -192,12 +178,19 @@ class Driver:
         hung = any(record and record.hung for record in records) or self.kind == "hung"
         if hung and found not in ("done", "again"):
             found = "crashed"
+        if found == "crashed" and not any(records) and self._restarts_already():
+            self.kind, self.failed_on = "node-failure", [self.node] if self.tasks.nodes == 1 else []
+            return "lost"
         if found == "crashed":
             self.kind = "hung" if hung else "crash"
             self.failed_on = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
             codes = {record.rank if record else "?": record.code if record else None for record in records}
             self._log("crash", kind=self.kind, codes=codes, nodes=self.failed_on)
         return found
+
+    def _on_hung(self, index: int, reason: str) -> None:
+        self.kind = "hung"
+        self._log("hung", kind="hung", reason=reason, task=index)
 
     def _mark_done(self, index: int) -> Outcome:
         task, root = self.tasks.tasks[index], self.tasks.root
@@ -237,95 +230,6 @@ class Driver:
             problem += "; its marker was removed"
         return problem
 
-    def _launch(self, index: int) -> bool:
-        """Run the task's ranks to their end. False if this job was told to end meanwhile, on Slurm."""
-        supervise = [self.tasks.python, "-u", "-m", "snakmodel.supervise", str(self.path)]
-        supervise += ["--task", str(index), "--folder", str(self.folder)]
-        if not self.on_slurm:
-            self.ranks = self._start_children(supervise)
-            self._attend(index)
-            return True
-        for pause in (*_START_PAUSES, None):
-            self.ranks = self._start_srun(supervise)
-            if not self._attend(index):
-                return False
-            if self.ranks[0].returncode == 0 or pause is None or started_path(self.folder, index).exists():
-                return True
-            say(f"srun could not start the task; again in {pause} s")
-            self._pause(pause)
-            if self.signalled:
-                return False
-        return True
-
-    def _attend(self, index: int) -> bool:
-        """Wait for the ranks to end, watched; False as soon as Slurm tells this job to end."""
-        watchdog = self._watchdog(index)
-        told = given_up = None
-        while None in [rank.poll() for rank in self.ranks]:
-            if self.signalled and self.on_slurm:
-                return False
-            now = time.monotonic()
-            crashed = any(rank.returncode not in (None, 0) for rank in self.ranks)
-            if told is None and (self.signalled or crashed) and not self.on_slurm:
-                told = now
-                self._signal_ranks(signal.SIGTERM)
-            if told is not None and now - told > _RANK_GRACE_SECONDS and crashed:
-                self._signal_ranks(signal.SIGKILL)
-            if given_up is None and watchdog and watchdog.expired():
-                given_up = now
-                self._give_up(index, watchdog)
-            if given_up is not None and now - given_up > _HUNG_GRACE_SECONDS:
-                self._signal_ranks(signal.SIGKILL)
-            time.sleep(0.05)
-        return True
-
-    def _watchdog(self, index: int) -> Watchdog | None:
-        """Watches the log and the iteration, and a silent single process's use of its processor."""
-        if log_size(1) is None:
-            return None
-        signs: Callable[[], object] = lambda: (  # noqa: E731 - it is one expression
-            log_size(1),
-            read_progress(self.tasks),
-            modified(alive_path(self.folder, index)),
-        )
-        return Watchdog(self.tasks.hung_seconds, signs)
-
-    def _give_up(self, index: int, watchdog: Watchdog) -> None:
-        self.kind = "hung"
-        reason = f"no log line, no iteration for {watchdog.silent_seconds():.0f} s"
-        self._log("hung", kind="hung", reason=reason, task=index)
-        say(f"=== {self.tasks.stage} task {index} hangs: {reason}")
-        hung_path(self.folder, index).touch()
-
-    def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
-        tasks = self.tasks
-        srun = [
-            "srun",
-            f"--nodes={tasks.nodes}",
-            f"--ntasks={tasks.ranks}",
-            f"--ntasks-per-node={tasks.ranks_per_node}",
-        ]
-        srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered", *tasks.srun_args]
-        return [subprocess.Popen([*srun, *supervise], cwd=tasks.project, preexec_fn=die_with_parent)]
-
-    def _start_children(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
-        if self.tasks.nodes > 1:
-            raise SystemExit(
-                f"error: stage {self.tasks.stage} wants {self.tasks.nodes} nodes; without Slurm there is one"
-            )
-        ranks = [
-            {"RANK": str(rank), "LOCAL_RANK": str(rank), FORWARD_VARIABLE: "1"} for rank in range(self.tasks.ranks)
-        ]
-        return [
-            subprocess.Popen(supervise, cwd=self.tasks.project, env={**os.environ, **rank}, preexec_fn=die_with_parent)
-            for rank in ranks
-        ]
-
-    def _signal_ranks(self, number: int) -> None:
-        for rank in self.ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
     def _conclude(self, found: Outcome) -> int:
         """Requeue, or leave with the exit code that the attempt deserves."""
         past = history(self.attempts, self.attempt, self.before)
@@ -340,7 +244,8 @@ class Driver:
             self._log("cancelled" if summary.kind == "cancelled" else event, reason=verdict.reason, kind=summary.kind)
             say(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}")
             return _EXIT_CODES.get(summary.outcome, 1)
-        self._log("requeue" if self.on_slurm else "again", reason=verdict.reason, kind=summary.kind)
+        name = "lost" if summary.outcome == "lost" else "requeue" if self.on_slurm else "again"
+        self._log(name, reason=verdict.reason, kind=summary.kind, node=self.node)
         if self.on_slurm:
             return self._requeue(verdict, bad_nodes([*past, summary]))
         return EXIT_AGAIN
@@ -386,9 +291,14 @@ class Driver:
             reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"
             self._log("kept" if problem else "excluded", nodes=avoid, reason=reason)
         end = time.monotonic() + _LEAVE_SECONDS
-        while None in [rank.poll() for rank in self.ranks] and time.monotonic() < end:
+        while self.ranks.running() and time.monotonic() < end:
             time.sleep(0.1)
         return EXIT_AGAIN
+
+    def _restarts_already(self) -> bool:
+        """Whether Slurm starts this job again by itself, as after a node's failure."""
+        state = job_state(self.attempt.job) if self.on_slurm else None
+        return state is not None and state.restarts > self.attempt.restart
 
     def _requeued_or_cancelled(self, job: str) -> bool:
         """Whether Slurm starts this job again by itself, or a person has cancelled it (then `kind` says so)."""
@@ -404,22 +314,11 @@ class Driver:
         with suppress(OSError):
             check_claim()
 
-    def _pause(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.signalled:
-            time.sleep(0.1)
-
     def _log(self, event: str, **details: object) -> None:
         try:
             log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
         except OSError as error:
             say(f"event {event} could not be written: {error}")
-
-
-def say(text: str) -> None:
-    """Print to the job's log, errors to stderr; a full disk must not end the driver."""
-    with suppress(OSError):
-        print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
 
 
 def main() -> int:

@@ -1,12 +1,14 @@
 """What a job asks Slurm about itself: why it is being ended, to be started again, and not on a certain node.
 
 Seen on Slurm 22.05 while a job is being ended: at the time limit Reason is TimeLimit; at preemption PreemptTime is set,
-and with PreemptMode=REQUEUE Restarts is already raised; a job that a person cancelled has neither.
+or, with PreemptMode=REQUEUE, Restarts is already raised (as by `scontrol requeue`); a job that a person cancelled has
+neither.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +38,8 @@ class JobState:
             return "preempted"
         if self.fields.get("Reason") == "TimeLimit":
             return "timeout"
-        if self.restarts > attempt.restart:  # once it is pending again, Slurm no longer says that it was preempted
-            return "preempted" if self.fields.get("JobState") == "PENDING" else "requeued"
+        if self.restarts > attempt.restart:  # the requeue wipes PreemptTime: what the partition does has to serve
+            return "preempted" if _preempts_by_requeue(self.fields.get("Partition", "")) else "requeued"
         if self.fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return "cancelled"
         return "timeout" if self._seconds_left() < notice_seconds + _NOTICE_SLACK_SECONDS else "requested"
@@ -47,6 +49,10 @@ class JobState:
             return (datetime.fromisoformat(self.fields["EndTime"]) - datetime.now()).total_seconds()
         except (KeyError, ValueError):
             return float("inf")
+
+
+def _preempts_by_requeue(partition: str) -> bool:
+    return "PreemptMode=REQUEUE" in _scontrol("show", "partition", "--oneliner", partition).stdout
 
 
 def job_state(job: str) -> JobState | None:
@@ -102,6 +108,11 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, start_new_session=True)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_ignore_term)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(argv, 1, "", str(error))
+
+
+def _ignore_term() -> None:
+    """In the child: Slurm signals every process of the job, and so would end the very request to be requeued."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from snakmodel.attempts import ExitRecord
+from snakmodel.attempts import ExitRecord, log_event
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
     EXIT_AGAIN,
@@ -137,7 +137,20 @@ class Supervisor:
             self.child.send_signal(number)
 
     def run(self) -> int:
-        """Run the command to its end, write the exit record, and return this process's exit code."""
+        """Run the command to its end, write the exit record, and return this process's exit code.
+
+        Raises Superseded, and says so in the events, when another attempt has taken the claim.
+        """
+        try:
+            return self._run()
+        except Superseded as error:
+            pack = next(number for number, pack in enumerate(self.tasks.packs) if self.index in pack)
+            attempt = os.environ[ATTEMPT_VARIABLE]
+            details = {"pack": pack, "attempt": attempt, "task": self.index, "reason": str(error)}
+            log_event(self.tasks.root, self.tasks.stage, "superseded", **details)
+            raise
+
+    def _run(self) -> int:
         started = time.monotonic()
         environment = {
             "PYTHONFAULTHANDLER": "1",

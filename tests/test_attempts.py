@@ -137,9 +137,7 @@ def test_history_is_read_from_the_starts(tmp_path: Path) -> None:
     [
         ({"JobState": "COMPLETING", "Reason": "TimeLimit", "PreemptTime": "None", "Restarts": "1"}, "timeout"),
         ({"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": "1"}, "cancelled"),
-        ({"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": "2"}, "requeued"),
         ({"JobState": "COMPLETING", "PreemptTime": "2026-11-23T01:19:17", "Restarts": "2"}, "preempted"),
-        ({"JobState": "PENDING", "Reason": "BeginTime", "PreemptTime": "None", "Restarts": "2"}, "preempted"),
         ({"JobState": "RUNNING", "EndTime": "2099-01-01T00:00:00", "Restarts": "1"}, "requested"),
         ({"JobState": "RUNNING", "EndTime": "2001-01-01T00:00:00", "Restarts": "1"}, "timeout"),
     ],
