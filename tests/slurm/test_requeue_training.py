@@ -17,7 +17,7 @@ __all__ = ["tiny_config", "tiny_data"]
 FLAGS = (
     "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
     "--max_position_embeddings 64 --no_tie_embed_logits --seq_length 32 --micro_batch_size 2 --global_batch_size 8 "
-    "--train_iters 1500 --lr 1e-3 --lr_decay_style constant --log_interval 1 --eval_interval 9999 --eval_iters 0 "
+    "--train_iters 300 --lr 1e-3 --lr_decay_style constant --log_interval 1 --eval_interval 9999 --eval_iters 0 "
     "--split 100,0,0 --num_workers 2"
 )
 
@@ -34,7 +34,7 @@ def test_training_saves_at_the_notice_and_goes_on(cluster: Cluster, tiny_data: P
     argv = ("python", script, *FLAGS.split(), "--data_path", str(data / tiny_data.name), "--save", str(save))
     train = Stage(
         "train",
-        (Task(argv, ("checkpoints/iter_0001500",)),),
+        (Task(argv, ("checkpoints/iter_0000300",)),),
         {},
         resources=Resources(ranks_per_node=2),
         resumable=True,
@@ -46,4 +46,4 @@ def test_training_saves_at_the_notice_and_goes_on(cluster: Cluster, tiny_data: P
     assert set(run.finish(timeout=240).values()) == {"COMPLETED"}
     assert run.story("train") == ["start", "requeue", "start", "done"], run.everything()
     assert "continuing from" in run.log("train")
-    assert (save / "latest_checkpointed_iteration.txt").read_text().strip() == "1500"
+    assert (save / "latest_checkpointed_iteration.txt").read_text().strip() == "300"
