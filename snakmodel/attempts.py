@@ -1,7 +1,8 @@
 """Attempts of a pack of tasks: who holds the claim, what each rank's exit record says, and what follows from them.
 
-A run's folder holds claims/STAGE/PACK.json (the attempt that may publish) and attempts/STAGE/PACK/ATTEMPT/ with one
-exit record a rank and task and, when the attempt ended by itself, summary.json.
+A run's folder holds claims/STAGE/PACK.json (the attempt that may publish) and attempts/STAGE/PACK/ATTEMPT/ with
+start.json, one exit record a rank and task and, unless the attempt ended without a word (its node failed),
+summary.json.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +27,18 @@ from snakmodel.publish import (
     write_json,
 )
 
-Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed"]
+Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed", "lost"]
 """done; saved and to be run again; saved and stopped on request; ended by a signal from outside; inputs missing or a
-person's mistake, not worth a retry; anything else."""
+person's mistake, not worth a retry; anything else; ended without a word."""
+
+Kind = Literal["", "timeout", "preempted", "requested", "requeued", "cancelled", "node-failure", "crash", "hung"]
+"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a person's signal,
+requeue or scancel; its node was lost; a crash; killed by the watchdog."""
+
+TOO_SHORT = 3
+"""Attempts in a row that were told to stop before they got further, after which the job fails."""
+REPEATED = 2
+"""Failures of one job on one node, after which the job avoids the node."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,10 @@ class ExitRecord:
     iteration: int | None
     node: str
     seconds: float
+    signalled: str = ""
+    """Name of the first signal that the rank's supervise process received."""
+    hung: bool = False
+    """Killed by the watchdog."""
 
     @staticmethod
     def path(folder: Path, task: int, rank: int) -> Path:
@@ -94,8 +110,15 @@ class ExitRecord:
             return None
 
 
+_SIGNALS = {-signal.SIGTERM, -signal.SIGUSR2, -signal.SIGINT}
+
+
 def outcome(records: Sequence[ExitRecord | None], signalled: bool) -> Outcome:
-    """What all ranks' exit records together mean. `signalled`: the driver was told to end while they ran."""
+    """What all ranks' exit records together mean. `signalled`: the driver was told to end while they ran.
+
+    A rank that was ended by a signal is interrupted only if the signal also reached its supervise process: Slurm
+    signals every process of a step.
+    """
     codes = {record.code if record else None for record in records}
     if codes == {EXIT_DONE}:
         return "done"
@@ -103,19 +126,23 @@ def outcome(records: Sequence[ExitRecord | None], signalled: bool) -> Outcome:
         return "again"
     if codes <= {EXIT_STOPPED, EXIT_AGAIN}:
         return "stopped"
-    if signalled and codes <= {
-        None,
-        EXIT_DONE,
-        EXIT_AGAIN,
-        -signal.SIGTERM,
-        -signal.SIGUSR2,
-        -signal.SIGKILL,
-        -signal.SIGINT,
-    }:
+    if signalled and codes <= {None, EXIT_DONE, EXIT_AGAIN, -signal.SIGKILL, *_SIGNALS}:
+        return "interrupted"
+    if all(record and _told_to_leave(record) for record in records):
         return "interrupted"
     if codes & {EXIT_INPUTS_MISSING, EXIT_USER_ERROR}:
         return "refused"
     return "crashed"
+
+
+def _told_to_leave(record: ExitRecord) -> bool:
+    return bool(record.signalled) and not record.hung and record.code in {EXIT_DONE, EXIT_AGAIN, *_SIGNALS}
+
+
+def culprits(records: Sequence[ExitRecord | None]) -> list[str]:
+    """Nodes of the ranks that failed by themselves."""
+    failed = [one for one in records if one and one.code not in (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED)]
+    return sorted({one.node for one in failed if one.hung or not one.signalled})
 
 
 @dataclass(frozen=True)
@@ -126,17 +153,49 @@ class Summary:
     outcome: Outcome
     progressed: bool
     """A larger iteration or more done markers than at its start."""
+    kind: Kind = ""
+    nodes: list[str] = field(default_factory=list)
+    """Where it failed, if it crashed or was lost."""
 
     def write(self, folder: Path) -> None:
         """Publish it in the attempt's folder."""
         write_json(folder / "summary.json", asdict(self))
 
 
-def history(folder: Path, attempt: Attempt) -> list[Summary]:
-    """Summaries of the earlier starts of this job, oldest first. `folder` holds the pack's attempts."""
-    found = [folder / Attempt(attempt.job, restart).name / "summary.json" for restart in range(attempt.restart)]
-    raw: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in found if path.exists()]
-    return [Summary(**one) for one in raw]
+def history(folder: Path, attempt: Attempt, progress: int) -> list[Summary]:
+    """What the earlier starts of this job came to, oldest first. `folder` holds the pack's attempts.
+
+    Whether one progressed is seen from where its successor started (this attempt at `progress`), since ranks may save
+    after their driver was ended. One that has no summary was ended without a word: its node was lost.
+    """
+    found: list[Summary] = []
+    after = progress
+    for restart in reversed(range(attempt.restart)):
+        one = Attempt(attempt.job, restart)
+        start, end = (_read(folder / one.name / name) for name in ("start.json", "summary.json"))
+        if start is None:
+            continue
+        progressed = after > int(start["progress"])
+        after = int(start["progress"])
+        if end is None:
+            found.append(Summary(one.name, "lost", progressed, "node-failure", [start["node"]]))
+        else:
+            found.append(Summary(**{**end, "progressed": progressed}))
+    return found[::-1]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def bad_nodes(every: Sequence[Summary]) -> list[str]:
+    """Nodes on which several of these attempts failed."""
+    failures = Counter(node for one in every if one.outcome in ("crashed", "lost") for node in one.nodes)
+    return sorted(node for node, count in failures.items() if count >= REPEATED)
 
 
 @dataclass(frozen=True)
@@ -148,21 +207,35 @@ class Verdict:
 
 
 def decide(past: Sequence[Summary], now: Summary, *, without_progress: int, crashes: int) -> Verdict:
-    """Free while progressing; a budget of attempts without progress; a separate limit of crashes with progress."""
+    """Free while progressing; a budget of attempts without progress; a separate limit of crashes.
+
+    Attempts that were told to stop before they got further do not count, but three in a row mean that the time limit
+    is too short. Preemption is not the job's fault: without progress it counts neither way.
+    """
+    if now.kind == "cancelled":
+        return Verdict(False, "cancelled")
     if now.outcome in ("done", "stopped", "refused"):
         return Verdict(False, now.outcome)
     every = [*past, now]
-    stuck = 0
-    for summary in reversed(every):
-        if summary.progressed:
-            break
-        stuck += 1
-    if stuck >= without_progress:
-        return Verdict(False, f"{stuck} attempts in a row got nothing further (the last one: {now.outcome})")
+    stuck = [one for one in _latest_without_progress(every) if one.kind not in ("preempted", "requeued")]
+    early = list(takewhile(lambda one: one.kind in ("timeout", "requested"), stuck))
+    if len(early) >= TOO_SHORT:
+        return Verdict(
+            False, f"time limit too short: {len(early)} attempts in a row were stopped before they got further"
+        )
+    counted = [one for one in stuck if one.kind not in ("timeout", "requested")]
+    if len(counted) >= without_progress:
+        return Verdict(False, f"{len(counted)} attempts in a row got nothing further (the last one: {now.outcome})")
     crashed = sum(summary.outcome == "crashed" for summary in every)
     if crashed > crashes:
         return Verdict(False, f"{crashed} attempts crashed, {crashes} are allowed")
-    return Verdict(True, f"{now.outcome}, {'got further' if now.progressed else f'attempt {stuck} without progress'}")
+    what = now.kind or now.outcome
+    return Verdict(True, f"{what}, {'got further' if now.progressed else f'attempt {len(stuck)} without progress'}")
+
+
+def _latest_without_progress(every: Sequence[Summary]) -> list[Summary]:
+    """The last attempts that got nothing further, the latest first."""
+    return list(takewhile(lambda one: not one.progressed, reversed(every)))
 
 
 def log_event(root: Path, stage: str, event: str, **details: object) -> None:

@@ -75,6 +75,8 @@ class _Builder:
 
     def stage(self, name: str, tasks: Sequence[Task], waits: dict[str, Any], **more: Any) -> Stage:
         resources = self.cluster.resources(name)
+        if more.get("resumable"):
+            self.cluster.check_time_limit(name)
         threads = {"OMP_NUM_THREADS": str(resources.cpus), **more.pop("environment", {})}
         return Stage(name, tuple(tasks), waits, resources, environment=threads, **more)
 

@@ -19,6 +19,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from snakmodel.publish import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
+SIGNAL_EARLY_SECONDS = 60
+"""Slurm may send the notice of the time limit so much earlier than asked."""
+START_SECONDS = 30
+"""The least that start-up and two steps of training take."""
 
 
 def _from_project(path: Path) -> Path:
@@ -306,6 +310,9 @@ class Retries(Section):
     """Attempts in a row that got nothing further before the stage fails."""
     crashes: int = Field(default=5, ge=0)
     """Crashes allowed although each attempt got further."""
+    hung_minutes: float = Field(default=30, gt=0)
+    """A step is killed and started again when for so long its log and its iteration have not moved (nor, for a single
+    process, has its processor time)."""
 
 
 _PER_STAGE = ("partition", "account", "qos", "constraint", "exclude", "setup", "srun_args")
@@ -340,6 +347,16 @@ class Cluster(Section):
         return resources.model_copy(
             update={name: value for name, value in general.items() if getattr(resources, name) is None}
         )
+    def check_time_limit(self, stage: str) -> None:
+        """Refuse a time limit in which a stage that saves when signalled could not get two steps further."""
+        minutes, notice = self.resources(stage).minutes, self.slurm.signal_seconds
+        needed = notice + SIGNAL_EARLY_SECONDS + START_SECONDS
+        if minutes * 60 < needed:
+            raise UserError(
+                f"stages.{stage}.minutes: {minutes} is too short. slurm.signal_seconds is {notice}, Slurm may signal "
+                f"{SIGNAL_EARLY_SECONDS} s before that, and start-up and two steps take {START_SECONDS} s or more: "
+                f"give at least {-(-needed // 60)} minutes, or a smaller slurm.signal_seconds."
+            )
 
 
 class Config(Section):

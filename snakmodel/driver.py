@@ -4,8 +4,8 @@ The batch step of every job. For each task of the pack that has no done marker: 
 start the ranks (srun, or children on this machine), read their exit records, write the done marker. Then it alone
 decides whether the job is done, is requeued or has failed.
 
-Exit codes: 0 done; 75 to be run again (only where no Slurm can requeue); 76 stopped on request; 3 inputs missing;
-1 failed.
+Exit codes: 0 done; 75 to be run again (on Slurm: it is requeued already); 76 stopped on request; 3 inputs missing;
+1 failed or cancelled.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from snakmodel.attempts import (
     Attempt,
     ExitRecord,
+    Kind,
     Outcome,
     Summary,
+    Verdict,
+    bad_nodes,
     claim_path,
+    culprits,
     decide,
     history,
     log_event,
     outcome,
     take_claim,
 )
-from snakmodel.containers import supervisor_python
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
     CLAIM_VARIABLE,
@@ -43,18 +47,30 @@ from snakmodel.publish import (
     Superseded,
     check_claim,
     run_main,
+    write_json,
 )
-from snakmodel.supervise import FORWARD_VARIABLE, die_with_parent, read_progress
+from snakmodel.ranks import Ranks, say
+from snakmodel.requeue import ask_requeue, exclude, job_state
+from snakmodel.supervise import hung_path, read_progress, started_path
 from snakmodel.tasklist import InputSpec, TaskList
 
-_RANK_GRACE_SECONDS = 30
-_ORDERLY = (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED)
+_LEAVE_SECONDS = 600
+_EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}
+
+
+class _ToldToEnd(Exception):
+    """A signal came while this process was busy itself."""
 
 
 class Driver:
     """One attempt at one pack."""
 
     def __init__(self, path: Path, pack: int) -> None:
+        self.signalled = False
+        self.interruptible = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.path = path
         self.tasks = TaskList.read(path)
         if not 0 <= pack < len(self.tasks.packs):
@@ -64,15 +80,29 @@ class Driver:
         self.attempts = self.tasks.root / "attempts" / self.tasks.stage / f"{pack:05d}"
         self.folder = self.attempts / self.attempt.name
         self.on_slurm = "SLURM_JOB_ID" in os.environ
-        self.signalled = False
+        self.node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self.before = self._progress()
-        self.ranks: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        self.ranks = Ranks(path, self.tasks, self.folder, lambda: self.signalled, self._on_hung)
+        self.told_ranks = False
+        self.kind: Kind = ""
+        self.failed_on: list[str] = []
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
+        if self.interruptible:
+            self.interruptible = False
+            raise _ToldToEnd
+
+    @contextmanager
+    def _ends_at_signal(self) -> Iterator[None]:
+        """While the body (checksums of large files) runs, a signal ends it with _ToldToEnd."""
+        if self.signalled:
+            raise _ToldToEnd
+        self.interruptible = True
+        try:
+            yield
+        finally:
+            self.interruptible = False
 
     def run(self) -> int:
         """Work through the pack; return the exit code."""
@@ -80,22 +110,40 @@ class Driver:
         if not take_claim(claim, self.attempt):
             raise Superseded(f"a later start of job {self.attempt.job} already runs")
         os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), self.attempt.name
+        try:
+            return self._work()
+        except Superseded as error:
+            self._log("superseded", reason=str(error))
+            raise
+
+    def _work(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._log("start", node=os.environ.get("SLURMD_NODENAME", os.uname().nodename))
+        write_json(self.folder / "start.json", {"progress": self.before, "node": self.node})
+        self._report_lost()
+        self._log("start", node=self.node)
         worst: Outcome = "done"
         for index in self.tasks.packs[self.pack]:
             if self.tasks.is_done(index):
-                print(f"task {index} is done already", flush=True)
+                say(f"task {index} is done already")
                 continue
+            if self.signalled:
+                worst = "interrupted"
+                break
             found = self._task(index)
             worst = found if worst == "done" else worst
-            if self.signalled or found in ("again", "stopped", "interrupted"):
+            if found in ("again", "stopped", "interrupted", "lost"):
                 worst = found
                 break
-        return self._conclude(self._summary(worst))
+        return self._conclude(worst)
 
-    def _summary(self, found: Outcome) -> Summary:
-        return Summary(self.attempt.name, found, self._progress() > self.before)
+    def _report_lost(self) -> None:
+        """Say so when the start before this one ended without a word."""
+        past = history(self.attempts, self.attempt, self.before)
+        before = Attempt(self.attempt.job, self.attempt.restart - 1).name
+        said = (self.attempts / before / "summary.json").exists()
+        if past and past[-1].outcome == "lost" and past[-1].attempt == before and not said:
+            reason = f"attempt {past[-1].attempt} ended without a word on {', '.join(past[-1].nodes)}"
+            self._log("lost", kind=past[-1].kind, reason=reason, lost=past[-1].attempt, node=past[-1].nodes[0])
 
     def _progress(self) -> int:
         """Grows as the pack gets further: the iteration of a resumable stage, else the number of done tasks."""
@@ -105,28 +153,55 @@ class Driver:
 
     def _task(self, index: int) -> Outcome:
         """Run one task and, if all its ranks are done, write its marker."""
-        problem = self._input_problem(index)
-        if problem:
-            print(f"error: {self.tasks.stage} task {index}: {problem}", file=sys.stderr, flush=True)
-            return "refused"
-        for rank in range(self.tasks.ranks):
-            ExitRecord.path(self.folder, index, rank).unlink(missing_ok=True)
-        requeued = self._launch(index)
-        if requeued:
+        try:
+            with self._ends_at_signal():
+                problem = self._input_problem(index)
+        except _ToldToEnd:
             return "interrupted"
-        records = [ExitRecord.read(ExitRecord.path(self.folder, index, rank)) for rank in range(self.tasks.ranks)]
-        found = outcome(records, self.signalled)
+        if problem:
+            say(f"error: {self.tasks.stage} task {index}: {problem}")
+            return "refused"
+        records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
+        for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
+            path.unlink(missing_ok=True)
+        if not self.ranks.run(index):
+            return "interrupted"
+        found = self._judge([ExitRecord.read(path) for path in records])
         if found == "done":
             found = self._mark_done(index)
-        print(f"--- {self.tasks.stage} task {index}: {found}", flush=True)
+        say(f"--- {self.tasks.stage} task {index}: {found}")
         return found
+
+    def _judge(self, records: list[ExitRecord | None]) -> Outcome:
+        found = outcome(records, self.signalled)
+        self.told_ranks = any(record and record.signalled for record in records)
+        hung = any(record and record.hung for record in records) or self.kind == "hung"
+        if hung and found not in ("done", "again"):
+            found = "crashed"
+        if found == "crashed" and not any(records) and self._restarts_already():
+            self.kind, self.failed_on = "node-failure", [self.node] if self.tasks.nodes == 1 else []
+            return "lost"
+        if found == "crashed":
+            self.kind = "hung" if hung else "crash"
+            self.failed_on = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
+            codes = {record.rank if record else "?": record.code if record else None for record in records}
+            self._log("crash", kind=self.kind, codes=codes, nodes=self.failed_on)
+        return found
+
+    def _on_hung(self, index: int, reason: str) -> None:
+        self.kind = "hung"
+        self._log("hung", kind="hung", reason=reason, task=index)
 
     def _mark_done(self, index: int) -> Outcome:
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
-            marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+            with self._ends_at_signal():
+                marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+        except _ToldToEnd:
+            return "interrupted"
         except (OSError, ValueError) as error:
-            print(f"error: {self.tasks.stage} task {index}: {error}", file=sys.stderr, flush=True)
+            say(f"error: {self.tasks.stage} task {index}: {error}")
+            self.kind = "crash"
             return "crashed"
         check_claim()
         marker.write(self.tasks.marker_path(self.tasks.stage, index))
@@ -155,90 +230,95 @@ class Driver:
             problem += "; its marker was removed"
         return problem
 
-    def _launch(self, index: int) -> bool:
-        """Run the task's ranks to their end. True if Slurm has been asked to requeue the job meanwhile."""
-        supervise = [supervisor_python(self.tasks), "-u", "-m", "snakmodel.supervise", str(self.path)]
-        supervise += ["--task", str(index), "--folder", str(self.folder)]
-        start = self._start_srun if self.on_slurm else self._start_children
-        self.ranks = start(supervise)
-        told: float | None = None
-        while None in [rank.poll() for rank in self.ranks]:
-            if self.signalled and self.on_slurm:
-                self._requeue("ended by a signal (time limit or preemption)", self._summary("interrupted"))
-                return True
-            crashed = any(rank.returncode not in (None, 0) for rank in self.ranks)
-            if told is None and (self.signalled or crashed) and not self.on_slurm:
-                told = time.monotonic()
-                self._signal_ranks(signal.SIGTERM)
-            if told is not None and time.monotonic() - told > _RANK_GRACE_SECONDS and crashed:
-                self._signal_ranks(signal.SIGKILL)
-            time.sleep(0.05)
-        return False
-
-    def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
-        tasks = self.tasks
-        srun = [
-            "srun",
-            f"--nodes={tasks.nodes}",
-            f"--ntasks={tasks.ranks}",
-            f"--ntasks-per-node={tasks.ranks_per_node}",
-        ]
-        srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered", *tasks.srun_args]
-        return [subprocess.Popen([*srun, *supervise], cwd=tasks.project, preexec_fn=die_with_parent)]
-
-    def _start_children(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
-        if self.tasks.nodes > 1:
-            raise SystemExit(
-                f"error: stage {self.tasks.stage} wants {self.tasks.nodes} nodes; without Slurm there is one"
-            )
-        ranks = [
-            {"RANK": str(rank), "LOCAL_RANK": str(rank), FORWARD_VARIABLE: "1"} for rank in range(self.tasks.ranks)
-        ]
-        return [
-            subprocess.Popen(supervise, cwd=self.tasks.project, env={**os.environ, **rank}, preexec_fn=die_with_parent)
-            for rank in ranks
-        ]
-
-    def _signal_ranks(self, number: int) -> None:
-        for rank in self.ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    def _conclude(self, summary: Summary) -> int:
-        """Requeue, or leave with the exit code that the summary deserves."""
-        past = history(self.attempts, self.attempt)
+    def _conclude(self, found: Outcome) -> int:
+        """Requeue, or leave with the exit code that the attempt deserves."""
+        past = history(self.attempts, self.attempt, self.before)
+        summary = Summary(self.attempt.name, found, self._progress() > self.before, self.kind, self.failed_on)
+        self._keep(summary)
+        if found in ("again", "interrupted"):
+            summary = replace(summary, kind=self._why(found))
+            self._keep(summary)
         verdict = decide(past, summary, without_progress=self.tasks.without_progress, crashes=self.tasks.crashes)
-        if verdict.again and self.on_slurm:
-            self._requeue(verdict.reason, summary)
-        summary.write(self.folder)
-        if verdict.again:
-            self._log("again", reason=verdict.reason)
-            return EXIT_AGAIN
-        self._log("done" if summary.outcome == "done" else "failed", reason=verdict.reason)
-        print(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}", flush=True)
-        return {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}.get(summary.outcome, 1)
+        if not verdict.again:
+            event = summary.outcome if summary.outcome in ("done", "stopped") else "failed"
+            self._log("cancelled" if summary.kind == "cancelled" else event, reason=verdict.reason, kind=summary.kind)
+            say(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}")
+            return _EXIT_CODES.get(summary.outcome, 1)
+        name = "lost" if summary.outcome == "lost" else "requeue" if self.on_slurm else "again"
+        self._log(name, reason=verdict.reason, kind=summary.kind, node=self.node)
+        if self.on_slurm:
+            return self._requeue(verdict, bad_nodes([*past, summary]))
+        return EXIT_AGAIN
 
-    def _requeue(self, reason: str, summary: Summary) -> None:
-        """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
-        summary.write(self.folder)
-        self._log("requeue", reason=reason)
+    def _why(self, found: Outcome) -> Kind:
+        """Why the ranks or this process were told to end, as far as it can be known."""
+        if not self.signalled and not self.told_ranks:
+            return ""
+        if not self.on_slurm:
+            return "requested"
+        state = job_state(self.attempt.job)
+        return state.kind(self.attempt, self.tasks.signal_seconds) if state else ""
+
+    def _keep(self, summary: Summary) -> None:
+        """Write the summary; a full disk must not keep the job from being requeued."""
+        try:
+            summary.write(self.folder)
+        except OSError as error:
+            say(f"the attempt's summary could not be written: {error}")
+
+    def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
+        """Ask Slurm to start this job again, until it does; then leave when the ranks have ended."""
         job = self.attempt.job
-        pause = 1.0
-        while True:
-            check_claim()
-            asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-            if asked.returncode == 0:
+        pause = 0.5
+        while not self._requeued_or_cancelled(job):
+            self._check_claim()
+            answer = ask_requeue(job)
+            if answer.accepted:
                 break
-            print(
-                f"scontrol requeue {job}: {asked.stderr.strip()}; again in {pause:.0f} s", file=sys.stderr, flush=True
-            )
+            if answer.permanent:
+                self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {answer.words}")
+                say(f"error: Slurm refuses to requeue {job}: {answer.words}")
+                return 1
+            say(f"scontrol requeue {job}: {answer.words}; again in {pause:.1f} s")
             time.sleep(pause)
             pause = min(60.0, pause * 2)
-        print(f"=== requeued {job}: {reason}", flush=True)
-        time.sleep(600)
+        if self.kind == "cancelled":
+            self._log("cancelled", kind="cancelled", reason="scancel")
+            return 1
+        say(f"=== requeued {job}: {verdict.reason}")
+        if avoid:
+            problem = exclude(job, avoid, self.tasks.nodes)
+            reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"
+            self._log("kept" if problem else "excluded", nodes=avoid, reason=reason)
+        end = time.monotonic() + _LEAVE_SECONDS
+        while self.ranks.running() and time.monotonic() < end:
+            time.sleep(0.1)
+        return EXIT_AGAIN
+
+    def _restarts_already(self) -> bool:
+        """Whether Slurm starts this job again by itself, as after a node's failure."""
+        state = job_state(self.attempt.job) if self.on_slurm else None
+        return state is not None and state.restarts > self.attempt.restart
+
+    def _requeued_or_cancelled(self, job: str) -> bool:
+        """Whether Slurm starts this job again by itself, or a person has cancelled it (then `kind` says so)."""
+        state = job_state(job)
+        if state is None:
+            return False
+        if state.kind(self.attempt, 0) == "cancelled":
+            self.kind = "cancelled"
+        return self.kind == "cancelled" or state.restarts > self.attempt.restart
+
+    def _check_claim(self) -> None:
+        """Raise Superseded if this attempt was replaced; an unreadable claim says nothing."""
+        with suppress(OSError):
+            check_claim()
 
     def _log(self, event: str, **details: object) -> None:
-        log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
+        try:
+            log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
+        except OSError as error:
+            say(f"event {event} could not be written: {error}")
 
 
 def main() -> int:

@@ -76,6 +76,8 @@ class Plan:
             interface=cluster.slurm.interface,
             logs=str(self.logs(stage.name)),
             container=container,
+            signal_seconds=cluster.slurm.signal_seconds,
+            hung_seconds=cluster.retries.hung_minutes * 60,
         )
         path = self.paths.task_list(stage.name)
         tasks.write(path)

@@ -2,8 +2,9 @@
 
 The small parent of one rank: gives the command its rank and rendezvous, runs it, and writes its exit record.
 
-It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks only after a
-crash; what to do next is decided by the driver from all ranks' records.
+A file task-….hung in the attempt's folder, made by the driver's watchdog, tells it to print the command's stacks and
+to kill it. It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks
+only after a crash; what to do next is decided by the driver from all ranks' records.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from snakmodel.attempts import ExitRecord
+from snakmodel.attempts import ExitRecord, log_event
 from snakmodel.containers import contain, inner_python
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
@@ -35,10 +37,28 @@ from snakmodel.publish import (
     write_json,
 )
 from snakmodel.tasklist import TaskList
+from snakmodel.watchdog import cpu_seconds, dump_and_kill, kill_tree
 
 FORWARD_VARIABLE = "SNAKMODEL_FORWARD"
 """Set by the driver when it is the only one to signal this process (Slurm signals the command itself as well)."""
 _RENDEZVOUS_SECONDS = 300
+_LOOK_SECONDS = 5
+_BUSY_SHARE = 0.05
+
+
+def started_path(folder: Path, task: int) -> Path:
+    """Shows that rank 0 of a task has been started."""
+    return folder / f"task-{task:05d}.started"
+
+
+def hung_path(folder: Path, task: int) -> Path:
+    """Tells all ranks of a task that the watchdog has given it up."""
+    return folder / f"task-{task:05d}.hung"
+
+
+def alive_path(folder: Path, task: int) -> Path:
+    """Touched while the single process of a task uses its processor."""
+    return folder / f"task-{task:05d}.alive"
 
 
 def die_with_parent() -> None:
@@ -102,39 +122,50 @@ def find_rendezvous(path: Path) -> tuple[str, int]:
 class Supervisor:
     """One rank of one task."""
 
-    def __init__(self, tasks: TaskList, index: int, folder: Path) -> None:
-        self.tasks = tasks
-        self.index = index
-        self.folder = folder
+    def __init__(self, path: Path, index: int, folder: Path) -> None:
         self.child: subprocess.Popen[bytes] | None = None
-        self.pending: int | None = None
+        self.received: int | None = None
+        self.hung = False
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self.tasks = TaskList.read(path)
+        self.index = index
+        self.folder = folder
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.environ.get(FORWARD_VARIABLE):
-            self.pending = number
-            if self.child is not None:
-                self.child.send_signal(number)
+        self.received = self.received or number
+        if os.environ.get(FORWARD_VARIABLE) and self.child is not None:
+            self.child.send_signal(number)
 
     def run(self) -> int:
-        """Run the command to its end, write the exit record, and return this process's exit code."""
+        """Run the command to its end, write the exit record, and return this process's exit code.
+
+        Raises Superseded, and says so in the events, when another attempt has taken the claim.
+        """
+        try:
+            return self._run()
+        except Superseded as error:
+            pack = next(number for number, pack in enumerate(self.tasks.packs) if self.index in pack)
+            attempt = os.environ[ATTEMPT_VARIABLE]
+            details = {"pack": pack, "attempt": attempt, "task": self.index, "reason": str(error)}
+            log_event(self.tasks.root, self.tasks.stage, "superseded", **details)
+            raise
+
+    def _run(self) -> int:
         started = time.monotonic()
-        environment = {**os.environ, **self.tasks.environment, **rank_environment(self.tasks)}
+        environment = {
+            "PYTHONFAULTHANDLER": "1",
+            **os.environ,
+            **self.tasks.environment,
+            **rank_environment(self.tasks),
+        }
         environment.pop(FORWARD_VARIABLE, None)
         rank = int(environment["RANK"])
         self._banner(rank)
         inherited: tuple[int, ...] = ()
         if self.tasks.ranks > 1:
             inherited = self._rendezvous(rank, environment)
-        command = python_of(self.tasks, self.tasks.tasks[self.index].argv)
-        command, inherited = contain(self.tasks, command, environment, inherited)
-        self.child = subprocess.Popen(
-            command, cwd=self.tasks.project, env=environment, pass_fds=inherited, preexec_fn=die_with_parent
-        )
-        if self.pending is not None:
-            self.child.send_signal(self.pending)
-        code = self._wait()
+        code = self._run_command(environment, inherited, rank)
         record = ExitRecord(
             attempt=os.environ.get(ATTEMPT_VARIABLE, ""),
             rank=rank,
@@ -142,9 +173,24 @@ class Supervisor:
             iteration=read_progress(self.tasks),
             node=os.environ.get("SLURMD_NODENAME", os.uname().nodename),
             seconds=round(time.monotonic() - started, 1),
+            signalled=signal.Signals(self.received).name if self.received else "",
+            hung=self.hung,
         )
         write_json(ExitRecord.path(self.folder, self.index, rank), asdict(record))
         return 0 if code in (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED) else (code if code > 0 else 128 - code)
+
+    def _run_command(self, environment: dict[str, str], inherited: tuple[int, ...], rank: int) -> int:
+        """The command's exit code, or minus the signal that ended it. One told to stop before it began is not begun."""
+        if self.received is not None:
+            return -self.received
+        command = python_of(self.tasks, self.tasks.tasks[self.index].argv)
+        command, inherited = contain(self.tasks, command, environment, inherited)
+        self.child = subprocess.Popen(
+            command, cwd=self.tasks.project, env=environment, pass_fds=inherited, preexec_fn=die_with_parent
+        )
+        if self.received is not None and os.environ.get(FORWARD_VARIABLE):
+            self.child.send_signal(self.received)
+        return self._wait(rank)
 
     def _rendezvous(self, rank: int, environment: dict[str, str]) -> tuple[int, ...]:
         path = self.folder / f"task-{self.index:05d}.rendezvous.json"
@@ -158,24 +204,43 @@ class Supervisor:
         environment["MASTER_LISTEN_FD"] = str(listener.detach())
         return (int(environment["MASTER_LISTEN_FD"]),)
 
-    def _wait(self) -> int:
-        """Wait for the child; kill it if another attempt takes the claim meanwhile."""
+    def _wait(self, rank: int) -> int:
+        """Wait for the child; kill it if another attempt takes the claim meanwhile, or if the watchdog says so."""
         assert self.child is not None
+        used = 0.0
         while True:
             try:
-                return self.child.wait(timeout=5)
+                return self.child.wait(timeout=_LOOK_SECONDS)
             except subprocess.TimeoutExpired:
-                try:
-                    check_claim()
-                except Superseded:
-                    self.child.kill()
-                    self.child.wait()
-                    raise
-                except OSError:
-                    continue
+                used = self._show_life(used)
+                if hung_path(self.folder, self.index).exists():
+                    self.hung = True
+                    dump_and_kill(self.child.pid, rank)
+                    return self.child.wait()
+            try:
+                check_claim()
+            except Superseded:
+                kill_tree(self.child.pid)
+                self.child.wait()
+                raise
+            except OSError:
+                continue
+
+    def _show_life(self, used: float) -> float:
+        """Tell the watchdog of a single process that computes silently; of several, one may spin for a lost peer."""
+        assert self.child is not None
+        if self.tasks.ranks > 1 or self.tasks.resumable:
+            return used
+        now = cpu_seconds(self.child.pid)
+        if now - used < _BUSY_SHARE * _LOOK_SECONDS:
+            return used
+        with suppress(OSError):
+            alive_path(self.folder, self.index).touch()
+        return now
 
     def _banner(self, rank: int) -> None:
         if rank == 0:
+            started_path(self.folder, self.index).touch()
             cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
             print(
                 f"=== {self.tasks.stage} task {self.index} | attempt {os.environ.get(ATTEMPT_VARIABLE, 'by hand')} | "
@@ -201,7 +266,7 @@ def main() -> int:
     parser.add_argument("--task", type=int, required=True, help="number of the task in the list")
     parser.add_argument("--folder", type=Path, required=True, help="the attempt's folder, for the exit record")
     args = parser.parse_args()
-    return Supervisor(TaskList.read(args.tasklist), args.task, args.folder).run()
+    return Supervisor(args.tasklist, args.task, args.folder).run()
 
 
 if __name__ == "__main__":

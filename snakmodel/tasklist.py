@@ -77,6 +77,10 @@ class TaskList:
     logs: str = ""
     """Folder of the stage's logs, one file a pack."""
     container: ContainerSpec | None = None
+    signal_seconds: int = 0
+    """Notice before the time limit."""
+    hung_seconds: float = 1800
+    """A step of which nothing is seen for so long is killed."""
 
     @property
     def root(self) -> Path:

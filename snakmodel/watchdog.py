@@ -1,0 +1,110 @@
+"""A step that hangs: nothing is seen of it for too long; its processes' stacks go to the log and they are killed.
+
+The driver watches (Watchdog), each rank's supervise acts (dump_and_kill): the processes may be on other nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+_DUMP_SECONDS = 10
+
+
+class Watchdog:
+    """Notes when the signs of life last changed."""
+
+    def __init__(self, seconds: float, signs: Callable[[], object]) -> None:
+        self.seconds = seconds
+        self.signs = signs
+        self.seen = signs()
+        self.since = self.looked = time.monotonic()
+
+    def silent_seconds(self) -> float:
+        """Seconds without any sign. Looks at most ten times in the time allowed, since the files may be remote."""
+        now = time.monotonic()
+        if now - self.looked >= min(30.0, self.seconds / 10):
+            self.looked = now
+            found = self.signs()
+            if found != self.seen:
+                self.seen, self.since = found, now
+        return now - self.since
+
+    def expired(self) -> bool:
+        """Whether nothing has been seen for too long."""
+        return self.silent_seconds() > self.seconds
+
+
+def log_size(descriptor: int) -> int | None:
+    """Bytes in the file that a descriptor writes to; None if it is not a file."""
+    found = os.fstat(descriptor)
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def modified(path: Path) -> int | None:
+    """When a file was last written, None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it, parents first."""
+    children: dict[int, list[int]] = {}
+    for one in Path("/proc").iterdir():
+        if one.name.isdigit() and (fields := _fields(int(one.name))):
+            children.setdefault(int(fields[1]), []).append(int(one.name))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and all below it have used."""
+    used = [fields for one in descendants(pid) if (fields := _fields(one))]
+    return sum(int(fields[11]) + int(fields[12]) for fields in used) / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third on: state, parent, …"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all below it."""
+    for one in descendants(pid):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
+
+
+def dump_and_kill(pid: int, rank: int) -> None:
+    """Have a process and all below it print the stacks of their threads, then kill them.
+
+    Python prints them at SIGABRT when PYTHONFAULTHANDLER is set, which supervise sees to; others just end.
+    """
+    print(f"=== rank {rank} hangs; stacks of its threads:", file=sys.stderr, flush=True)
+    family = descendants(pid)
+    for one in family:
+        with suppress(ProcessLookupError, PermissionError, ValueError):
+            resource.prlimit(one, resource.RLIMIT_CORE, (0, resource.prlimit(one, resource.RLIMIT_CORE)[1]))
+    for one in family:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGABRT)
+    end = time.monotonic() + _DUMP_SECONDS
+    while time.monotonic() < end and any((fields := _fields(one)) and fields[0] != "Z" for one in family):
+        time.sleep(0.1)
+    for one in family:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
