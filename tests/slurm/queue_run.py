@@ -39,10 +39,12 @@ class QueueRun:
     root: Path
 
     @classmethod
-    def new(cls, cluster: Cluster, name: str, shards: int, pack: int = 1, script: str = toy.PUBLISH) -> QueueRun:
-        """`pack` 0 means: as many shards an array element as the queue needs."""
+    def new(
+        cls, cluster: Cluster, name: str, shards: int, pack: int = 1, stages: int = 3, script: str = toy.PUBLISH
+    ) -> QueueRun:
+        """`pack` 0: as many shards an array element as the queue needs; `stages`: the first so many of the three."""
         folder = cluster.workdir(name)
-        settings = {"shards": shards, "pack": pack, "script": script}
+        settings = {"shards": shards, "pack": pack, "script": script, "stages": stages}
         (folder / "settings.json").write_text(json.dumps(settings))
         return cls(cluster, folder, folder / "run")
 
@@ -83,6 +85,10 @@ class QueueRun:
         wanted = "".join(f"a/{i}.txt"[-5:] for i in range(shards))
         return text.exists() and text.read_text() == wanted
 
+    def markers(self, stage: str) -> int:
+        """Number of done tasks."""
+        return len(list((self.root / "markers" / stage).glob("*.json")))
+
     def starts(self) -> list[tuple[str, int]]:
         """(stage, pack) of every attempt."""
         events = read_lines(self.root / "events.jsonl")
@@ -103,7 +109,7 @@ def main() -> int:
     args = parser.parse_args()
     settings = json.loads((args.folder / "settings.json").read_text())
     root = args.folder / "run"
-    stages = toy.two_stages(root, settings["shards"], settings["script"])
+    stages = toy.two_stages(root, settings["shards"], settings["script"])[: settings["stages"]]
     pack = settings["pack"] or pack_for_queue(Settings(), stages)
     again = [sys.executable, "-m", "tests.slurm.queue_run", str(args.folder)]
     os.umask(0o022)
