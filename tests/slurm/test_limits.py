@@ -11,12 +11,12 @@ import pytest
 
 from tests import toy
 
-from .conftest import Cluster
+from .conftest import REPOSITORY, Cluster
 from .queue_run import QueueRun
 
 READ = (
     "from snakmodel.config import Cluster; from snakmodel.limits import read_limits\n"
-    "found = read_limits(Cluster(), ['']); print(found.array_size, found.tightest, found.running, found.message_timeout)"
+    "one = read_limits(Cluster(), ['']); print(one.array_size, one.tightest, one.running, one.message_timeout)"
 )
 
 
@@ -50,11 +50,11 @@ def test_limits_are_read_from_slurm(cluster: Cluster) -> None:
     folder = cluster.workdir("read-limits")
     job = cluster.submit("--hold", "--array=0-4", "--wrap=true", cwd=folder)
     try:
-        free = cluster.run([sys.executable, "-c", READ]).stdout
+        free = cluster.run([sys.executable, "-c", READ], cwd=REPOSITORY).stdout
         assert free.startswith("20001 MaxJobCount = 200000, ")
         assert free.endswith(" None 10.0\n")
         with submit_limit(cluster, 20, running=7):
-            found = cluster.run([sys.executable, "-c", READ]).stdout
+            found = cluster.run([sys.executable, "-c", READ], cwd=REPOSITORY).stdout
         assert found == "20001 MaxSubmitJobsPerUser of QOS normal = 20, 5 of it in use 7 10.0\n"
     finally:
         cluster.run(["scancel", job])
