@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "submit.json")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="snak-bench-", dir="/tmp"))
+    folder.chmod(0o755)  # munged refuses a socket that others cannot reach
     devcluster = [sys.executable, str(PROJECT / "sbatch" / "devcluster")]
     try:
         subprocess.run([*devcluster, "up", "--dir", str(folder / "c"), "--nodes", "1"], check=True, stdout=sys.stderr)

@@ -125,7 +125,7 @@ def _missing(
     for stage in chain.stages:
         if stage.name not in selected:
             continue
-        problems = [chain.marker_problem(stage.name, index) for index in range(len(stage.tasks))]
+        problems = chain.marker_problems(stage.name)
         notes += [f"{stage.name}: {problem}; done again" for problem in problems if problem and problem != "no marker"]
         again = stage.name in forgotten
         wanted = [n for n, pack in enumerate(packs[stage.name]) if again or any(problems[index] for index in pack)]
