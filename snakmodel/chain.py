@@ -71,7 +71,7 @@ class _Builder:
         _check_tokenizer(self.recipe.tokenizer.file, self.vocab_size, self.recipe.model.base)
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return f"{self.root}/{name}"
 
     def stage(self, name: str, tasks: Sequence[Task], waits: dict[str, Any], **more: Any) -> Stage:
         resources = self.cluster.resources(name)
@@ -85,7 +85,7 @@ class _Builder:
         count = len(self.shards)
         names = [f"shard-{index:05d}" for index in range(count)]
         d = self.recipe.dedup
-        files = {part.file: fingerprint(Path(part.file)) for shard in self.shards for part in shard}
+        files = {file: fingerprint(Path(file)) for file in {part.file for shard in self.shards for part in shard}}
         signature_flags = (
             f"--column text --num_perm {d.num_perm} --threshold {d.threshold} --ngram {d.ngram} "
             f"--min_length {d.min_length} --ranges {d.ranges} --short_docs {d.short_docs}"

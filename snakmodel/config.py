@@ -347,6 +347,7 @@ class Cluster(Section):
         return resources.model_copy(
             update={name: value for name, value in general.items() if getattr(resources, name) is None}
         )
+
     def check_time_limit(self, stage: str) -> None:
         """Refuse a time limit in which a stage that saves when signalled could not get two steps further."""
         minutes, notice = self.resources(stage).minutes, self.slurm.signal_seconds

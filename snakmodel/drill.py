@@ -24,7 +24,7 @@ from snakmodel.drill_rank import HELLO, REPORT, Note
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan
 from snakmodel.publish import write_text
-from snakmodel.slurm import SlurmScheduler
+from snakmodel.scheduler import SlurmScheduler
 from snakmodel.slurm_check import Partition, ask
 from snakmodel.stage import Chain, Stage, Task
 

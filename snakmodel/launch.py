@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +19,14 @@ from snakmodel import config as configuration
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
 from snakmodel.containers import check_local
+from snakmodel.limits import pack_for_queue
 from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
+from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
-from snakmodel.slurm import SlurmScheduler, Submission, choose
+from snakmodel.scheduler import SlurmScheduler
+from snakmodel.slurm import array_ranges, choose
 from snakmodel.slurm_check import check_resources
 
 
@@ -49,7 +54,21 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument(
         "--dry-run", action="store_true", help="write the batch files and show the plan; submit nothing"
     )
+    parser.add_argument(
+        "--wait-for-room", action="store_true",
+        help="stay and submit the rest as the queue empties, instead of leaving it to a continuation job",
+    )  # fmt: skip
+    parser.add_argument("--continues", metavar="SERIES", help=argparse.SUPPRESS)  # in a continuation job
     return parser.parse_args(argv)
+
+
+def _again(args: argparse.Namespace, root: Path) -> list[str]:
+    """The command that submits the rest of this run."""
+    command = [sys.executable, str(Path(sys.argv[0]).absolute()), "--recipe", str(args.recipe.absolute())]
+    command += ["--cluster", str(args.cluster.absolute()), "--run-dir", str(root), "--scheduler", "slurm"]
+    for flag, values in (("--from", [args.first]), ("--until", [args.last]), ("--only", args.only)):
+        command += [flag, *values] if any(values) else []
+    return command
 
 
 def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str] | None = None) -> int:
@@ -65,11 +84,13 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     make_writable(root, "the run's folder", "another --run-dir")
     make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
     with run_lock(root, steal=args.steal_lock):
-        plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run)
+        fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
+        plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run, fit=fit)
         _explain(plan, selected)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
-        return _submit(plan, dry=args.dry_run)
+        again = _again(args, root)
+        return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, again, args.continues))
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
@@ -106,14 +127,17 @@ def _run_locally(plan: Plan, *, dry: bool) -> int:
     return LocalScheduler(plan).run()
 
 
-def _submit(plan: Plan, *, dry: bool) -> int:
-    if not dry:
+def _submit(scheduler: SlurmScheduler) -> int:
+    plan = scheduler.plan
+    if not scheduler.dry:
         check_resources(plan)
-    scheduler = SlurmScheduler(plan, dry=dry)
     submitted = scheduler.run()
     console = Console()
     console.print(_table(plan, submitted, scheduler))
-    if dry:
+    given_up = {name: packs for name, packs in scheduler.given_up.items() if packs}
+    for name, packs in given_up.items():
+        console.print(f"{name}: not submitted again, they or what they need failed: packs {array_ranges(list(packs))}")
+    if scheduler.dry:
         console.print(f"Dry run: nothing was submitted. Batch files: {plan.paths.batch_file('<stage>')}")
     elif submitted:
         console.print(
@@ -122,9 +146,14 @@ def _submit(plan: Plan, *, dry: bool) -> int:
             f"  tail -F {plan.logs('<stage>')}/*.out   # read along\n"
             f"  the same command again                 # submit what is missing, should something fail"
         )
-    else:
+    elif not scheduler.left and not given_up:
         console.print("Nothing was submitted: every selected stage is done, queued or running.")
-    return 0
+    if scheduler.left:
+        console.print(
+            f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
+            "a continuation job submits them when these have ended."
+        )
+    return 1 if given_up and not submitted else 0
 
 
 def _table(plan: Plan, submitted: Sequence[Submission], scheduler: SlurmScheduler | None = None) -> Table:

@@ -1,7 +1,8 @@
 """The lock of a run's folder: one launcher at a time.
 
 A file made with O_EXCL, not flock: many parallel file systems lack the latter. It names host, process and start
-time. On the same host a lock whose process is gone is taken over; a lock from another host is only broken on request.
+time. On the same host a lock whose process is gone is taken over, and so is that of an earlier start of the same Slurm
+job; another lock from another host is only broken on request.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
         "pid": os.getpid(),
         "process_start": _process_start(os.getpid()),
         "since": time.strftime("%F %T"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
     if steal or _is_stale(path):
         path.unlink(missing_ok=True)
@@ -62,8 +64,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether the lock was made on this host by a process that no longer exists."""
+    """Whether the lock is an earlier start's of this very job, or of a process on this host that no longer exists."""
     holder = _read(path)
+    if holder.get("slurm_job") and holder["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
+        return True
     if holder.get("host") != os.uname().nodename:
         return False
     return bool(_process_start(int(holder["pid"])) != holder["process_start"])

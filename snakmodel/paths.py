@@ -33,6 +33,11 @@ class RunPaths:
         return self.root / "submissions.jsonl"
 
     @property
+    def intents(self) -> Path:
+        """One line before each sbatch: what submissions.jsonl says nothing about has to be looked for."""
+        return self.root / "intents.jsonl"
+
+    @property
     def events(self) -> Path:
         """One line for everything that happens to a job."""
         return self.root / "events.jsonl"

@@ -7,7 +7,7 @@ of the input files is refused with the stages it touches, unless the run is told
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,26 @@ class Plan:
         return path
 
 
-def make_plan(config: Config, root: Path, selected: Sequence[str], restart_from: Sequence[str], *, dry: bool) -> Plan:
-    """Build the chain, compare it with what the run was frozen with, and find what is missing."""
+def make_plan(
+    config: Config,
+    root: Path,
+    selected: Sequence[str],
+    restart_from: Sequence[str],
+    *,
+    dry: bool,
+    fit: Callable[[Sequence[Stage]], int] | None = None,
+) -> Plan:
+    """Build the chain, compare it with what the run was frozen with, and find what is missing.
+
+    `fit` gives the shards that an array element of a new run takes (default: what cluster.yaml says).
+    """
     paths = RunPaths(root)
     data = config.recipe.data
     shards = plan_shards(data.path, data.sources, data.shards, data.shard_mb * 10**6)
     chain = build(config, root, paths.shards, shards)
     frozen = _read_frozen(paths.frozen)
-    shards_per_job = frozen["shards_per_job"] if frozen else config.cluster.shards_per_job
+    minimum = config.cluster.shards_per_job
+    shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
         _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain)
@@ -119,7 +131,7 @@ def _missing(
     for stage in chain.stages:
         if stage.name not in selected:
             continue
-        problems = [chain.marker_problem(stage.name, index) for index in range(len(stage.tasks))]
+        problems = chain.marker_problems(stage.name)
         notes += [f"{stage.name}: {problem}; done again" for problem in problems if problem and problem != "no marker"]
         again = stage.name in forgotten
         wanted = [n for n, pack in enumerate(packs[stage.name]) if again or any(problems[index] for index in pack)]

@@ -1,50 +1,33 @@
-"""Stages -> sbatch through submitit: arrays with stable indices, dependencies, logs that are appended to.
+"""What Slurm is given: batch files through submitit, arrays with stable indices, logs that are appended to.
 
 submitit writes and submits the batch file; the command in it is our driver with a task list, so no pickles are
-involved and
-a job needs nothing that happens after sbatch. The array index is the pack's number, whichever packs are submitted.
+involved and a job needs nothing that happens after sbatch. The array index is the pack's number, whichever packs are
+submitted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from snakmodel.attempts import log_event
 from snakmodel.config import PROJECT, Resources
+from snakmodel.once import read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
+from snakmodel.squeue import my_elements
 from snakmodel.stage import Stage
 
-_ENDED = frozenset(
-    [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    ]
-)
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
 """How the variables of a surrounding job begin, which sbatch would read as options."""
+_STALLED_SECONDS = 180
+"""sbatch is ended after this long; the controller alone makes it sleep 122 s where it has too many jobs."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -57,94 +40,22 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         lines = super()._make_submission_file_text(command, uid).split("\n")
         return "\n".join(line for line in lines if self.wants_signal or not line.startswith("#SBATCH --signal="))
 
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """An sbatch that cannot hang for ever."""
+        return ["timeout", "--kill-after=5", str(_STALLED_SECONDS), "sbatch", str(submission_file_path)]
+
+    def text(self, command: str) -> str:
+        """The batch file of a command."""
+        return self._make_submission_file_text(command, "")
+
+    def send(self, command: str) -> str:
+        """Submit a command; return the job's id."""
+        return str(self._submit_command(command).job_id)
+
     @classmethod
     def affinity(cls) -> int:
         """Batch files can be written (--dry-run) on a machine without Slurm."""
         return 2
-
-
-@dataclass
-class Submission:
-    """One sbatch call."""
-
-    stage: str
-    packs: list[int]
-    dependency: str
-    job: str
-    token: str
-
-
-@dataclass
-class SlurmScheduler:
-    """Submits the missing packs of a plan, chained by dependencies."""
-
-    plan: Plan
-    dry: bool = False
-    active: dict[str, dict[int, str]] = field(default_factory=dict)
-    """Stage -> pack -> job that is queued or running for it."""
-    submitted: list[Submission] = field(default_factory=list)
-
-    def run(self) -> list[Submission]:
-        """Submit stage by stage; return what was submitted. With `dry` only the batch files are written."""
-        scrub_environment()
-        self.active = {} if self.dry else active_packs(self.plan)
-        for name, packs in self.plan.missing.items():
-            wanted = [pack for pack in packs if pack not in self.active.get(name, {})]
-            groups: dict[str, list[int]] = {}
-            for pack in wanted:
-                groups.setdefault(self._dependency(self.plan.chain[name], pack), []).append(pack)
-            for dependency, group in groups.items():
-                self._submit(self.plan.chain[name], group, dependency)
-        return self.submitted
-
-    def _dependency(self, stage: Stage, pack: int) -> str:
-        """What this pack has to wait for: nothing that is done, `aftercorr` where the same index is submitted now."""
-        parts: list[str] = []
-        for other, kind in stage.waits.items():
-            now = [one for one in self.submitted if one.stage == other]
-            before = self.active.get(other, {})
-            if kind == "all":
-                jobs = [one.job for one in now] + sorted(set(before.values()))
-                parts += [f"afterok:{job}" for job in jobs]
-            else:
-                parts += [f"aftercorr:{one.job}" for one in now if pack in one.packs]
-                parts += [f"afterok:{before[pack]}"] if pack in before else []
-        return ",".join(dict.fromkeys(parts))
-
-    def _submit(self, stage: Stage, packs: list[int], dependency: str) -> None:
-        token = uuid.uuid4().hex[:10]
-        tasks = self.plan.write_task_list(stage, self._python())
-        folder = self.plan.paths.batch_file(stage.name)
-        executor = make_executor(self.plan, stage, folder, packs, dependency, token)
-        command = shlex.join([self._python(), "-u", "-m", "snakmodel.driver", str(tasks)])
-        self.plan.logs(stage.name).mkdir(parents=True, exist_ok=True)
-        if self.dry:
-            path = folder / f"dry-run-{len([one for one in self.submitted if one.stage == stage.name])}.sh"
-            path.write_text(executor._make_submission_file_text(command, token))
-            self.submitted.append(Submission(stage.name, packs, dependency, f"<{stage.name}>", token))
-            return
-        try:
-            job = executor._submit_command(command).job_id
-        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            done = ", ".join(f"{one.stage} ({one.job})" for one in self.submitted) or "nothing"
-            raise UserError(
-                f"Slurm refused stage {stage.name}: {str(error).strip()}\nSubmitted before it: {done}. "
-                "Correct cluster.yaml and run the same command: it submits only what is missing."
-            ) from error
-        submission = Submission(stage.name, packs, dependency, job, token)
-        self.submitted.append(submission)
-        self._record(submission)
-
-    def _record(self, one: Submission) -> None:
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": one.stage, "job": one.job, "packs": one.packs}
-        with self.plan.paths.submissions.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "dependency": one.dependency, "token": one.token}) + "\n")
-        log_event(
-            self.plan.paths.root, one.stage, "submit", job=one.job, packs=len(one.packs), dependency=one.dependency
-        )
-
-    def _python(self) -> str:
-        return self.plan.config.cluster.python or sys.executable
 
 
 def make_executor(
@@ -210,34 +121,25 @@ def array_ranges(packs: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
-def active_packs(plan: Plan) -> dict[str, dict[int, str]]:
+def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:
     """Stage -> pack -> job, for every pack of this run that Slurm has queued or running.
 
-    Raises UserError if Slurm is silent.
+    Raises UserError if Slurm is silent for `patience` seconds.
     """
     journal = read_submissions(plan.paths.submissions)
     if not journal:
         return {}
-    command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--states=all", "--format=%F %K %T"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    if asked.returncode:
-        raise UserError(
-            f"squeue did not answer, so it is unknown what is queued; nothing was submitted: {asked.stderr.strip()}"
-        )
     stages = {line["job"]: line["stage"] for line in journal}
     found: dict[str, dict[int, str]] = {}
-    for line in asked.stdout.splitlines():
-        job, index, state = line.split()
-        if job in stages and index.isdigit() and state not in _ENDED:
-            found.setdefault(stages[job], {})[int(index)] = job
+    for job, index in my_elements(patience):
+        if job in stages:
+            found.setdefault(stages[job], {})[index] = job
     return found
 
 
 def read_submissions(path: Path) -> list[Mapping[str, Any]]:
     """The journal of a run's sbatch calls."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return list(read_lines(path))
 
 
 def scrub_environment() -> None:

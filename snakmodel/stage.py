@@ -99,8 +99,18 @@ class Chain:
     def marker_problem(self, stage: str, index: int) -> str | None:
         """Why a task does not count as done, or None if it does. Compares key, existence and sizes, not checksums."""
         path = marker_path(self.root, stage, index)
-        if not path.exists():
-            return "no marker"
+        return self._marker_problem(stage, index, path) if path.exists() else "no marker"
+
+    def marker_problems(self, stage: str) -> list[str | None]:
+        """The same of every task of a stage; what has no marker costs nothing."""
+        folder = marker_path(self.root, stage, 0).parent
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        paths = ((index, marker_path(self.root, stage, index)) for index in range(len(self.keys[stage])))
+        if not there:
+            return ["no marker"] * len(self.keys[stage])
+        return [self._marker_problem(stage, i, path) if path.name in there else "no marker" for i, path in paths]
+
+    def _marker_problem(self, stage: str, index: int, path: Path) -> str | None:
         marker = Marker.read(path)
         if marker is None:
             return f"{path} cannot be read"
@@ -110,18 +120,15 @@ class Chain:
 
 
 def _key(root: Path, stage: Stage, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
+    """The key of a task; this machine's folders are taken out of its arguments, so that a moved run keeps its keys."""
     read: list[str] = []
     for source in task.inputs:
         if source.stage not in stage.waits:
             raise ValueError(f"stage {stage.name} reads {source.stage} but does not wait for it")
         read += keys[source.stage] if source.index is None else [keys[source.stage][source.index]]
-    argv = [_portable(argument, root) for argument in task.argv]
+    folder, project = str(root), str(PROJECT)
+    argv = [argument.replace(folder, "RUN").replace(project, "PROJECT") for argument in task.argv]
     return _digest([argv, list(task.outputs), task.outside, read])
-
-
-def _portable(argument: str, root: Path) -> str:
-    """The argument with this machine's folders taken out, so that a moved run keeps its keys."""
-    return argument.replace(str(root), "RUN").replace(str(PROJECT), "PROJECT")
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,7 @@ a job needs nothing that the launcher does after sbatch. This module imports not
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,18 @@ class TaskList:
 
     def write(self, path: Path) -> None:
         """Publish the task list; a file that already says the same is left alone."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+        parts = [f'"{name}": {_lines(value)}' for name, value in vars(self).items()]
+        text = "{\n" + ",\n".join(parts) + "\n}\n"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+
+
+def _lines(value: Any) -> str:
+    """A field as JSON, a list with one item a line. (`asdict` and `indent` take seconds for 10,000 tasks.)"""
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    items = [json.dumps(item, ensure_ascii=False, default=vars) for item in value]
+    return "[\n" + ",\n".join(items) + "\n]"
 
 
 def marker_path(root: Path, stage: str, index: int) -> Path:

@@ -16,7 +16,7 @@ from snakmodel.by_hand import STEPS, driver_command, one_element, plan_by_hand, 
 from snakmodel.chain import STAGES
 from snakmodel.plan import Plan
 from snakmodel.publish import InputsMissing, UserError
-from snakmodel.slurm import SlurmScheduler
+from snakmodel.scheduler import SlurmScheduler
 from snakmodel.stage import Input, Stage
 
 from . import toy

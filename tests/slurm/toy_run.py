@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from snakmodel.config import Resources
-from snakmodel.slurm import SlurmScheduler
+from snakmodel.scheduler import SlurmScheduler
 from snakmodel.stage import Stage, Task
 from tests import toy
 

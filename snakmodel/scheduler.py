@@ -1,0 +1,244 @@
+"""A plan -> sbatch calls: dependencies, the room that Slurm's limits leave, and what follows when it does not suffice.
+
+Stage by stage the missing packs become a few arrays, each waiting for the jobs that the stage reads from. What Slurm
+has no room for follows by one continuation job, which runs the same launcher again when everything before it has
+ended, or by waiting here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snakmodel.limits import Limits, check_indices, partitions_of, read_limits
+from snakmodel.once import Journal, Refused, Submission
+from snakmodel.plan import Plan
+from snakmodel.publish import UserError
+from snakmodel.slurm import active_packs, array_ranges, make_executor, read_submissions, scrub_environment
+from snakmodel.squeue import my_jobs
+from snakmodel.stage import Stage
+
+CONTINUATION = "continuation"
+"""Stands in the journal for the stage of the job that submits the rest."""
+_POLL_SECONDS = 15
+
+
+@dataclass
+class SlurmScheduler:
+    """Submits the missing packs of a plan, chained by dependencies."""
+
+    plan: Plan
+    dry: bool = False
+    wait: bool = False
+    """Wait here for room in the queue, instead of leaving the rest to a continuation job."""
+    again: Sequence[str] = ()
+    """Command that submits the rest of a run: what a continuation job runs, with `--continues SERIES` added."""
+    continues: str | None = None
+    """In a continuation job: the series of submissions that it goes on with."""
+    active: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Stage -> pack -> job that was queued or running for it at the start."""
+    submitted: list[Submission] = field(default_factory=list)
+    given_up: dict[str, set[int]] = field(default_factory=dict)
+    """Stage -> packs that a continuation leaves alone: they, or what they need, failed in this series."""
+    left: int = 0
+    """Packs that the continuation job will submit."""
+
+    def __post_init__(self) -> None:
+        self.series = self.continues or uuid.uuid4().hex[:10]
+        self.patience = 0.0 if self.continues is None else 3600.0
+        self.journal = Journal(self.plan.paths)
+        self.limits: Limits | None = None
+        self.jobs: dict[str, dict[int, str]] = {}
+
+    def run(self) -> list[Submission]:
+        """Submit stage by stage; return what was submitted. With `dry` only the batch files are written."""
+        inside = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+        scrub_environment()
+        if not self.dry:
+            self._look_around()
+        todo = {name: packs for name, packs in self._wanted().items() if packs}
+        while any(todo.values()):
+            count = sum(len(packs) for packs in todo.values())
+            room = self._room(count, inside)
+            for name in todo:
+                todo[name], room = self._stage(name, todo[name], room)
+                if todo[name]:
+                    break
+            if any(todo.values()) and not self.wait:
+                self.left = sum(len(packs) for packs in todo.values())
+                self._continue(inside)
+                break
+            if any(todo.values()):
+                self.limits = self._read_limits()
+        return self.submitted
+
+    def _look_around(self) -> None:
+        """Limits, what an earlier launcher left open, and what is queued."""
+        self.limits = self._read_limits()
+        for name in self.plan.missing:
+            check_indices(name, len(self.plan.packs[name]), self.plan.chain[name].per_shard, self.limits)
+        self.journal.message_timeout = self.limits.message_timeout
+        self.journal.settle()
+        self.active = active_packs(self.plan, self.patience)
+        self.jobs = {name: dict(packs) for name, packs in self.active.items()}
+
+    def _read_limits(self) -> Limits:
+        cluster = self.plan.config.cluster
+        return read_limits(cluster, partitions_of(cluster, self.plan.chain.stages), self.patience)
+
+    def _wanted(self) -> dict[str, list[int]]:
+        """Stage -> packs to submit: missing, not queued, and in a continuation neither tried before nor behind such."""
+        lines = read_submissions(self.plan.paths.submissions) if self.continues else []
+        tried = {
+            (line["stage"], pack) for line in lines if line.get("series") == self.continues for pack in line["packs"]
+        }
+        wanted: dict[str, list[int]] = {}
+        for name, packs in self.plan.missing.items():
+            queued = self.active.get(name, {})
+            bad = {pack for pack in packs if (name, pack) in tried and pack not in queued}
+            for other, kind in self.plan.chain[name].waits.items():
+                lost = self.given_up.get(other, set())
+                bad |= set(packs) if kind == "all" and lost else lost & set(packs)
+            self.given_up[name] = bad
+            wanted[name] = [pack for pack in packs if pack not in queued and pack not in bad]
+        return wanted
+
+    def _room(self, count: int, inside: str) -> int:
+        """How many of `count` packs may be submitted now, a place for the continuation set aside.
+
+        With `wait`, and inside a continuation job, this waits until there is room; else UserError.
+        """
+        if self.limits is None:
+            return count
+        least = min(count, 1 if self.wait else 2)
+        if self.wait:
+            least = min(count, max(1, self.limits.smallest // 4))
+        if not self.wait and set(self.active.get(CONTINUATION, {}).values()) - {inside}:
+            return min(count, max(0, self.limits.tightest.room))
+        said = ""
+        while (room := self.limits.tightest.room) < least:
+            what = f"{self.limits.tightest}; {count} packs are left to submit"
+            if self.limits.smallest < least:
+                raise UserError(f"{what}. This limit is too small for a chain of jobs: ask for a larger one.")
+            if not self.wait and self.continues is None:
+                raise UserError(f"no room in the queue: {what}. Wait, or add --wait-for-room.")
+            if what != said:
+                print(f"waiting for room: {what}", flush=True)
+                said = what
+            time.sleep(_POLL_SECONDS)
+            self.limits = self._read_limits()
+        if count > room and not self.wait and not self.again:
+            raise UserError(f"{count} packs do not fit into the queue: {self.limits.tightest}. Add --wait-for-room.")
+        return room if count <= room or self.wait else room - 1
+
+    def _stage(self, name: str, packs: list[int], room: int) -> tuple[list[int], int]:
+        """Submit as many packs of a stage as there is room for; return those left, and the room left."""
+        stage = self.plan.chain[name]
+        while packs and room:
+            room = self._confirm(stage, room)
+            groups = self._by_dependency(stage, packs)
+            for dependency, group in groups.items():
+                now = group[: min(room, self.limits.array_tasks if self.limits else len(group))]
+                if now:
+                    self._submit(stage, now, dependency)
+                room -= len(now)
+            done = self.jobs.get(name, {})
+            packs = [pack for pack in packs if pack not in done]
+        return packs, room
+
+    def _confirm(self, stage: Stage, room: int) -> int:
+        """Make sure that Slurm still knows the jobs to depend on: a dependency on a forgotten one is met at once.
+
+        What a forgotten job has done needs no dependency; what it has not is submitted again. Returns the room left.
+        """
+        if self.dry or not any(self.jobs.get(other) for other in stage.waits):
+            return room
+        known = my_jobs(self.patience)
+        for other in stage.waits:
+            gone = sorted(pack for pack, job in self.jobs.get(other, {}).items() if job not in known)
+            for pack in gone:
+                del self.jobs[other][pack]
+            lost = [pack for pack in gone if not self._is_done(other, pack)]
+            if lost:
+                print(
+                    f"note: Slurm has forgotten jobs of stage {other}; submitting its packs {array_ranges(lost)} again"
+                )
+                left, room = self._stage(other, lost, room)
+                if left:
+                    raise UserError(
+                        f"no room for packs {array_ranges(left)} of stage {other}; run the same command again"
+                    )
+        return room
+
+    def _is_done(self, stage: str, pack: int) -> bool:
+        return not any(self.plan.chain.marker_problem(stage, index) for index in self.plan.packs[stage][pack])
+
+    def _by_dependency(self, stage: Stage, packs: Sequence[int]) -> dict[str, list[int]]:
+        """Packs by what they wait for: nothing that is done, `aftercorr` where the same index is submitted now."""
+        whole: list[str] = []
+        same: list[str] = []
+        for other, kind in stage.waits.items():
+            if kind == "all":
+                whole += [f"afterok:{job}" for job in sorted(set(self.jobs.get(other, {}).values()))]
+            else:
+                same.append(other)
+        groups: dict[str, list[int]] = {}
+        for pack in packs:
+            parts = list(whole)
+            for other in same:
+                job = self.jobs.get(other, {}).get(pack)
+                before = self.active.get(other, {}).get(pack)
+                parts += [f"{'afterok' if job == before else 'aftercorr'}:{job}"] if job else []
+            groups.setdefault(",".join(dict.fromkeys(parts)), []).append(pack)
+        return groups
+
+    def _submit(self, stage: Stage, packs: list[int], dependency: str) -> None:
+        tasks = self.plan.write_task_list(stage, self._python())
+        self._send(stage, packs, dependency, shlex.join([self._python(), "-u", "-m", "snakmodel.driver", str(tasks)]))
+
+    def _send(self, stage: Stage, packs: list[int], dependency: str, command: str) -> None:
+        one = Submission(stage.name, packs, dependency, uuid.uuid4().hex[:10], self.series)
+        folder = self.plan.paths.batch_file(stage.name)
+        executor = make_executor(self.plan, stage, folder, packs, dependency, one.token)
+        self.plan.logs(stage.name).mkdir(parents=True, exist_ok=True)
+        if self.dry:
+            path = folder / f"dry-run-{len([other for other in self.submitted if other.stage == stage.name])}.sh"
+            path.write_text(executor.text(command))
+            one.job = f"<{stage.name}>"
+        else:
+            try:
+                self.journal.submit(one, lambda: executor.send(command))
+            except Refused as error:
+                done = ", ".join(f"{other.stage} ({other.job})" for other in self.submitted) or "nothing"
+                raise UserError(
+                    f"Slurm refused stage {stage.name}: {error}\nSubmitted before it: {done}. "
+                    "Correct cluster.yaml and run the same command: it submits only what is missing."
+                ) from error
+        self.submitted.append(one)
+        self.jobs.setdefault(stage.name, {}).update(dict.fromkeys(packs, one.job))
+
+    def _continue(self, inside: str) -> None:
+        """Submit the job that runs when everything submitted so far has ended, and then submits the rest."""
+        if set(self.active.get(CONTINUATION, {}).values()) - {inside}:
+            return
+        resources = self.plan.config.cluster.defaults.model_copy(
+            update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0}
+        )
+        launcher = shlex.join(["timeout", "-s", "INT", f"{resources.minutes * 60 - 90}", *self.again])
+        command = (
+            f"cd {shlex.quote(str(Path.cwd()))} && {launcher} --continues {self.series}; code=$?\n"
+            "# 124: there was no room all the time. Requeued, it goes on waiting.\n"
+            '[ $code = 124 ] && scontrol requeue "${SLURM_ARRAY_JOB_ID}_0" && sleep 60\n'
+            "exit $code"
+        )
+        dependency = ",".join(f"afterany:{one.job}" for one in self.submitted)
+        self._send(Stage(CONTINUATION, (), {}, resources), [0], dependency, command)
+
+    def _python(self) -> str:
+        return self.plan.config.cluster.python or sys.executable

@@ -1,0 +1,78 @@
+"""Questions to Slurm: one way to ask, so that no answer is never taken for an empty one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from snakmodel.publish import UserError
+
+ENDED = frozenset(
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
+)
+_SECONDS = 120
+"""A query that takes longer is given up."""
+
+
+class Unanswered(UserError):
+    """Slurm did not answer: whatever was asked is unknown, not absent."""
+
+
+def ask(argv: Sequence[str], patience: float = 0.0) -> str:
+    """The standard output of a Slurm command; asked again for `patience` seconds. Raises Unanswered."""
+    end = time.monotonic() + patience
+    pause = 2.0
+    while True:
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+            if done.returncode == 0:
+                return done.stdout
+            words = (done.stderr or done.stdout).strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            words = str(error)
+        if time.monotonic() + pause > end:
+            raise Unanswered(f"{argv[0]} did not answer: {words}")
+        print(f"{argv[0]}: {words}; asked again in {pause:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(30.0, pause * 2)
+
+
+def my_jobs(patience: float = 0.0) -> dict[str, str]:
+    """Id -> name of every job of this user that the controller remembers, ended ones too; an array is one job."""
+    lines = ask(["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%F|%j"], patience)
+    return dict(line.strip().split("|", 1) for line in lines.splitlines())
+
+
+def my_elements(patience: float = 0.0) -> list[tuple[str, int]]:
+    """(job, array index) of every array element of this user that is queued or running."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=all", "--format=%F %K %T"]
+    rows = [line.split() for line in ask(command, patience).splitlines()]
+    return [(job, int(index)) for job, index, state in rows if index.isdigit() and state not in ENDED]
+
+
+def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> dict[str, str]:
+    """Id -> name of the jobs that accounting knows by these names; none where there is no accounting."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--starttime={since}"]
+    command += [f"--name={','.join(names)}", "--format=JobID,JobName"]
+    try:
+        lines = ask(command)
+    except Unanswered as error:
+        if "accounting storage is disabled" in str(error):
+            return {}
+        lines = ask(command, patience)
+    rows = [line.split("|", 1) for line in lines.splitlines()]
+    return {job.split("_")[0]: name for job, name in rows if name in names}

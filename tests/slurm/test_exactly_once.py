@@ -1,0 +1,173 @@
+"""Whatever becomes of sbatch, the controller or the launcher: every pack has one job, and it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from snakmodel.once import read_lines
+
+from .conftest import REPOSITORY, Cluster, _demote
+from .queue_run import QueueRun
+
+WANTED = sorted([("first", 0), ("first", 1), ("first", 2), ("last", 0), ("second", 0), ("second", 1), ("second", 2)])
+
+
+def wait_until_done(run: QueueRun, timeout: float = 120) -> None:
+    """Wait for the last stage's file and for the queue to agree."""
+    end = time.monotonic() + timeout
+    while not run.done() or any(row["State"] != "COMPLETED" for row in run.accepted()):
+        assert time.monotonic() < end, run.everything()
+        time.sleep(0.3)
+
+
+def assert_each_once(run: QueueRun) -> None:
+    """Seven elements were accepted, each was started once, and the journal knows all three jobs."""
+    assert len(run.accepted()) == len(WANTED), run.everything()
+    assert run.starts() == WANTED
+    assert {one["job"] for one in run.submissions()} == {row["JobID"].split("_")[0] for row in run.accepted()}
+    assert run.launch().stdout == ""
+
+
+def start(run: QueueRun, *flags: str) -> subprocess.Popen[str]:
+    """A launcher in the background."""
+    return subprocess.Popen(
+        run.argv(*flags), cwd=REPOSITORY, env=run.cluster.environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_demote(run.cluster.user),
+    )  # type: ignore[call-overload, no-any-return]  # fmt: skip
+
+
+@contextmanager
+def silent_controller(cluster: Cluster) -> Iterator[None]:
+    """slurmctld does not answer for the duration of the body."""
+    pid = cluster.pid("slurmctld")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
+    """Wait for a file that a wrapper leaves."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        assert launcher.poll() is None, launcher.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_sbatch_that_submits_and_then_fails(cluster: Cluster) -> None:
+    """Every sbatch fails after Slurm has accepted the job: the jobs are found by their tokens, none is doubled."""
+    run = QueueRun.new(cluster, "submits-and-fails", 3)
+    run.wrap("sbatch", '/usr/bin/sbatch "$@" >/dev/null; echo "sbatch: error: lost my way" >&2; exit 1')
+    done = run.launch()
+    assert done.stderr.count("accepted as") == 3
+    run.unwrap("sbatch")
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+def test_sbatch_that_fails_once_without_submitting(cluster: Cluster) -> None:
+    """A failure that leaves no job is tried again after two answers without it, a message timeout apart."""
+    run = QueueRun.new(cluster, "fails-once", 3)
+    flag = run.folder / "failed-once"
+    run.wrap("sbatch", f'[ -e {flag} ] && exec /usr/bin/sbatch "$@"; touch {flag}; echo "Socket timed out" >&2; exit 1')
+    started = time.monotonic()
+    done = run.launch()
+    assert "no job" in done.stderr
+    assert time.monotonic() - started > 10
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+def test_controller_silent_while_submitting(cluster: Cluster) -> None:
+    """slurmctld is stopped under an sbatch, which fails although its job is accepted later: still one job a stage."""
+    run = QueueRun.new(cluster, "silent", 3)
+    reached = run.folder / "reached"
+    run.wrap("sbatch", f'touch {reached}; while [ ! -e {reached}.go ]; do sleep 0.05; done; exec /usr/bin/sbatch "$@"')
+    launcher = start(run)
+    wait_for(reached, launcher)
+    with silent_controller(cluster):
+        Path(f"{reached}.go").touch()
+        time.sleep(15)  # longer than the message timeout: this very sbatch gives up
+        assert launcher.poll() is None
+    out = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 0, out
+    assert "looking for its job" in out
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+def test_launcher_killed_between_acceptance_and_journal(cluster: Cluster) -> None:
+    """The job of a killed launcher runs unaided; the next launcher adopts it by its token and submits the rest."""
+    run = QueueRun.new(cluster, "killed", 3)
+    pid = f"$(sed -E 's/.*\"pid\": ([0-9]+).*/\\1/' {run.root}/lock)"
+    run.wrap("sbatch", f'/usr/bin/sbatch "$@"; kill -9 {pid}; sleep 600 & echo $! > {run.folder}/left; wait')
+    assert run.launch(check=False).returncode == -signal.SIGKILL
+    left = int((run.folder / "left").read_text())
+    cluster.run(["kill", str(left)])
+    run.unwrap("sbatch")
+    assert run.submissions() == []
+    end = time.monotonic() + 60
+    while run.starts() != WANTED[:3] or run.markers("first") < 3:
+        assert time.monotonic() < end, run.everything()
+        time.sleep(0.3)
+    done = run.launch()
+    assert "adopted job" in done.stdout
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+def test_two_launchers(cluster: Cluster) -> None:
+    """While one launcher submits, a second one says who holds the run and submits nothing."""
+    run = QueueRun.new(cluster, "two-launchers", 3)
+    reached = run.folder / "reached"
+    run.wrap("sbatch", f'touch {reached}; while [ ! -e {reached}.go ]; do sleep 0.05; done; exec /usr/bin/sbatch "$@"')
+    first = start(run)
+    wait_for(reached, first)
+    second = run.launch(check=False)
+    assert second.returncode == 2
+    assert "is in use by process" in second.stderr
+    assert f"on {os.uname().nodename}" in second.stderr
+    Path(f"{reached}.go").touch()
+    assert first.wait(timeout=60) == 0
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+@pytest.mark.slow
+def test_dependency_on_a_forgotten_job(cluster: Cluster) -> None:
+    """The first stage's job is cancelled and forgotten before the second is chained to it: it is submitted again."""
+    run = QueueRun.new(cluster, "forgotten", 3)
+    mark = run.folder / "forgotten"
+    conf = cluster.folder / "slurm.conf"
+    before = conf.read_text()
+    run.wrap(
+        "sbatch",
+        f'out=$(/usr/bin/sbatch "$@"); echo "$out"; [ -e {mark} ] && exit; touch {mark}; job=${{out##* }}\n'
+        "/usr/bin/scancel $job; while /usr/bin/squeue -h -t all -o %F | grep -qx $job; do sleep 1; done",
+    )
+    try:
+        conf.write_text(before + "MinJobAge=2\n")
+        cluster.run(["scontrol", "reconfigure"], as_root=True)
+        done = run.launch(timeout=170)
+        assert "Slurm has forgotten jobs of stage first" in done.stdout
+        stages = [(one["stage"], one["dependency"].split(":")[0]) for one in run.submissions()]
+        assert stages == [("first", ""), ("first", ""), ("second", "aftercorr"), ("last", "afterok")]
+        end = time.monotonic() + 120
+        while not run.done():
+            assert time.monotonic() < end, run.everything()
+            time.sleep(0.3)
+    finally:
+        conf.write_text(before)
+        cluster.run(["scontrol", "reconfigure"], as_root=True)
+    assert run.starts() == WANTED
+    assert len(read_lines(run.root / "intents.jsonl")) == 4

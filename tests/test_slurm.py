@@ -1,0 +1,95 @@
+"""What Slurm is given, without a Slurm: the text of a batch file, array ranges, the journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snakmodel.once import Journal, Submission, read_lines
+from snakmodel.paths import RunPaths
+from snakmodel.scheduler import SlurmScheduler
+from snakmodel.slurm import array_ranges, make_executor
+from tests import toy
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=project
+#SBATCH --array=0-2,7%4
+#SBATCH --comment=0123456789
+#SBATCH --cpus-per-task=1
+#SBATCH --dependency=aftercorr:17
+#SBATCH --job-name=run-second-0123456789
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output={folder}/logs/run/second/%5a.out
+#SBATCH --partition=cpu
+#SBATCH --requeue
+#SBATCH --time=120
+
+# setup
+trap : TERM
+cd {project} || exit 1
+module load cuda
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+python -m snakmodel.driver tasks.json
+"""
+
+
+def test_batch_file(tmp_path: Path) -> None:
+    """The batch file of four packs says exactly this."""
+    root = tmp_path / "run"
+    settings = {"slurm": {"account": "project", "partition": "cpu", "setup": ["module load cuda"]}}
+    plan = toy.plan(root, toy.two_stages(root, 8), settings)
+    executor = make_executor(plan, plan.chain["second"], root / "sbatch", [0, 1, 2, 7], "aftercorr:17", "0123456789")
+    project = Path(__file__).resolve().parent.parent
+    expected = GOLDEN.format(folder=tmp_path, project=project)
+    assert executor.text("python -m snakmodel.driver tasks.json") == expected
+
+
+def test_dry_run_chains_the_stages(tmp_path: Path) -> None:
+    """Without a Slurm the same three arrays are written; with pack 1 of the first stage done, it is not waited for."""
+    root = tmp_path / "run"
+    plan = toy.plan(root, toy.two_stages(root))
+    found = SlurmScheduler(plan, dry=True).run()
+    assert [(one.stage, one.packs, one.dependency) for one in found] == [
+        ("first", [0, 1, 2], ""),
+        ("second", [0, 1, 2], "aftercorr:<first>"),
+        ("last", [0], "afterok:<second>"),
+    ]
+    plan.missing["first"].remove(1)
+    found = SlurmScheduler(plan, dry=True).run()
+    assert [(one.stage, one.packs, one.dependency) for one in found] == [
+        ("first", [0, 2], ""),
+        ("second", [0, 2], "aftercorr:<first>"),
+        ("second", [1], ""),
+        ("last", [0], "afterok:<second>"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("packs", "text"), [([5], "5"), ([0, 1, 2, 7], "0-2,7"), ([3, 2, 9, 8], "2-3,8-9"), (range(10000), "0-9999")]
+)
+def test_array_ranges(packs: list[int], text: str) -> None:
+    """Numbers become Slurm's ranges, in order."""
+    assert array_ranges(packs) == text
+
+
+def test_journal_survives_half_a_line(tmp_path: Path) -> None:
+    """A line that a killed launcher left unfinished is skipped, and the next one is whole."""
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths)
+    journal.accept(Submission("first", [0, 1], "", "token1", job="17"))
+    with paths.submissions.open("a") as file:
+        file.write('{"stage": "sec')
+    journal.accept(Submission("second", [0], "afterok:17", "token2", job="18"))
+    assert [(one["stage"], one["job"], one["packs"]) for one in read_lines(paths.submissions)] == [
+        ("first", "17", [0, 1]),
+        ("second", "18", [0]),
+    ]
