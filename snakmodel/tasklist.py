@@ -127,7 +127,7 @@ class TaskList:
 def _lines(value: Any) -> str:
     """A field as JSON, a list with one item a line. (`asdict` and `indent` take seconds for 10,000 tasks.)"""
     if not isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=vars)
     items = [json.dumps(item, ensure_ascii=False, default=vars) for item in value]
     return "[\n" + ",\n".join(items) + "\n]"
 
