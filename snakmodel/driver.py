@@ -274,6 +274,7 @@ class Driver:
             self._check_claim()
             answer = ask_requeue(job)
             if answer.accepted:
+                say(f"=== requeued {job}: {verdict.reason}")
                 break
             if answer.permanent:
                 self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {answer.words}")
@@ -285,7 +286,6 @@ class Driver:
         if self.kind == "cancelled":
             self._log("cancelled", kind="cancelled", reason="scancel")
             return 1
-        say(f"=== requeued {job}: {verdict.reason}")
         if avoid:
             problem = exclude(job, avoid, self.tasks.nodes)
             reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"

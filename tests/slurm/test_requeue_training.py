@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from snakmodel.config import Resources
 from snakmodel.stage import Stage, Task
 
@@ -22,6 +24,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.slow
 def test_training_saves_at_the_notice_and_goes_on(cluster: Cluster, tiny_data: Path) -> None:
     """Two ranks with live loading processes: USR2 by scancel, a checkpoint, a requeue, and the last iteration."""
     run = ToyRun.new(cluster, "training")
