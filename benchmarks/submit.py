@@ -1,4 +1,4 @@
-"""python benchmarks/submit.py [--shards 10000] [--sample 200] [--output benchmarks/results/submit.json]
+"""python benchmarks/submit.py [--shards 10000] [--sample 50] [--output benchmarks/results/submit.json]
 
 Planning and submitting the whole chain: seconds to plan, sbatch calls and seconds to submit it to a development cluster
 (its nodes drained, so that nothing starts), seconds to plan again over done markers, and what one sbatch a task would
@@ -34,10 +34,12 @@ Result = TypeVar("Result")
 
 
 def timed(what: Callable[[], Result]) -> tuple[float, Result]:
-    """Wall-clock seconds and the result."""
-    started = time.perf_counter()
+    """Wall-clock seconds and the result; the seconds of CPU go to stderr, which tell a busy machine from slow code."""
+    started, cpu = time.perf_counter(), time.process_time()
     result = what()
-    return round(time.perf_counter() - started, 2), result
+    seconds = round(time.perf_counter() - started, 2)
+    print(f"{seconds} s, of them {time.process_time() - cpu:.2f} s of CPU", file=sys.stderr, flush=True)
+    return seconds, result
 
 
 def configuration(folder: Path, shards: int) -> Config:
@@ -118,14 +120,15 @@ def machine() -> dict[str, Any]:
     slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True).stdout.strip()
     info = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "slurm": slurm}
+    load = round(os.getloadavg()[0], 1)
+    return {"load": load, "cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "slurm": slurm}
 
 
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10000)
-    parser.add_argument("--sample", type=int, default=200, help="tasks submitted one by one for comparison")
+    parser.add_argument("--sample", type=int, default=50, help="tasks submitted one by one for comparison")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "submit.json")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="snak-bench-", dir="/tmp"))
