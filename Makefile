@@ -1,5 +1,6 @@
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
+# make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,7 +13,7 @@ DEMO_TEXT := $(abspath $(DATA))
 DEMO_RUN  := runs/demo-$(notdir $(DEMO_TEXT))
 endif
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-slurm check bench clean
 
 setup: $(VENV)/.installed
 
@@ -31,7 +32,11 @@ demo: setup
 
 test: setup
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slurm: setup
+	@sbatch/install_slurm.sh
+	$(BIN)/python -m pytest -m slow
 
 check: setup
 	$(BIN)/ruff check .

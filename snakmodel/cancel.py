@@ -17,9 +17,10 @@ from typing import Any
 
 from snakmodel.attempts import log_event
 from snakmodel.config import suggest
-from snakmodel.jobqueue import RUNNING, Job, Owner, SlurmSilent, ask, ask_squeue
+from snakmodel.jobqueue import RUNNING, Job, Owner, ask_squeue
 from snakmodel.publish import UserError
 from snakmodel.runfiles import RunFiles, find_run
+from snakmodel.squeue import Unanswered, ask
 
 _SETTLE_SECONDS = 300
 _IDS_A_CALL = 500
@@ -57,7 +58,7 @@ def _active(files: RunFiles, owner: Owner, stage: str | None) -> list[tuple[str,
         return []
     try:
         listed = ask_squeue()
-    except SlurmSilent as error:
+    except Unanswered as error:
         raise UserError(f"it is unknown what is queued, so nothing was cancelled: {error}. Try again later.") from None
     found = [(name, job) for job in listed if job.active and (name := owner.stage(job)) is not None]
     return [(name, job) for name, job in found if stage in (None, name)]
@@ -139,5 +140,5 @@ def _scancel(ids: Sequence[str]) -> None:
     try:
         for start in range(0, len(ids), _IDS_A_CALL):
             ask(["scancel", *ids[start : start + _IDS_A_CALL]])
-    except SlurmSilent as error:
+    except Unanswered as error:
         raise UserError(f"not everything was cancelled: {error}. Run the same command again.") from None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from snakmodel.squeue import Unanswered, ask
 
 RUNNING = frozenset(
     ["RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"]
@@ -21,13 +22,7 @@ QUEUED = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECI
 FAILED = frozenset(["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"])
 INTERRUPTED = frozenset(["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"])
 """Ended through no fault of the command."""
-_TIMEOUT_SECONDS = 60
 _IDS_A_CALL = 500
-_SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
-
-
-class SlurmSilent(Exception):
-    """A Slurm command is not there or gave no answer; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,8 @@ class Owner:
         return None
 
 
-def ask(command: Sequence[str]) -> str:
-    """Output of a Slurm command, untouched by the person's own settings for it. Raises SlurmSilent."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS) or key == "SLURM_CONF"}
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=_TIMEOUT_SECONDS)
-    except FileNotFoundError:
-        raise SlurmSilent(f"there is no {command[0]} on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmSilent(f"{command[0]} gave no answer within {_TIMEOUT_SECONDS} s") from None
-    if asked.returncode:
-        words = " ".join(asked.stderr.split()) or f"exit code {asked.returncode}"
-        raise SlurmSilent(f"{command[0]} did not answer: {words}")
-    return asked.stdout
-
-
 def ask_squeue() -> list[Job]:
-    """All jobs of this user that the controller remembers, ended ones too. Raises SlurmSilent."""
+    """All jobs of this user that the controller remembers, ended ones too. Raises Unanswered."""
     layout = "%F|%K|%T|%r|%N|%j|%o"
     user = str(os.getuid())
     out = ask(["squeue", "--noheader", "--array", "--states=all", "--user", user, f"--format={layout}"])
@@ -114,7 +94,7 @@ def ask_squeue() -> list[Job]:
 
 
 def ask_sacct(ids: Iterable[str]) -> list[Job]:
-    """The accounting's records of some job ids, an element each. Raises SlurmSilent."""
+    """The accounting's records of some job ids, an element each. Raises Unanswered."""
     every = list(dict.fromkeys(ids))
     jobs: list[Job] = []
     for start in range(0, len(every), _IDS_A_CALL):
@@ -165,7 +145,7 @@ def look(owner: Owner, journal: Sequence[Mapping[str, Any]], wanted: Mapping[str
     queue = Queue()
     try:
         listed = ask_squeue()
-    except SlurmSilent as error:
+    except Unanswered as error:
         listed, queue.answered = [], False
         queue.notes.append(f"Slurm did not answer ({error}); what follows is what the run's files say")
     for job in listed:
@@ -192,7 +172,7 @@ def _add_forgotten(
         return
     try:
         recorded = ask_sacct(ids)
-    except SlurmSilent as error:
+    except Unanswered as error:
         why = "accounting is off" if "disabled" in str(error) else str(error)
         queue.notes.append(f"jobs that left the queue cannot be looked up ({why}); their markers and events count")
         return

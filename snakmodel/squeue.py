@@ -24,6 +24,8 @@ ENDED = frozenset(
         "TIMEOUT",
     ]
 )
+_SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
+"""How a person's own defaults for Slurm's tools, and the variables of a surrounding job, begin."""
 _SECONDS = 120
 """A query that takes longer is given up."""
 
@@ -33,15 +35,21 @@ class Unanswered(UserError):
 
 
 def ask(argv: Sequence[str], patience: float = 0.0) -> str:
-    """The standard output of a Slurm command; asked again for `patience` seconds. Raises Unanswered."""
+    """The standard output of a Slurm command, untouched by the person's own settings for it.
+
+    It is asked again for `patience` seconds. Raises Unanswered.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS) or key == "SLURM_CONF"}
     end = time.monotonic() + patience
     pause = 2.0
     while True:
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, env=kept
+            )
             if done.returncode == 0:
                 return done.stdout
-            words = (done.stderr or done.stdout).strip()
+            words = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         except (OSError, subprocess.TimeoutExpired) as error:
             words = str(error)
         if time.monotonic() + pause > end:

@@ -160,6 +160,8 @@ class Supervisor:
             **rank_environment(self.tasks),
         }
         environment.pop(FORWARD_VARIABLE, None)
+        if self.tasks.interface:
+            environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.tasks.interface)
         rank = int(environment["RANK"])
         self._banner(rank)
         inherited: tuple[int, ...] = ()
