@@ -108,9 +108,9 @@ def refusal(plan: Plan, stage: Stage, known: dict[str, Partition]) -> Refusal | 
         file.write_text(executor._make_submission_file_text("true", "test-only"))
         asked = ask(["sbatch", "--test-only", str(file)])
     words = _words(asked)
-    if asked.returncode and not _NO_ROOM.search(words):
-        return Refusal(words, _remedy(words, resources, known))
     partition = partition_of(resources, known)
+    if asked.returncode and not _NO_ROOM.search(words) and not _waits_for_nodes(words, partition):
+        return Refusal(words, _remedy(words, resources, known))
     if partition and resources.minutes > partition.minutes:
         return Refusal(
             f"{resources.minutes} minutes are over the limit of partition {partition.name}, "
@@ -118,6 +118,17 @@ def refusal(plan: Plan, stage: Stage, known: dict[str, Partition]) -> Refusal | 
             f"Set minutes to {partition.minutes:g} or less (training continues where it was), or another partition.",
         )
     return None
+
+
+def _waits_for_nodes(words: str, partition: Partition | None) -> bool:
+    """Whether only nodes that are down or drained now stand in the way; Slurm's words are the same as for never.
+
+    sbatch itself still refuses what even the whole partition could not run.
+    """
+    if partition is None or "node configuration" not in words.lower():
+        return False
+    away = ["--states=down,drain,drained,draining,fail,failing,maint,no_respond", "--format=%n"]
+    return bool(ask(["sinfo", "--noheader", f"--partition={partition.name}", *away]).stdout.strip())
 
 
 def _words(asked: subprocess.CompletedProcess[str]) -> str:

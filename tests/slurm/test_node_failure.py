@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,16 @@ def repaired(cluster: Cluster) -> Iterator[Cluster]:
     assert up.returncode == 0, up.stdout + up.stderr
 
 
+def stop_controller(cluster: Cluster) -> None:
+    """End slurmctld as an administrator does: killed outright it would forget jobs that it accepted a moment ago."""
+    pid = cluster.pid("slurmctld")
+    os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "slurmctld did not end"
+        time.sleep(0.1)
+
+
 def test_a_lost_node_and_its_zombie(repaired: Cluster) -> None:
     """The job starts again elsewhere; the first attempt, still alive, may neither publish nor requeue."""
     run = ToyRun.new(repaired, "zombie")
@@ -70,7 +82,7 @@ def test_the_controller_is_down_when_a_job_requeues(repaired: Cluster) -> None:
     copy = "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(); p.touch()"
     run.submit([first, run.stage("after", copy, waits={"save": "all"})])
     run.until(ready(run), "the command's start")
-    os.kill(repaired.pid("slurmctld"), signal.SIGKILL)
+    stop_controller(repaired)
     run.cluster.run(["touch", str(run.root / "go")])
     run.until(lambda: "; again in" in run.log("save"), "a refused requeue")
     up = devcluster("up", repaired.folder)
@@ -81,12 +93,12 @@ def test_the_controller_is_down_when_a_job_requeues(repaired: Cluster) -> None:
 
 
 def test_the_controller_restarts_under_a_chain(repaired: Cluster) -> None:
-    """With the controller killed and restarted while the first stage runs, the chain ends as if nothing had been."""
+    """With the controller stopped and restarted while the first stage runs, the chain ends as if nothing had been."""
     run = ToyRun.new(repaired, "restart")
     copy = "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(); p.touch()"
     run.submit([run.stage("save", SAVES, **RESUMABLE), run.stage("after", copy, waits={"save": "all"})])
     run.until(ready(run), "the command's start")
-    os.kill(repaired.pid("slurmctld"), signal.SIGKILL)
+    stop_controller(repaired)
     up = devcluster("up", repaired.folder)
     assert up.returncode == 0, up.stdout + up.stderr
     run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
