@@ -89,7 +89,12 @@ def start(folder: Path, name: str, argv: Sequence[str], environment: Mapping[str
             env=dict(environment),
             start_new_session=True,
         )
-    wait_for(pid_file.exists, f"{name} to start", log_of(folder, name), seconds=5)
+    # The file exists, empty, for a moment before its line is written: read then, it would speak of an ended daemon.
+    wait_for(lambda: _is_written(pid_file), f"{name} to start", log_of(folder, name), seconds=15)
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def wait_for(
