@@ -68,7 +68,9 @@ def save_model(folder: Path) -> None:
     """Write a Llama of 1.2 million random parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
