@@ -127,7 +127,7 @@ def _waits_for_nodes(words: str, partition: Partition | None) -> bool:
     """
     if partition is None or "node configuration" not in words.lower():
         return False
-    away = ["--states=down,drain,drained,draining,fail,failing,maint,no_respond", "--format=%n"]
+    away = ["--states=down,drain,drained,draining,fail,maint,no_respond", "--format=%n"]
     return bool(ask(["sinfo", "--noheader", f"--partition={partition.name}", *away]).stdout.strip())
 
 
