@@ -1,0 +1,109 @@
+"""What the declarations of the chain share: the settings, the run's paths, and how a flag is spelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snakmodel.config import Config
+from snakmodel.prepare import Part
+from snakmodel.publish import UserError
+from snakmodel.stage import Input, Stage, Task, fingerprint
+
+CORPUS = "tokens/corpus_text_document"
+TRACKER = "latest_checkpointed_iteration.txt"
+CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
+
+
+class Context:
+    """The settings that the stages share while they are declared."""
+
+    def __init__(self, config: Config, root: Path, shards_file: Path, shards: Sequence[Sequence[Part]]) -> None:
+        """Raises UserError when the base model or the tokenizer is not what it should be."""
+        self.recipe = config.recipe
+        self.cluster = config.cluster
+        self.root = root
+        self.shards_file = shards_file
+        self.shards = shards
+        self.vocab_size = _base_vocab_size(self.recipe.model.base)
+        self.vocabulary = fingerprint(self.recipe.tokenizer.file)
+        _check_tokenizer(self.recipe.tokenizer.file, self.vocab_size, self.recipe.model.base)
+
+    def path(self, name: str) -> str:
+        """The absolute path of an artefact of the run."""
+        return f"{self.root}/{name}"
+
+    def stage(self, name: str, tasks: Sequence[Task], waits: dict[str, Any], **more: Any) -> Stage:
+        """A stage with its resources from cluster.yaml."""
+        resources = self.cluster.resources(name)
+        if more.get("resumable"):
+            self.cluster.check_time_limit(name)
+        threads = {"OMP_NUM_THREADS": str(resources.cpus), **more.pop("environment", {})}
+        return Stage(name, tuple(tasks), waits, resources, environment=threads, **more)
+
+    def tokenizer_flags(self) -> tuple[str, ...]:
+        """Which tokenizer, in the engine's flags."""
+        t = self.recipe.tokenizer
+        return flags(tokenizer_type=t.type, vocab_file=t.file)
+
+
+def flags(**values: object) -> tuple[str, ...]:
+    """Keyword arguments as `--name value` words; True is a flag alone, False and None are left out."""
+    words: list[str] = []
+    for name, value in values.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return tuple(words)
+
+
+def shard_name(index: int) -> str:
+    """The stem of a shard's files."""
+    return f"shard-{index:05d}"
+
+
+def shard_task(
+    argv: tuple[str, ...], prefix: str, *suffixes: str, inputs: tuple[Input, ...] = (), outside: Any = None
+) -> Task:
+    """A task that writes PREFIX with these suffixes, and its counts PREFIX.json."""
+    counts = f"{prefix}.json"
+    return Task(argv, (*(prefix + suffix for suffix in suffixes), counts), inputs, counts, outside=outside)
+
+
+def token_files(prefix: str) -> tuple[str, ...]:
+    """The files of tokenised text."""
+    return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json")
+
+
+def _base_vocab_size(base: Path) -> int:
+    """The base model's vocabulary, from its config.json."""
+    path = base / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["vocab_size"])
+    except OSError:
+        raise UserError(
+            f"model.base: {base} is not a Hugging Face model folder: config.json is not there. "
+            "Download the model and give its folder (for the demo's own model: make demo)."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+
+
+def _check_tokenizer(path: Path, vocab_size: int, base: Path) -> None:
+    """Refuse a file that is no SentencePiece model, and one with more pieces than the base model has embeddings."""
+    import sentencepiece
+
+    try:
+        pieces = int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model."
+        ) from error
+    if pieces > vocab_size:
+        raise UserError(
+            f"tokenizer.file: {path} has {pieces} pieces, but the base model {base} has {vocab_size} embeddings. "
+            "Give the tokenizer that belongs to the model."
+        )
