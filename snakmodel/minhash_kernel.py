@@ -18,7 +18,7 @@ from snakmodel.minhash import PRIME
 from snakmodel.minhash_numba import Bytes, Longs, Numbers, Words, compiled, high_product, inner
 
 SLACK = 64
-"""Bytes that must follow the text in its buffer: blocks are read whole."""
+"""Bytes that must follow the text in its buffer: hashing reads whole blocks."""
 SEPARATOR = 0x20
 SIGMA, EXPANDED = 1 << 31, 1 << 30
 CASED, IGNORABLE = 1 << 29, 1 << 28

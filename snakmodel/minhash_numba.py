@@ -100,3 +100,16 @@ def high_product(context: Any, left: Any, right: Any) -> Any:
         return builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
 
     return types.uint64(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def long_at(context: Any, data: Any, at: Any) -> Any:
+    """The 8 bytes from data[at] on, uint8, as a little-endian uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        long = ir.IntType(64)
+        start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.gep(start, [arguments[1]])
+        return builder.load(builder.bitcast(place, long.as_pointer()), align=1)
+
+    return types.uint64(data, types.uint64), generate
