@@ -46,13 +46,26 @@ def cache_roots() -> list[Path]:
     return [*given, Path(__file__).parent / "__pycache__", user / "snakmodel"]
 
 
+def processor() -> tuple[str, str]:
+    """Its name and features as LLVM knows them; it does not tell the features of every kind."""
+    try:
+        return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    except RuntimeError:
+        return binding.get_host_cpu_name(), ""
+
+
 def cache_folder(roots: Sequence[Path]) -> Path | None:
     """The folder for these sources, this Numba and this processor in the first root that can be written."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("minhash*.py")):
         digest.update(source.read_bytes())
-    processor = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
-    about = (numba.__version__, binding.llvm_version_info, *processor, numba.config.CPU_NAME, numba.config.CPU_FEATURES)
+    about = (
+        numba.__version__,
+        binding.llvm_version_info,
+        *processor(),
+        numba.config.CPU_NAME,
+        numba.config.CPU_FEATURES,
+    )
     digest.update(repr(about).encode())
     for root in roots:
         folder = root / f"minhash-{digest.hexdigest()[:16]}"
