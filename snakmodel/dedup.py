@@ -110,10 +110,10 @@ def signatures(source: Path, output: Path, column: str, ranges: int, parameters:
     if ranges < 1:
         raise UserError(f"--ranges {ranges}: must be 1 or more")
     hasher = BandHasher(parameters)
-    found = [hasher.records([], 0)]
+    found = [hasher.records(pa.array([], pa.string()), 0)]
     documents = 0
     for batch in texts(source, column):
-        found.append(hasher.records(batch, documents))
+        found.append(hasher.records(pa.array(batch, pa.large_string()), documents))
         documents += len(batch)
     records, short = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     dropped = short if parameters.short_docs == "drop" else short[:0]
