@@ -6,6 +6,7 @@ jobs/submit_all.py takes the whole chain; the other launchers take a part of it.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ from snakmodel.publish import UserError
 from snakmodel.scheduler import SlurmScheduler
 from snakmodel.slurm import array_ranges, choose
 from snakmodel.slurm_check import check_resources
+
+_PROBE_BYTES = 1 << 16
+"""More than what a full disk may still take into its last block."""
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,15 +98,19 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
-    """Make a folder and write into it. Raises UserError when that fails."""
+    """Make a folder and write into it. Raises UserError when that fails, as on a full disk."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{what}, {folder}, cannot be written: {error.strerror}. Correct its permissions or give {remedy}."
+            f"{what}, {folder}, cannot be written: {error.strerror}. "
+            f"{'Free space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'Correct its permissions'} "
+            f"or give {remedy}."
         ) from error
 
 
@@ -153,6 +161,8 @@ def _submit(scheduler: SlurmScheduler) -> int:
             f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
             "a continuation job submits them when these have ended."
         )
+    for note in scheduler.confirm():
+        console.print(f"{note}: its controller was restarted. Submitted again.")
     return 1 if given_up and not submitted else 0
 
 

@@ -21,7 +21,7 @@ from snakmodel.config import PROJECT, Resources
 from snakmodel.once import read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
-from snakmodel.squeue import my_elements
+from snakmodel.squeue import my_elements, same_job
 from snakmodel.stage import Stage
 
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
@@ -59,16 +59,25 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
 
 def make_executor(
-    plan: Plan, stage: Stage, folder: Path, packs: Sequence[int], dependency: str, token: str
+    plan: Plan,
+    stage: Stage,
+    folder: Path,
+    packs: Sequence[int],
+    dependency: str,
+    token: str,
+    running: int | None = None,
 ) -> _Executor:
-    """A submitit executor with everything that the batch file of these packs says."""
+    """A submitit executor with everything that the batch file of these packs says.
+
+    `running`: how many may run at once by the account's or QOS's MaxJobs, where that is limited.
+    """
     slurm = plan.config.cluster.slurm
     resources = plan.config.cluster.with_defaults(stage.resources)
     folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(folder)
     executor.wants_signal = stage.resumable
     log = str(plan.logs(stage.name) / "%5a.out")
-    width = min(slurm.array_parallelism, len(packs))
+    width = min(slurm.array_parallelism, len(packs), running or len(packs))
     additional: dict[str, Any] = {
         "array": f"{array_ranges(packs)}%{width}",
         "output": log,
@@ -129,11 +138,14 @@ def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]
     journal = read_submissions(plan.paths.submissions)
     if not journal:
         return {}
-    stages = {line["job"]: line["stage"] for line in journal}
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for line in journal:
+        lines.setdefault(line["job"], []).append(line)
     found: dict[str, dict[int, str]] = {}
-    for job, index in my_elements(patience):
-        if job in stages:
-            found.setdefault(stages[job], {})[index] = job
+    for job, index, name in my_elements(patience):
+        for line in lines.get(job, ()):
+            if same_job(name, line["token"]):
+                found.setdefault(line["stage"], {})[index] = job
     return found
 
 
