@@ -20,6 +20,7 @@ from snakmodel import config as configuration
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
 from snakmodel.containers import check_local
+from snakmodel.jobqueue import array_ranges
 from snakmodel.limits import pack_for_queue
 from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
@@ -27,7 +28,7 @@ from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
 from snakmodel.scheduler import SlurmScheduler
-from snakmodel.slurm import array_ranges, choose
+from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
 
 _PROBE_BYTES = 1 << 16

@@ -31,7 +31,7 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
     if steal or _is_stale(path):
-        path.unlink(missing_ok=True)
+        _take_away(path, f"{me['host']}-{me['pid']}")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -47,6 +47,18 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
     finally:
         if _read(path) == me:
             path.unlink(missing_ok=True)
+
+
+def _take_away(path: Path, who: str) -> None:
+    """Remove the lock that was looked at, but not one that another launcher has made in its place since."""
+    seen, aside = _read(path), path.with_name(f".lock.broken-{who}")
+    try:
+        path.rename(aside)
+        if _read(aside) != seen:
+            os.link(aside, path)
+    except (FileNotFoundError, FileExistsError):
+        pass
+    aside.unlink(missing_ok=True)
 
 
 def holder(root: Path) -> dict[str, Any]:

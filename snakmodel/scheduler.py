@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from snakmodel.jobqueue import array_ranges
 from snakmodel.limits import Limits, Room, check_indices, read_limits
 from snakmodel.once import Journal, Refused, Submission
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
-from snakmodel.slurm import active_packs, array_ranges, make_executor, read_submissions, scrub_environment
+from snakmodel.slurm import active_packs, make_executor, read_submissions, scrub_environment
 from snakmodel.squeue import my_jobs, same_job
 from snakmodel.stage import Stage
 

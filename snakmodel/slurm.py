@@ -18,6 +18,7 @@ from typing import Any
 import submitit
 
 from snakmodel.config import PROJECT, Resources
+from snakmodel.jobqueue import array_ranges
 from snakmodel.once import read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
@@ -117,17 +118,6 @@ def _parameters(resources: Resources) -> dict[str, Any]:
         "constraint": resources.constraint,
         "exclude": resources.exclude,
     }
-
-
-def array_ranges(packs: Sequence[int]) -> str:
-    """Numbers in Slurm's spelling: [0, 1, 2, 7] -> 0-2,7."""
-    parts: list[list[int]] = []
-    for pack in sorted(packs):
-        if parts and pack == parts[-1][1] + 1:
-            parts[-1][1] = pack
-        else:
-            parts.append([pack, pack])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from snakmodel.doctor import NEVER, STATES, Diagnosis, Pack, StageState, diagnose
+from snakmodel.jobqueue import array_ranges
 from snakmodel.runfiles import RunFiles, find_run, tail
-from snakmodel.slurm import array_ranges
 
 _TAIL = 15
 _TAILS_SHOWN = 10

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from snakmodel.jobqueue import array_ranges
 from snakmodel.once import Journal, Submission, read_lines
 from snakmodel.paths import RunPaths
 from snakmodel.scheduler import SlurmScheduler
-from snakmodel.slurm import array_ranges, make_executor
+from snakmodel.slurm import make_executor
 from tests import toy
 
 GOLDEN = """\
