@@ -89,7 +89,7 @@ class SlurmScheduler:
             if same_job(known.get(one.job, ""), one.token):
                 continue
             packs = [pack for pack in one.packs if self.jobs[one.stage].get(pack) == one.job]
-            todo.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_run(one, pack))
+            todo.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_ended(one, pack))
         lost = {stage: packs for stage, packs in todo.items() if packs}
         for stage, packs in lost.items():
             self.jobs[stage] = {pack: job for pack, job in self.jobs[stage].items() if pack not in packs}
@@ -105,10 +105,10 @@ class SlurmScheduler:
             return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in again]
         return []
 
-    def _has_run(self, one: Submission, pack: int) -> bool:
-        """Whether a job has left a trace of one of its packs: then it was not forgotten, it has ended."""
+    def _has_ended(self, one: Submission, pack: int) -> bool:
+        """Whether a job has said how it ended with a pack: then it was not forgotten."""
         folder = self.plan.paths.root / "attempts" / one.stage / f"{pack:05d}"
-        return any(folder.glob(f"{one.job}_{pack}.r*"))
+        return any(folder.glob(f"{one.job}_{pack}.r*/summary.json"))
 
     def _submit_all(self, todo: dict[str, list[int]]) -> None:
         """Submit these packs, in chain order, as far as there is room; see to it that the rest follows."""

@@ -158,6 +158,11 @@ class Cluster:
                 pytest.fail(f"{wanted} not {' or '.join(states)} within {timeout} s: {queued}, in sacct {rows}")
             time.sleep(0.2)
 
+    @property
+    def accounting(self) -> bool:
+        """Whether it has slurmdbd."""
+        return (self.folder / "pids" / "slurmdbd").exists()
+
     def pid(self, daemon: str) -> int:
         """The pid of `slurmctld`, `slurmd-node1`, …"""
         return int((self.folder / "pids" / daemon).read_text().split()[0])
@@ -261,16 +266,78 @@ def _revoke(user: str, folder: Path) -> None:
         subprocess.run(["setfacl", "-b", folder], check=True)
 
 
-@pytest.fixture(scope="session")
-def cluster(slurm_user: str) -> Iterator[Cluster]:
-    """Four nodes of eight CPUs with accounting, for the whole session."""
+@contextmanager
+def _cluster_of(user: str, *options: str) -> Iterator[Cluster]:
+    """A cluster in a new folder, with a home for the user."""
     root = Path(tempfile.mkdtemp(prefix="snak-slurm-", dir="/tmp"))
     root.chmod(0o755)
     try:
         home = root / "home"
         home.mkdir()
-        shutil.chown(home, slurm_user, pwd.getpwnam(slurm_user).pw_gid)
-        with cluster_in(root / "c", "--nodes", "4", "--cpus", "8", "--user", slurm_user) as folder:
-            yield Cluster(folder, home, slurm_user)
+        shutil.chown(home, user, pwd.getpwnam(user).pw_gid)
+        with cluster_in(root / "c", "--cpus", "8", "--user", user, *options) as folder:
+            yield Cluster(folder, home, user)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(slurm_user: str) -> Iterator[Cluster]:
+    """Four nodes of eight CPUs with accounting, for the whole session."""
+    with _cluster_of(slurm_user, "--nodes", "4") as found:
+        yield found
+
+
+@pytest.fixture
+def bare(slurm_user: str) -> Iterator[Cluster]:
+    """A node without accounting, of which a test may stop the controller."""
+    with _cluster_of(slurm_user, "--nodes", "1", "--no-accounting") as found:
+        yield found
+
+
+@pytest.fixture
+def repaired(cluster: Cluster) -> Iterator[Cluster]:
+    """The session's cluster, of which the test may end daemons: all are back at the end."""
+    yield cluster
+    bring_back(cluster)
+
+
+def bring_back(cluster: Cluster) -> None:
+    """Start the daemons that do not run."""
+    up = devcluster("up", cluster.folder, *(() if cluster.accounting else ("--nodes", "1", "--no-accounting")))
+    assert up.returncode == 0, up.stdout + up.stderr
+
+
+def stop_controller(cluster: Cluster) -> None:
+    """End slurmctld as an administrator does: killed outright it would forget jobs that it accepted a moment ago."""
+    pid = cluster.pid("slurmctld")
+    os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "slurmctld did not end"
+        time.sleep(0.1)
+
+
+@contextmanager
+def drained(cluster: Cluster) -> Iterator[None]:
+    """No job starts for the duration of the body."""
+    nodes = ["scontrol", "update", "NodeName=node[1-4]"]
+    cluster.run([*nodes, "State=DRAIN", "Reason=test"], as_root=True)
+    try:
+        yield
+    finally:
+        cluster.run([*nodes, "State=RESUME"], as_root=True)
+
+
+@contextmanager
+def settings(cluster: Cluster, *lines: str) -> Iterator[None]:
+    """Further lines of slurm.conf, those that slurmctld takes over while it runs."""
+    conf = cluster.folder / "slurm.conf"
+    before = conf.read_text()
+    try:
+        conf.write_text("\n".join([before, *lines, ""]))
+        cluster.run(["scontrol", "reconfigure"], as_root=True)
+        yield
+    finally:
+        conf.write_text(before)
+        cluster.run(["scontrol", "reconfigure"], as_root=True)

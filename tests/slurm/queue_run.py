@@ -1,4 +1,4 @@
-"""python -m tests.slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES]
+"""python -m tests.slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES] [--confirm]
 
 A launcher of toy.two_stages in FOLDER/run as FOLDER/settings.json says, locked, packed and continued as by
 jobs/submit_all.py. `QueueRun` is the tests' side of it.
@@ -106,6 +106,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wait-for-room", action="store_true")
     parser.add_argument("--continues")
+    parser.add_argument("--confirm", action="store_true")
     args = parser.parse_args()
     settings = json.loads((args.folder / "settings.json").read_text())
     root = args.folder / "run"
@@ -115,8 +116,11 @@ def main() -> int:
     os.umask(0o022)
     with run_lock(root):
         plan = toy.plan(root, stages, pack=pack)
-        for one in SlurmScheduler(plan, False, args.wait_for_room, again, args.continues).run():
+        scheduler = SlurmScheduler(plan, False, args.wait_for_room, again, args.continues)
+        for one in scheduler.run():
             print(one.stage, one.job, one.packs, one.dependency)
+        for note in scheduler.confirm() if args.confirm else ():
+            print(note)
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from snakmodel.once import read_lines
 
-from .conftest import REPOSITORY, Cluster, _demote
+from .conftest import REPOSITORY, Cluster, _demote, bring_back, settings
 from .queue_run import QueueRun
 
 WANTED = sorted([("first", 0), ("first", 1), ("first", 2), ("last", 0), ("second", 0), ("second", 1), ("second", 2)])
@@ -148,16 +148,12 @@ def test_dependency_on_a_forgotten_job(cluster: Cluster) -> None:
     """The first stage's job is cancelled and forgotten before the second is chained to it: it is submitted again."""
     run = QueueRun.new(cluster, "forgotten", 3)
     mark = run.folder / "forgotten"
-    conf = cluster.folder / "slurm.conf"
-    before = conf.read_text()
     run.wrap(
         "sbatch",
         f'out=$(/usr/bin/sbatch "$@"); echo "$out"; [ -e {mark} ] && exit; touch {mark}; job=${{out##* }}\n'
         "/usr/bin/scancel $job; while /usr/bin/squeue -h -t all -o %F | grep -qx $job; do sleep 1; done",
     )
-    try:
-        conf.write_text(before + "MinJobAge=2\n")
-        cluster.run(["scontrol", "reconfigure"], as_root=True)
+    with settings(cluster, "MinJobAge=2"):
         done = run.launch(timeout=170)
         assert "Slurm has forgotten jobs of stage first" in done.stdout
         stages = [(one["stage"], one["dependency"].split(":")[0]) for one in run.submissions()]
@@ -166,8 +162,50 @@ def test_dependency_on_a_forgotten_job(cluster: Cluster) -> None:
         while not run.done():
             assert time.monotonic() < end, run.everything()
             time.sleep(0.3)
-    finally:
-        conf.write_text(before)
-        cluster.run(["scontrol", "reconfigure"], as_root=True)
     assert run.starts() == WANTED
     assert len(read_lines(run.root / "intents.jsonl")) == 4
+
+
+@pytest.mark.slow
+def test_controller_killed_within_seconds_of_a_submission(repaired: Cluster) -> None:
+    """slurmctld, killed outright, forgets what it accepted last: the launcher sees it and submits that again."""
+    run = QueueRun.new(repaired, "killed-controller", 3)
+    count = f"{run.folder}/count"
+    run.wrap(
+        "sbatch", f'/usr/bin/sbatch "$@" || exit; echo >> {count}; [ $(wc -l < {count}) = 3 ] && touch {count}.3; true'
+    )
+    launcher = start(run, "--confirm")
+    wait_for(Path(f"{count}.3"), launcher)
+    pid = repaired.pid("slurmctld")
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    bring_back(repaired)
+    out = launcher.communicate(timeout=300)[0]
+    assert launcher.returncode == 0, out
+    assert "Slurm had forgotten stage last" in out
+    end = time.monotonic() + 180
+    while not run.done():
+        assert time.monotonic() < end, out + run.everything()
+        time.sleep(0.3)
+    assert set(run.starts()) == set(WANTED), out
+    assert run.launch().stdout == ""
+
+
+@pytest.mark.slow
+def test_ids_that_are_used_again(cluster: Cluster) -> None:
+    """A job of the same id, but not of ours, is not taken for one of this run's."""
+    run = QueueRun.new(cluster, "id-again", 3)
+    run.launch()
+    wait_until_done(run)
+    stranger = cluster.submit("--hold", "--array=0-2", "--wrap=true", cwd=run.folder)
+    try:
+        journal = run.root / "submissions.jsonl"
+        journal.write_text(
+            journal.read_text().replace(f'"job": "{run.submissions()[0]["job"]}"', f'"job": "{stranger}"')
+        )
+        (run.root / "markers" / "first" / "00001.json").unlink()
+        run.launch()
+        assert [(one["stage"], one["packs"]) for one in run.submissions()[3:]] == [("first", [1])]
+    finally:
+        cluster.run(["scancel", stranger])
