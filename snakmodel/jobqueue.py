@@ -162,7 +162,7 @@ def look(owner: Owner, journal: Sequence[Mapping[str, Any]], wanted: Mapping[str
     for job in listed:
         queue.by_id[job.id] = job
         stage = owner.stage(job)
-        if stage is not None and job.index is not None:
+        if stage is not None and stage in wanted and job.index is not None:
             queue.packs.setdefault((stage, job.index), []).append(job)
         elif stage is not None and job.active:
             queue.others.append((stage, job))

@@ -31,6 +31,7 @@ from snakmodel.scheduler import SlurmScheduler
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
 
+_CONTINUATION_SECONDS = 3600.0
 _PROBE_BYTES = 1 << 16
 """More than what a full disk may still take into its last block."""
 
@@ -88,7 +89,8 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
         scheduler = choose(scheduler)
     make_writable(root, "the run's folder", "another --run-dir")
     make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
-    with run_lock(root, steal=args.steal_lock):
+    # A continuation job may start while the launcher that submitted it, or a person's, is still at work.
+    with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
         plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run, fit=fit)
         _explain(plan, selected)

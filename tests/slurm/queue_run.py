@@ -114,7 +114,7 @@ def main() -> int:
     pack = settings["pack"] or pack_for_queue(Settings(), stages)
     again = [sys.executable, "-m", "tests.slurm.queue_run", str(args.folder)]
     os.umask(0o022)
-    with run_lock(root):
+    with run_lock(root, patience=300.0 if args.continues else 0.0):
         plan = toy.plan(root, stages, pack=pack)
         scheduler = SlurmScheduler(plan, False, args.wait_for_room, again, args.continues)
         for one in scheduler.run():

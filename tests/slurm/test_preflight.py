@@ -131,7 +131,7 @@ def test_array_sizes_are_judged_packed(site: Site) -> None:
         done = site.call("preflight.py", "stages: {train: {ranks_per_node: 2}}", "--no-drill", "--scheduler", "slurm")
     assert done.returncode == 0, done.stdout
     text = " ".join(done.stdout.replace("│", " ").split())
-    assert "2 elements at most, of up to 2 shard(s); MaxArraySize is 20001" in text, text
+    assert "4 elements at most, of up to 2 shard(s); MaxArraySize is 20001" in text, text
     assert "MaxSubmitJobsPerUser of QOS normal = 25, 0 of it in use" in text
 
 
