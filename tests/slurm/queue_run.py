@@ -73,6 +73,10 @@ class QueueRun:
         """The journal."""
         return read_lines(self.root / "submissions.jsonl")
 
+    def status(self) -> str:
+        """What jobs/status.py shows."""
+        return self.cluster.run([sys.executable, REPOSITORY / "jobs" / "status.py", self.root], timeout=150).stdout
+
     def accepted(self) -> list[dict[str, str]]:
         """Every element of this run's that Slurm has or had, whether the journal knows it or not."""
         tokens = {line["token"] for line in read_lines(self.root / "intents.jsonl")}

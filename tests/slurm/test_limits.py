@@ -14,7 +14,7 @@ import pytest
 
 from tests import toy
 
-from .conftest import REPOSITORY, Cluster, bring_back, drained, settings, stop_controller
+from .conftest import PATIENCE, REPOSITORY, Cluster, bring_back, drained, settings, stop_controller
 from .queue_run import QueueRun
 from .toy_run import ToyRun
 
@@ -51,11 +51,6 @@ def read(cluster: Cluster, stages: int) -> list[str]:
     return cluster.run([sys.executable, "-c", READ, str(stages)], cwd=REPOSITORY).stdout.splitlines()
 
 
-def status(run: QueueRun) -> str:
-    """What jobs/status.py shows."""
-    return run.cluster.run([sys.executable, str(REPOSITORY / "jobs" / "status.py"), str(run.root)], timeout=120).stdout
-
-
 @contextmanager
 def another_qos(cluster: Cluster, **limits: str) -> Iterator[None]:
     """A QOS `few` with these limits, which the user may name."""
@@ -71,7 +66,7 @@ def another_qos(cluster: Cluster, **limits: str) -> Iterator[None]:
 
 def wait_until(run: QueueRun, stage: str, markers: int, timeout: float) -> None:
     """Wait until a stage has so many done markers and nothing of this user is queued any more."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * PATIENCE
     ended = ("COMPLETED", "FAILED", "CANCELLED")
     while run.markers(stage) < markers or any(row["State"] not in ended for row in run.cluster.squeue()):
         assert time.monotonic() < end, run.everything()
@@ -104,7 +99,7 @@ def test_chain_is_packed_into_the_queue(cluster: Cluster) -> None:
         assert [len(one["packs"]) for one in run.submissions()] == [9, 9, 1]
         wait_until(run, "last", 1, timeout=420)
     assert run.done()
-    assert "every task is done" in status(run)
+    assert "every task is done" in run.status()
 
 
 @pytest.mark.slow
@@ -114,11 +109,11 @@ def test_rest_follows_by_continuation(cluster: Cluster) -> None:
     with submit_limit(cluster, 20):
         run.launch()
         assert [(one["stage"], len(one["packs"])) for one in run.submissions()] == [("first", 19), ("continuation", 1)]
-        assert re.search(r"note: job \d+_0 \(continuation\) is (pending|running) too", status(run)), status(run)
+        assert re.search(r"note: job \d+_0 \(continuation\) is (pending|running) too", run.status()), run.status()
         wait_until(run, "first", 60, timeout=420)
     assert run.starts() == [("first", pack) for pack in range(60)], run.everything()
     assert run.launch().stdout == ""
-    assert "every task is done" in status(run)
+    assert "every task is done" in run.status()
 
 
 @pytest.mark.slow
@@ -132,7 +127,7 @@ def test_continuation_that_is_requeued(cluster: Cluster) -> None:
             run.launch()
             cluster.run(["touch", str(hold)])
         [job] = [one["job"] for one in run.submissions() if one["stage"] == "continuation"]
-        end = time.monotonic() + 120
+        end = time.monotonic() + 120 * PATIENCE
         while not reached.exists():
             assert time.monotonic() < end, run.everything()
             time.sleep(0.2)
@@ -257,7 +252,7 @@ def test_limits_without_accounting(bare: Cluster) -> None:
     assert [len(one["packs"]) for one in run.submissions()] == [5, 5, 1]
     wait_until(run, "last", 1, timeout=180)
     assert run.done()
-    assert "every task is done" in status(run)
+    assert "every task is done" in run.status()
     refused = QueueRun.new(bare, "no-room", 4).launch(check=False)
     assert refused.returncode == 2
     assert "no room in the queue: MaxJobCount = 12, 11 of it in use" in refused.stderr

@@ -164,7 +164,7 @@ def test_one_failing_rank_is_a_crash_although_the_others_save(cluster: Cluster) 
 def test_a_hung_command_is_dumped_and_run_again(cluster: Cluster) -> None:
     """Without a log line or an iteration for the time allowed the stack goes to the log, and the job is requeued."""
     script = STEPS + "def stuck_here(): time.sleep(600)\nif restart: done()\nready(); stuck_here()\n"
-    run = ToyRun.new(cluster, "hung", retries={"hung_minutes": 0.05})
+    run = ToyRun.new(cluster, "hung", retries={"hung_minutes": 0.2})
     run.submit([run.stage("save", script, **RESUMABLE)])
     assert set(run.finish().values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "hung", "crash", "requeue", "start", "done"]

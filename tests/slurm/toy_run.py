@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -27,8 +27,7 @@ from snakmodel.stage import Stage, Task
 from tests import toy
 from tests.toy import row
 
-if TYPE_CHECKING:
-    from .conftest import Cluster
+from .conftest import PATIENCE, Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE")
@@ -130,7 +129,7 @@ class ToyRun:
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
         """Wait until a condition holds; else fail with all events and logs."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * PATIENCE
         while not condition():
             if time.monotonic() > limit:
                 pytest.fail(f"not within {timeout} s: {what}\n{self.everything()}")
