@@ -79,31 +79,33 @@ class SlurmScheduler:
 
         Only a controller that was killed within seconds forgets jobs, the last ones. Raises Unanswered.
         """
-        fresh = [one for one in self.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
-        if self.dry or not fresh:
+        lost = {} if self.dry else self._forgotten()
+        if not lost:
             return []
-        time.sleep(max(0.0, max(one.accepted for one in fresh) + _SAVED_SECONDS - time.monotonic()))
-        known = my_jobs(self.journal.patience)
-        todo: dict[str, list[int]] = {}
-        for one in fresh:
-            if same_job(known.get(one.job, ""), one.token):
-                continue
-            packs = [pack for pack in one.packs if self.jobs[one.stage].get(pack) == one.job]
-            todo.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_ended(one, pack))
-        lost = {stage: packs for stage, packs in todo.items() if packs}
         for stage, packs in lost.items():
             self.jobs[stage] = {pack: job for pack, job in self.jobs[stage].items() if pack not in packs}
-        if lost:
-            self.limits = self._read_limits()
-            if lost.pop(CONTINUATION, None):
-                self.left = self.left or 1
-            before = len(self.submitted)
-            self._submit_all(lost)
-            if self.left and not self.jobs.get(CONTINUATION):
-                self._continue()
-            again = self.submitted[before:]
-            return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in again]
-        return []
+        before = len(self.submitted)
+        self.limits = self._read_limits()
+        self._submit_all({stage: packs for stage, packs in lost.items() if stage != CONTINUATION})
+        if CONTINUATION in lost and not self.jobs[CONTINUATION]:
+            self._continue()
+        again = self.submitted[before:]
+        return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in again]
+
+    def _forgotten(self) -> dict[str, list[int]]:
+        """Stage -> packs that were accepted, but that Slurm, asked when it has written them down, does not know."""
+        fresh = [one for one in self.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
+        if not fresh:
+            return {}
+        time.sleep(max(0.0, max(one.accepted for one in fresh) + _SAVED_SECONDS - time.monotonic()))
+        known = my_jobs(self.journal.patience)
+        lost: dict[str, list[int]] = {}
+        for one in fresh:
+            current = self.tokens[one.stage, one.job] == one.token
+            if current and not same_job(known.get(one.job, ""), one.token):
+                packs = [pack for pack in one.packs if self.jobs[one.stage].get(pack) == one.job]
+                lost.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_ended(one, pack))
+        return {stage: packs for stage, packs in lost.items() if packs}
 
     def _has_ended(self, one: Submission, pack: int) -> bool:
         """Whether a job has said how it ended with a pack: then it was not forgotten."""
@@ -304,7 +306,9 @@ class SlurmScheduler:
             '[ $code = 124 ] && scontrol requeue "${SLURM_ARRAY_JOB_ID}_0" && sleep 60\n'
             "exit $code"
         )
-        dependency = ",".join(f"afterany:{one.job}" for one in self.submitted)
+        kept = {job for packs in self.jobs.values() for job in packs.values()}
+        before = dict.fromkeys(f"afterany:{one.job}" for one in self.submitted if one.job in kept)
+        dependency = ",".join(before)
         self._send(stage, [0], dependency, command)
 
     def _python(self) -> str:
