@@ -10,24 +10,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-LONGEST = (
-    *("slurm/test_requeue.py", "slurm/test_two_nodes", "slurm/test_batch_files", "slurm/test_node_failure"),
-    *("slurm", "test_demo"),
-)
+LONGEST = ("test_demo", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_two_nodes", "slurm/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file's tests stay together; the longest come first, so that no worker ends with them.
-
-    The Slurm tests share one worker, since they mostly wait, and so one cluster. The slow ones are spread over several,
-    but for those of a file that go on with what the ones before them did.
-    """
-    for item in items:
-        on_slurm = item.path.parent.name == "slurm"
-        if not (on_slurm and item.get_closest_marker("slow")):
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.name))
-        elif item.path.name == "test_batch_files.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """The longest files come first, so that of several workers (pytest-xdist) none ends long after the others."""
     items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in str(item.path)), len(LONGEST)))
 
 
