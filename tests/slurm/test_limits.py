@@ -30,6 +30,16 @@ READ = (
 """python -c READ STAGES: what holds for one or two stages, the second of another QOS."""
 
 
+@pytest.fixture(autouse=True)
+def _empty_queue(cluster: Cluster) -> None:
+    """What a failed test before has left queued would count here."""
+    cluster.run(["scancel", f"--user={cluster.user}"])
+    end = time.monotonic() + 60 * PATIENCE
+    while cluster.run(["squeue", "--noheader", f"--user={cluster.user}"]).stdout:
+        assert time.monotonic() < end, "jobs that were cancelled are still queued"
+        time.sleep(0.2)
+
+
 @contextmanager
 def submit_limit(cluster: Cluster, most: int, running: int = -1) -> Iterator[None]:
     """Nobody may have more than `most` jobs queued and `running` of them running, for the duration of the body."""
