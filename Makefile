@@ -1,10 +1,12 @@
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
+# Both run files side by side, since the Slurm tests mostly wait. One alone: .venv/bin/python -m pytest tests/test_local.py
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?=
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --durations 15
 ifeq ($(DATA),)
 DEMO_TEXT := demo/text
 DEMO_RUN  := runs/demo
@@ -32,11 +34,11 @@ demo: setup
 
 test: setup
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 3 $(SIDE_BY_SIDE)
 
 test-slurm: setup
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 3 $(SIDE_BY_SIDE)
 
 check: setup
 	$(BIN)/ruff check .

@@ -27,12 +27,13 @@ from snakmodel import config as configuration
 from snakmodel.attempts import Attempt, log_event
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT, Config
+from snakmodel.jobqueue import array_ranges
 from snakmodel.local import LocalScheduler
 from snakmodel.lock import run_lock
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main
-from snakmodel.slurm import active_packs, array_ranges, read_submissions
+from snakmodel.slurm import active_packs, read_submissions
 
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],

@@ -69,7 +69,7 @@ def _start_accounting(cluster: Cluster) -> None:
     options = ["--no-defaults", f"--datadir={home}/data", f"--user={user_name()}"]
     if not (home / "data").exists():
         first = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user_name()}", "--skip-test-db"]
-        cluster.must("mariadb-install-db", *options, *first, seconds=60)
+        cluster.must("mariadb-install-db", *options, *first, seconds=300)
     small = ["--skip-networking", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF"]
     argv = ["mariadbd", *options, *small, f"--socket={home}/socket", f"--pid-file={home}/pid"]
     cluster.serve("mariadbd", argv, lambda: _accepts(home / "socket"))

@@ -90,7 +90,7 @@ def start(folder: Path, name: str, argv: Sequence[str], environment: Mapping[str
             start_new_session=True,
         )
     # The file exists, empty, for a moment before its line is written: read then, it would speak of an ended daemon.
-    wait_for(lambda: _is_written(pid_file), f"{name} to start", log_of(folder, name), seconds=15)
+    wait_for(lambda: _is_written(pid_file), f"{name} to start", log_of(folder, name), seconds=60)
 
 
 def _is_written(path: Path) -> bool:

@@ -50,7 +50,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=15
 SlurmdTimeout=15
 BatchStartTimeout=60
 MaxJobCount=200000
@@ -166,21 +166,21 @@ class Cluster:
             MARK: str(self.folder),
         }
 
-    def run(self, *argv: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """Run a tool against this cluster, whatever its exit code; one that hangs is killed and counts as code 124."""
         try:
             return subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(argv, 124, "", f"it did not end within {seconds:.0f} s")
 
-    def must(self, *argv: str, seconds: float = 30) -> str:
+    def must(self, *argv: str, seconds: float = 120) -> str:
         """Run a tool that has to succeed; returns its output."""
         done = self.run(*argv, seconds=seconds)
         if done.returncode:
             raise ClusterError(f"`{shlex.join(argv)}` exited {done.returncode}:\n{done.stdout}{done.stderr}".rstrip())
         return done.stdout
 
-    def serve(self, name: str, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 30) -> None:
+    def serve(self, name: str, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 120) -> None:
         """Start a daemon unless it runs, and wait until it answers."""
         daemons.start(self.folder, name, argv, self.environment)
         log = daemons.log_of(self.folder, name)

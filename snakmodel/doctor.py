@@ -6,7 +6,9 @@ waits for something that failed is blocked; what is neither done nor queued is m
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from snakmodel.jobqueue import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
@@ -54,11 +56,29 @@ class StageState:
 
     files: StageFiles
     packs: dict[int, Pack] = field(default_factory=dict)
+    attempts: int = 0
+    """Most attempts that one of its packs took, those that are done included."""
+    again: Counter[str] = field(default_factory=Counter)
+    """Kind -> attempts of that kind that were followed by another one."""
+    lost: list[str] = field(default_factory=list)
+    """Nodes that were lost under it."""
+    avoided: list[str] = field(default_factory=list)
+    """Nodes that its jobs were kept off."""
+    superseded: int = 0
+    """Attempts that lived on beside a later one and were refused."""
 
     @property
     def name(self) -> str:
         """The stage's name."""
         return self.files.name
+
+    def recall(self, story: Story) -> None:
+        """Take in what happened to one of its packs."""
+        self.attempts = max(self.attempts, story.starts)
+        self.again.update(kind for kind, _ in story.again)
+        self.lost += [node for kind, node in story.again if kind == "node-failure" and node not in self.lost]
+        self.avoided += [node for node in story.avoided if node not in self.avoided]
+        self.superseded += story.superseded
 
     def count(self, state: State) -> int:
         """Number of tasks in a state."""
@@ -103,6 +123,10 @@ class _Judge:
         self.judged: dict[str, StageState] = {}
         self.roots: dict[tuple[str, int], str] = {}
         """Failed or blocked pack -> the stage whose failure is at the root."""
+        self.told: dict[str, list[Story]] = {}
+        """Stage -> the stories of its packs."""
+        for (name, _), story in files.stories.items():
+            self.told.setdefault(name, []).append(story)
         self.bad: dict[str, str] = {}
         """Stage with a failed or blocked pack -> the same."""
         holder = files.holder
@@ -113,6 +137,8 @@ class _Judge:
         """Judge one stage; those before it have been judged."""
         state = StageState(stage)
         self.judged[stage.name] = state
+        for told in self.told.get(stage.name, ()):
+            state.recall(told)
         waits = stage.waits()
         for number, problems in stage.undone.items():
             story = self.files.stories.get((stage.name, number), Story())
@@ -120,6 +146,7 @@ class _Judge:
             pack.node, pack.job = str(story.start.get("node", "")), story.job
             pack.state, pack.why = self._pack(stage.name, pack, story, waits)
             state.packs[number] = pack
+            state.attempts = max(state.attempts, pack.attempts)
             if pack.state in ("failed", "blocked"):
                 root = self._root(waits, number) if pack.state == "blocked" else stage.name
                 self.roots[stage.name, number] = root or stage.name
@@ -157,7 +184,8 @@ class _Judge:
         if self.runs_here:
             return self._local(story, root, waiting)
         if job and job.state in FAILED:
-            return "failed", _ended(job, story)
+            folder = self.files.log(self.judged[stage].files, pack.number).parent
+            return "failed", _never_began(job, folder) if story.job != job.id else _ended(job, story)
         if not job and story.last.get("event") == "failed" and self._is_current(stage, pack.number, story):
             return "failed", _ended(None, story)
         if root:
@@ -234,6 +262,16 @@ def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
     if word in ("None", ""):
         return "pending", "just submitted, or about to start"
     return "pending", f"{_REASONS[word]} ({word})" if word in _REASONS else f"Slurm says {job.reason}"
+
+
+def _never_began(job: Job, logs: Path) -> str:
+    """Why a job failed of which no attempt says anything: Slurm itself could not start it."""
+    if job.state != "FAILED":
+        return _ended(job, Story())
+    if not logs.is_dir():
+        gone = f"{logs}, the folder of its log, is gone; the launcher makes it anew"
+        return f"Slurm could not start it (FAILED: {job.reason}): {gone}"
+    return f"it ended before its command began (FAILED: {job.reason}); its log or the node may say why"
 
 
 def _ended(job: Job | None, story: Story) -> str:

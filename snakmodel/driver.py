@@ -270,6 +270,9 @@ class Driver:
         """Ask Slurm to start this job again, until it does; then leave when the ranks have ended."""
         job = self.attempt.job
         pause = 0.5
+        if self.tasks.logs:  # without its log's folder Slurm cannot start the job again
+            with suppress(OSError):
+                Path(self.tasks.logs).mkdir(parents=True, exist_ok=True)
         while not self._requeued_or_cancelled(job):
             self._check_claim()
             answer = ask_requeue(job)

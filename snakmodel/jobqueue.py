@@ -126,6 +126,17 @@ def _expand(elements: str) -> list[int]:
     return found
 
 
+def array_ranges(packs: Sequence[int]) -> str:
+    """Numbers in Slurm's spelling: [0, 1, 2, 7] -> 0-2,7."""
+    parts: list[list[int]] = []
+    for pack in sorted(packs):
+        if parts and pack == parts[-1][1] + 1:
+            parts[-1][1] = pack
+        else:
+            parts.append([pack, pack])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
 @dataclass
 class Queue:
     """What Slurm says about a run."""
@@ -151,7 +162,7 @@ def look(owner: Owner, journal: Sequence[Mapping[str, Any]], wanted: Mapping[str
     for job in listed:
         queue.by_id[job.id] = job
         stage = owner.stage(job)
-        if stage is not None and job.index is not None:
+        if stage is not None and stage in wanted and job.index is not None:
             queue.packs.setdefault((stage, job.index), []).append(job)
         elif stage is not None and job.active:
             queue.others.append((stage, job))

@@ -6,6 +6,7 @@ jobs/submit_all.py takes the whole chain; the other launchers take a part of it.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from snakmodel import config as configuration
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
 from snakmodel.containers import check_local
+from snakmodel.jobqueue import array_ranges
 from snakmodel.limits import pack_for_queue
 from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
@@ -26,8 +28,12 @@ from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
 from snakmodel.scheduler import SlurmScheduler
-from snakmodel.slurm import array_ranges, choose
+from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
+
+_CONTINUATION_SECONDS = 3600.0
+_PROBE_BYTES = 1 << 16
+"""More than what a full disk may still take into its last block."""
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,7 +89,8 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
         scheduler = choose(scheduler)
     make_writable(root, "the run's folder", "another --run-dir")
     make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
-    with run_lock(root, steal=args.steal_lock):
+    # A continuation job may start while the launcher that submitted it, or a person's, is still at work.
+    with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
         plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run, fit=fit)
         _explain(plan, selected)
@@ -94,15 +101,19 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
-    """Make a folder and write into it. Raises UserError when that fails."""
+    """Make a folder and write into it. Raises UserError when that fails, as on a full disk."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{what}, {folder}, cannot be written: {error.strerror}. Correct its permissions or give {remedy}."
+            f"{what}, {folder}, cannot be written: {error.strerror}. "
+            f"{'Free space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'Correct its permissions'} "
+            f"or give {remedy}."
         ) from error
 
 
@@ -153,6 +164,8 @@ def _submit(scheduler: SlurmScheduler) -> int:
             f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
             "a continuation job submits them when these have ended."
         )
+    for note in scheduler.confirm():
+        console.print(f"{note}: its controller was restarted. Submitted again.")
     return 1 if given_up and not submitted else 0
 
 

@@ -19,8 +19,11 @@ from snakmodel.publish import UserError
 
 
 @contextmanager
-def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
-    """Hold ROOT/lock for the duration of the body. Raises UserError that names the holder when it is taken."""
+def run_lock(root: Path, *, steal: bool = False, patience: float = 0.0) -> Iterator[None]:
+    """Hold ROOT/lock for the duration of the body.
+
+    Raises UserError that names the holder when it is taken and does not become free for `patience` seconds.
+    """
     path = root / "lock"
     root.mkdir(parents=True, exist_ok=True)
     me = {
@@ -30,16 +33,17 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
         "since": time.strftime("%F %T"),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
-    if steal or _is_stale(path):
-        path.unlink(missing_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        holder = _read(path)
-        raise UserError(
-            f"{root} is in use by process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}. "
-            "Wait for it; if it is certain that it no longer runs, add --steal-lock."
-        ) from None
+    end = time.monotonic() + patience
+    while True:
+        if steal or _is_stale(path):
+            _take_away(path, f"{me['host']}-{me['pid']}")
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            break
+        except FileExistsError:
+            if time.monotonic() > end:
+                raise _in_use(root) from None
+        time.sleep(1)
     try:
         with os.fdopen(descriptor, "w") as file:
             json.dump(me, file)
@@ -47,6 +51,26 @@ def run_lock(root: Path, *, steal: bool = False) -> Iterator[None]:
     finally:
         if _read(path) == me:
             path.unlink(missing_ok=True)
+
+
+def _in_use(root: Path) -> UserError:
+    holder = _read(root / "lock")
+    return UserError(
+        f"{root} is in use by process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}. "
+        "Wait for it; if it is certain that it no longer runs, add --steal-lock."
+    )
+
+
+def _take_away(path: Path, who: str) -> None:
+    """Remove the lock that was looked at, but not one that another launcher has made in its place since."""
+    seen, aside = _read(path), path.with_name(f".lock.broken-{who}")
+    try:
+        path.rename(aside)
+        if _read(aside) != seen:
+            os.link(aside, path)
+    except (FileNotFoundError, FileExistsError):
+        pass
+    aside.unlink(missing_ok=True)
 
 
 def holder(root: Path) -> dict[str, Any]:

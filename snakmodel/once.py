@@ -43,6 +43,8 @@ class Submission:
     """Token of the command that a person typed: its continuations do not try again what failed after it."""
     job: str = ""
     """Empty until Slurm has accepted it."""
+    accepted: float = 0.0
+    """When it was, by this process's monotonic clock."""
 
 
 class Refused(UserError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,10 +24,11 @@ from snakmodel.containers import check_local
 from snakmodel.drill import Finding
 from snakmodel.forecast import forecast_plan, free, gigabytes, used
 from snakmodel.launch import make_writable
+from snakmodel.limits import check_indices, pack_for_queue, read_limits
 from snakmodel.plan import Plan, make_plan
 from snakmodel.publish import UserError
 from snakmodel.slurm import choose
-from snakmodel.slurm_check import Partition, alike, ask, partition_of, partitions, refusal
+from snakmodel.slurm_check import Partition, alike, ask, partition_of, partitions, read_accounting, refusal
 
 _COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
@@ -57,12 +59,13 @@ class Preflight:
         self.add("configuration", "pass", f"{self.args.recipe} and {self.args.cluster} are valid")
         root = (self.args.run_dir or config.cluster.runs / config.recipe.name).absolute()
         self._folders(config, root)
-        plan = make_plan(config, root, STAGES, [], dry=True)
+        wanted = self.args.scheduler or config.cluster.scheduler
+        fit = None if wanted == "local" else partial(pack_for_queue, config.cluster, needed=False)
+        plan = make_plan(config, root, STAGES, [], dry=True, fit=fit)
         waiting = sum(len(packs) for packs in plan.missing.values())
         self.add("plan", "pass", f"{len(plan.chain.stages)} stages, {waiting} tasks to do")
         self._disk(plan)
-        scheduler = choose(self.args.scheduler or config.cluster.scheduler)
-        if scheduler == "local":
+        if choose(wanted) == "local":
             check_local(config.cluster)
             self.add("Slurm", "note", "not asked: the run would be on this machine")
             return
@@ -94,9 +97,10 @@ class Preflight:
     def _stages(self, plan: Plan, known: dict[str, Partition]) -> dict[str, tuple[Partition, Resources]]:
         """Ask Slurm about every stage; return the partitions of those it would run, with their largest job."""
         usable: dict[str, tuple[Partition, Resources]] = {}
+        accounting = read_accounting()
         for same in alike(plan, plan.chain.stages):
             name = ", ".join(stage.name for stage in same)
-            problem = refusal(plan, same[0], known)
+            problem = refusal(plan, same[0], known, accounting)
             if problem:
                 self.add(f"sbatch: {name}", "fail", problem.words, problem.remedy)
                 continue
@@ -108,14 +112,20 @@ class Preflight:
         return usable
 
     def _sizes(self, plan: Plan) -> None:
-        limit = int(_slurm_config().get("MaxArraySize", "1001"))
+        """Array elements as they would be submitted: shards are packed until they fit, or as run.yaml has it."""
+        limits = read_limits(plan.config.cluster, plan.chain.stages)
+        problems = False
         for name, packs in plan.packs.items():
-            if len(packs) > limit:
-                remedy = f"Set shards_per_job in cluster.yaml to {-(-len(packs) // limit)} or more."
-                self.add(f"array: {name}", "fail", f"{len(packs)} elements, MaxArraySize is {limit}", remedy)
+            try:
+                check_indices(name, len(packs), plan.chain[name].per_shard, limits)
+            except UserError as error:
+                problems = True
+                self.add(f"array: {name}", "fail", *str(error).split(". ", 1))
+        packed = max((len(pack) for packs in plan.packs.values() for pack in packs), default=1)
         largest = max(len(packs) for packs in plan.packs.values())
-        if largest <= limit:
-            self.add("array sizes", "pass", f"{largest} elements at most, MaxArraySize is {limit}")
+        if not problems:
+            found = f"{largest} elements at most, of up to {packed} shard(s); MaxArraySize is {limits.array_size}"
+            self.add("array sizes", "pass", f"{found}; {limits.tightest}")
 
 
 def _larger(one: Resources, other: Resources) -> bool:

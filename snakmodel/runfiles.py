@@ -35,6 +35,12 @@ class Story:
     """The latest start."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """What became of it: that start, or how it ended."""
+    again: list[tuple[str, str]] = field(default_factory=list)
+    """(Kind, node) of every attempt that was followed by another one."""
+    avoided: list[str] = field(default_factory=list)
+    """Nodes that the job was kept off."""
+    superseded: int = 0
+    """Attempts that lived on beside a later one and were refused."""
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in the next event; those of an attempt that has been replaced, and mere remarks, change nothing."""
@@ -43,6 +49,12 @@ class Story:
             self.start = self.last = event
         elif event["event"] in _ENDS and event.get("attempt") == self.start.get("attempt"):
             self.last = event
+        if event["event"] in ("requeue", "again", "lost"):
+            self.again.append((str(event.get("kind") or "saved"), str(event.get("node", ""))))
+        elif event["event"] == "excluded":
+            self.avoided += [str(node) for node in event.get("nodes", ())]
+        elif event["event"] == "superseded":
+            self.superseded += 1
 
     @property
     def job(self) -> str:

@@ -12,21 +12,26 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snakmodel.limits import Limits, check_indices, partitions_of, read_limits
+from snakmodel.jobqueue import array_ranges
+from snakmodel.limits import Limits, Room, check_indices, read_limits
 from snakmodel.once import Journal, Refused, Submission
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
-from snakmodel.slurm import active_packs, array_ranges, make_executor, read_submissions, scrub_environment
-from snakmodel.squeue import my_jobs
+from snakmodel.slurm import active_packs, make_executor, read_submissions, scrub_environment
+from snakmodel.squeue import my_jobs, same_job
 from snakmodel.stage import Stage
 
 CONTINUATION = "continuation"
 """Stands in the journal for the stage of the job that submits the rest."""
 _POLL_SECONDS = 15
+_SAVED_SECONDS = 7
+"""slurmctld writes what it has accepted to disk within five seconds; one that is killed before has forgotten it."""
+_REMEMBERED_SECONDS = 240
+"""Ended jobs are listed for so long at least, where MinJobAge is its default of 300."""
 
 
 @dataclass
@@ -55,28 +60,72 @@ class SlurmScheduler:
         self.journal = Journal(self.plan.paths)
         self.limits: Limits | None = None
         self.jobs: dict[str, dict[int, str]] = {}
+        self.tokens: dict[tuple[str, str], str] = {}
+        """(stage, job) -> token. Ids are used again when a controller has lost its state."""
+        self.inside = ""
+        """The array job that this runs in: a continuation's own."""
 
     def run(self) -> list[Submission]:
         """Submit stage by stage; return what was submitted. With `dry` only the batch files are written."""
-        inside = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+        self.inside = os.environ.get("SLURM_ARRAY_JOB_ID", "")
         scrub_environment()
         if not self.dry:
             self._look_around()
-        todo = {name: packs for name, packs in self._wanted().items() if packs}
+        self._submit_all({name: packs for name, packs in self._wanted().items() if packs})
+        return self.submitted
+
+    def confirm(self) -> list[str]:
+        """Make sure that Slurm has kept what it accepted, and submit again what it has not; return notes about it.
+
+        Only a controller that was killed within seconds forgets jobs, the last ones. Raises Unanswered.
+        """
+        lost = {} if self.dry else self._forgotten()
+        if not lost:
+            return []
+        for stage, packs in lost.items():
+            self.jobs[stage] = {pack: job for pack, job in self.jobs[stage].items() if pack not in packs}
+        before = len(self.submitted)
+        self.limits = self._read_limits()
+        self._submit_all({stage: packs for stage, packs in lost.items() if stage != CONTINUATION})
+        if CONTINUATION in lost and not self.jobs[CONTINUATION]:
+            self._continue()
+        again = self.submitted[before:]
+        return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in again]
+
+    def _forgotten(self) -> dict[str, list[int]]:
+        """Stage -> packs that were accepted, but that Slurm, asked when it has written them down, does not know."""
+        fresh = [one for one in self.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
+        if not fresh:
+            return {}
+        time.sleep(max(0.0, max(one.accepted for one in fresh) + _SAVED_SECONDS - time.monotonic()))
+        known = my_jobs(self.journal.patience)
+        lost: dict[str, list[int]] = {}
+        for one in fresh:
+            current = self.tokens[one.stage, one.job] == one.token
+            if current and not same_job(known.get(one.job, ""), one.token):
+                packs = [pack for pack in one.packs if self.jobs[one.stage].get(pack) == one.job]
+                lost.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_ended(one, pack))
+        return {stage: packs for stage, packs in lost.items() if packs}
+
+    def _has_ended(self, one: Submission, pack: int) -> bool:
+        """Whether a job has said how it ended with a pack: then it was not forgotten."""
+        folder = self.plan.paths.root / "attempts" / one.stage / f"{pack:05d}"
+        return any(folder.glob(f"{one.job}_{pack}.r*/summary.json"))
+
+    def _submit_all(self, todo: dict[str, list[int]]) -> None:
+        """Submit these packs, in chain order, as far as there is room; see to it that the rest follows."""
         while any(todo.values()):
-            count = sum(len(packs) for packs in todo.values())
-            room = self._room(count, inside)
+            room = self._room(todo)
             for name in todo:
-                todo[name], room = self._stage(name, todo[name], room)
+                todo[name] = self._stage(name, todo[name], room)
                 if todo[name]:
                     break
             if any(todo.values()) and not self.wait:
                 self.left = sum(len(packs) for packs in todo.values())
-                self._continue(inside)
+                self._continue()
                 break
             if any(todo.values()):
                 self.limits = self._read_limits()
-        return self.submitted
 
     def _look_around(self) -> None:
         """Limits, what an earlier launcher left open, and what is queued."""
@@ -87,10 +136,12 @@ class SlurmScheduler:
         self.journal.settle()
         self.active = active_packs(self.plan, self.patience)
         self.jobs = {name: dict(packs) for name, packs in self.active.items()}
+        lines = read_submissions(self.plan.paths.submissions)
+        self.tokens = {(line["stage"], line["job"]): line["token"] for line in lines}
 
     def _read_limits(self) -> Limits:
-        cluster = self.plan.config.cluster
-        return read_limits(cluster, partitions_of(cluster, self.plan.chain.stages), self.patience)
+        stages = [*self.plan.chain.stages, self._continuation()]
+        return read_limits(self.plan.config.cluster, stages, self.patience)
 
     def _wanted(self) -> dict[str, list[int]]:
         """Stage -> packs to submit: missing, not queued, and in a continuation neither tried before nor behind such."""
@@ -109,22 +160,31 @@ class SlurmScheduler:
             wanted[name] = [pack for pack in packs if pack not in queued and pack not in bad]
         return wanted
 
-    def _room(self, count: int, inside: str) -> int:
-        """How many of `count` packs may be submitted now, a place for the continuation set aside.
+    def _has_continuation(self) -> bool:
+        """Whether another job that submits the rest is queued."""
+        return bool(set(self.active.get(CONTINUATION, {}).values()) - {self.inside})
+
+    def _room(self, todo: Mapping[str, list[int]]) -> Room:
+        """What there is room for now: a pack of the first stage at least, and a continuation where not all fits.
 
         With `wait`, and inside a continuation job, this waits until there is room; else UserError.
         """
-        if self.limits is None:
-            return count
-        least = min(count, 1 if self.wait else 2)
-        if self.wait:
-            least = min(count, max(1, self.limits.smallest // 4))
-        if not self.wait and set(self.active.get(CONTINUATION, {}).values()) - {inside}:
-            return min(count, max(0, self.limits.tightest.room))
+        first = next(name for name, packs in todo.items() if packs)
         said = ""
-        while (room := self.limits.tightest.room) < least:
-            what = f"{self.limits.tightest}; {count} packs are left to submit"
-            if self.limits.smallest < least:
+        while True:
+            room = Room(self.limits)
+            whole = room.holds(todo)
+            if not whole and not self.wait and not self._has_continuation():
+                room.take(CONTINUATION, 1)
+            limit = room.tightest(first)
+            if limit is None or (not self.wait and self._has_continuation()):
+                return room
+            # Waiting here, a few larger arrays are better than many small ones.
+            least = min(len(todo[first]), max(1, limit.most // 4)) if self.wait else 1
+            if room.of(first) >= least:
+                break
+            what = f"{limit}; {sum(len(packs) for packs in todo.values())} packs are left to submit"
+            if limit.most < least + room.taken.get(limit.name, 0):
                 raise UserError(f"{what}. This limit is too small for a chain of jobs: ask for a larger one.")
             if not self.wait and self.continues is None:
                 raise UserError(f"no room in the queue: {what}. Wait, or add --wait-for-room.")
@@ -133,48 +193,50 @@ class SlurmScheduler:
                 said = what
             time.sleep(_POLL_SECONDS)
             self.limits = self._read_limits()
-        if count > room and not self.wait and not self.again:
-            raise UserError(f"{count} packs do not fit into the queue: {self.limits.tightest}. Add --wait-for-room.")
-        return room if count <= room or self.wait else room - 1
+        if not whole and not self.wait and not self.again:
+            raise UserError(f"this does not fit into the queue: {limit}. Add --wait-for-room.")
+        return room
 
-    def _stage(self, name: str, packs: list[int], room: int) -> tuple[list[int], int]:
-        """Submit as many packs of a stage as there is room for; return those left, and the room left."""
+    def _stage(self, name: str, packs: list[int], room: Room) -> list[int]:
+        """Submit as many packs of a stage as there is room for; return those left."""
         stage = self.plan.chain[name]
-        while packs and room:
-            room = self._confirm(stage, room)
+        while packs and room.of(name):
+            self._confirm(stage, room)
             groups = self._by_dependency(stage, packs)
             for dependency, group in groups.items():
-                now = group[: min(room, self.limits.array_tasks if self.limits else len(group))]
+                now = group[: min(room.of(name), self.limits.array_tasks if self.limits else len(group))]
                 if now:
                     self._submit(stage, now, dependency)
-                room -= len(now)
+                    room.take(name, len(now))
             done = self.jobs.get(name, {})
             packs = [pack for pack in packs if pack not in done]
-        return packs, room
+        return packs
 
-    def _confirm(self, stage: Stage, room: int) -> int:
+    def _confirm(self, stage: Stage, room: Room) -> None:
         """Make sure that Slurm still knows the jobs to depend on: a dependency on a forgotten one is met at once.
 
-        What a forgotten job has done needs no dependency; what it has not is submitted again. Returns the room left.
+        What a forgotten job has done needs no dependency; what it has not is submitted again.
         """
         if self.dry or not any(self.jobs.get(other) for other in stage.waits):
-            return room
+            return
         known = my_jobs(self.patience)
         for other in stage.waits:
-            gone = sorted(pack for pack, job in self.jobs.get(other, {}).items() if job not in known)
+            held = self.jobs.get(other, {})
+            gone = sorted(
+                pack for pack, job in held.items() if not same_job(known.get(job, ""), self.tokens[other, job])
+            )
             for pack in gone:
-                del self.jobs[other][pack]
+                del held[pack]
             lost = [pack for pack in gone if not self._is_done(other, pack)]
             if lost:
                 print(
                     f"note: Slurm has forgotten jobs of stage {other}; submitting its packs {array_ranges(lost)} again"
                 )
-                left, room = self._stage(other, lost, room)
+                left = self._stage(other, lost, room)
                 if left:
                     raise UserError(
                         f"no room for packs {array_ranges(left)} of stage {other}; run the same command again"
                     )
-        return room
 
     def _is_done(self, stage: str, pack: int) -> bool:
         return not any(self.plan.chain.marker_problem(stage, index) for index in self.plan.packs[stage][pack])
@@ -205,7 +267,8 @@ class SlurmScheduler:
     def _send(self, stage: Stage, packs: list[int], dependency: str, command: str) -> None:
         one = Submission(stage.name, packs, dependency, uuid.uuid4().hex[:10], self.series)
         folder = self.plan.paths.batch_file(stage.name)
-        executor = make_executor(self.plan, stage, folder, packs, dependency, one.token)
+        width = self.limits.width(stage.name) if self.limits else None
+        executor = make_executor(self.plan, stage, folder, packs, dependency, one.token, width)
         self.plan.logs(stage.name).mkdir(parents=True, exist_ok=True)
         if self.dry:
             path = folder / f"dry-run-{len([other for other in self.submitted if other.stage == stage.name])}.sh"
@@ -220,16 +283,22 @@ class SlurmScheduler:
                     f"Slurm refused stage {stage.name}: {error}\nSubmitted before it: {done}. "
                     "Correct cluster.yaml and run the same command: it submits only what is missing."
                 ) from error
+        one.accepted = time.monotonic()
         self.submitted.append(one)
+        self.tokens[stage.name, one.job] = one.token
         self.jobs.setdefault(stage.name, {}).update(dict.fromkeys(packs, one.job))
 
-    def _continue(self, inside: str) -> None:
+    def _continuation(self) -> Stage:
+        """The stage that stands for the job that submits the rest."""
+        alone = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "gres": None}
+        return Stage(CONTINUATION, (), {}, self.plan.config.cluster.defaults.model_copy(update=alone))
+
+    def _continue(self) -> None:
         """Submit the job that runs when everything submitted so far has ended, and then submits the rest."""
-        if set(self.active.get(CONTINUATION, {}).values()) - {inside}:
+        if self._has_continuation():
             return
-        resources = self.plan.config.cluster.defaults.model_copy(
-            update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0}
-        )
+        stage = self._continuation()
+        resources = stage.resources
         launcher = shlex.join(["timeout", "-s", "INT", f"{resources.minutes * 60 - 90}", *self.again])
         command = (
             f"cd {shlex.quote(str(Path.cwd()))} && {launcher} --continues {self.series}; code=$?\n"
@@ -237,8 +306,10 @@ class SlurmScheduler:
             '[ $code = 124 ] && scontrol requeue "${SLURM_ARRAY_JOB_ID}_0" && sleep 60\n'
             "exit $code"
         )
-        dependency = ",".join(f"afterany:{one.job}" for one in self.submitted)
-        self._send(Stage(CONTINUATION, (), {}, resources), [0], dependency, command)
+        kept = {job for packs in self.jobs.values() for job in packs.values()}
+        before = dict.fromkeys(f"afterany:{one.job}" for one in self.submitted if one.job in kept)
+        dependency = ",".join(before)
+        self._send(stage, [0], dependency, command)
 
     def _python(self) -> str:
         return self.plan.config.cluster.python or sys.executable

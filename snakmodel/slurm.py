@@ -18,10 +18,11 @@ from typing import Any
 import submitit
 
 from snakmodel.config import PROJECT, Resources
+from snakmodel.jobqueue import array_ranges
 from snakmodel.once import read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
-from snakmodel.squeue import my_elements
+from snakmodel.squeue import my_elements, same_job
 from snakmodel.stage import Stage
 
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
@@ -59,16 +60,25 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
 
 def make_executor(
-    plan: Plan, stage: Stage, folder: Path, packs: Sequence[int], dependency: str, token: str
+    plan: Plan,
+    stage: Stage,
+    folder: Path,
+    packs: Sequence[int],
+    dependency: str,
+    token: str,
+    running: int | None = None,
 ) -> _Executor:
-    """A submitit executor with everything that the batch file of these packs says."""
+    """A submitit executor with everything that the batch file of these packs says.
+
+    `running`: how many may run at once by the account's or QOS's MaxJobs, where that is limited.
+    """
     slurm = plan.config.cluster.slurm
     resources = plan.config.cluster.with_defaults(stage.resources)
     folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(folder)
     executor.wants_signal = stage.resumable
     log = str(plan.logs(stage.name) / "%5a.out")
-    width = min(slurm.array_parallelism, len(packs))
+    width = min(slurm.array_parallelism, len(packs), running or len(packs))
     additional: dict[str, Any] = {
         "array": f"{array_ranges(packs)}%{width}",
         "output": log,
@@ -110,17 +120,6 @@ def _parameters(resources: Resources) -> dict[str, Any]:
     }
 
 
-def array_ranges(packs: Sequence[int]) -> str:
-    """Numbers in Slurm's spelling: [0, 1, 2, 7] -> 0-2,7."""
-    parts: list[list[int]] = []
-    for pack in sorted(packs):
-        if parts and pack == parts[-1][1] + 1:
-            parts[-1][1] = pack
-        else:
-            parts.append([pack, pack])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
 def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:
     """Stage -> pack -> job, for every pack of this run that Slurm has queued or running.
 
@@ -129,11 +128,14 @@ def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]
     journal = read_submissions(plan.paths.submissions)
     if not journal:
         return {}
-    stages = {line["job"]: line["stage"] for line in journal}
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for line in journal:
+        lines.setdefault(line["job"], []).append(line)
     found: dict[str, dict[int, str]] = {}
-    for job, index in my_elements(patience):
-        if job in stages:
-            found.setdefault(stages[job], {})[index] = job
+    for job, index, name in my_elements(patience):
+        for line in lines.get(job, ()):
+            if same_job(name, line["token"]):
+                found.setdefault(line["stage"], {})[index] = job
     return found
 
 

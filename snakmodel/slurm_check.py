@@ -1,9 +1,9 @@
 """Would Slurm take a stage's jobs? `sbatch --test-only`, the partitions' limits, and what to do about a refusal.
 
 One array element with the stage's real batch file and no dependencies is tested: `--test-only` would also take a
-dependency on a job that never was. It does not look at a partition's time limit (unless EnforcePartLimits is set; such
-a job is accepted and stays PENDING for ever), so that is compared here. How many jobs may be queued is another
-question: see limits.
+dependency on a job that never was. It does not look at the time limit of a partition (unless EnforcePartLimits is
+set), a QOS or an account; such a job is accepted and stays PENDING for ever, so these are compared here. How many jobs
+may be queued is another question: see limits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from snakmodel.accounting import Accounting, slurm_settings
 from snakmodel.config import Resources
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
 from snakmodel.slurm import LEAKS, make_executor
+from snakmodel.squeue import Unanswered
 from snakmodel.stage import Stage
 
 _SECONDS = 90
@@ -99,7 +101,17 @@ def minutes(text: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + minute + second / 60
 
 
-def refusal(plan: Plan, stage: Stage, known: dict[str, Partition]) -> Refusal | None:
+def read_accounting() -> Accounting | None:
+    """What accounting allows this user; None where there is none, or where it does not answer."""
+    try:
+        return Accounting.read(slurm_settings())
+    except Unanswered:
+        return None
+
+
+def refusal(
+    plan: Plan, stage: Stage, known: dict[str, Partition], accounting: Accounting | None = None
+) -> Refusal | None:
     """Why Slurm would not run an element of this stage, or None if it would."""
     resources = plan.config.cluster.with_defaults(stage.resources)
     with tempfile.TemporaryDirectory(prefix="snakmodel-") as folder:
@@ -116,6 +128,12 @@ def refusal(plan: Plan, stage: Stage, known: dict[str, Partition]) -> Refusal | 
             f"{resources.minutes} minutes are over the limit of partition {partition.name}, "
             f"{partition.minutes:g} minutes: the job would stay PENDING (PartitionTimeLimit)",
             f"Set minutes to {partition.minutes:g} or less (training continues where it was), or another partition.",
+        )
+    wall = accounting.max_wall(accounting.place(resources)) if accounting else None
+    if wall and resources.minutes > (most := minutes(wall[0])):
+        return Refusal(
+            f"{resources.minutes} minutes are over MaxWall of {wall[1]}, {most:g} minutes: the job would stay PENDING",
+            f"Set minutes to {most:g} or less (training continues where it was), or another qos or account.",
         )
     return None
 
@@ -177,11 +195,11 @@ def check_resources(plan: Plan) -> None:
 
     Raises UserError with Slurm's words and ours, for all refused stages at once.
     """
-    known = partitions()
+    known, accounting = partitions(), read_accounting()
     stages = [plan.chain[name] for name, packs in plan.missing.items() if packs]
     problems = []
     for same in alike(plan, stages):
-        found = refusal(plan, same[0], known)
+        found = refusal(plan, same[0], known, accounting)
         if found:
             names = ", ".join(stage.name for stage in same)
             problems.append(f"stage {names}: Slurm says: {found.words}\n  {found.remedy}")

@@ -65,11 +65,20 @@ def my_jobs(patience: float = 0.0) -> dict[str, str]:
     return dict(line.strip().split("|", 1) for line in lines.splitlines())
 
 
-def my_elements(patience: float = 0.0) -> list[tuple[str, int]]:
-    """(job, array index) of every array element of this user that is queued or running."""
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=all", "--format=%F %K %T"]
-    rows = [line.split() for line in ask(command, patience).splitlines()]
-    return [(job, int(index)) for job, index, state in rows if index.isdigit() and state not in ENDED]
+def same_job(name: str, token: str) -> bool:
+    """Whether the job of this name is the one that was submitted with a token.
+
+    Its id alone does not tell: a controller that lost its state, or has counted to its end, uses ids again. A batch
+    file submitted by hand has only its id.
+    """
+    return bool(name) and (token.startswith("hand-") or name.endswith(f"-{token}"))
+
+
+def my_elements(patience: float = 0.0) -> list[tuple[str, int, str]]:
+    """(job, array index, name) of every array element of this user that is queued or running."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=all", "--format=%F|%K|%T|%j"]
+    rows = [line.strip().split("|", 3) for line in ask(command, patience).splitlines()]
+    return [(job, int(index), name) for job, index, state, name in rows if index.isdigit() and state not in ENDED]
 
 
 def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> dict[str, str]:

@@ -12,14 +12,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from snakmodel.doctor import NEVER, STATES, Diagnosis, Pack, StageState, diagnose
+from snakmodel.jobqueue import array_ranges
 from snakmodel.runfiles import RunFiles, find_run, tail
-from snakmodel.slurm import array_ranges
 
 _TAIL = 15
 _TAILS_SHOWN = 10
 _NOTES_SHOWN = 10
 _REASONS_SHOWN = 3
 _NODES_SHOWN = 3
+_KINDS = {
+    "timeout": "its time limit",
+    "preempted": "preemption",
+    "requested": "a signal",
+    "requeued": "scontrol requeue",
+    "node-failure": "the loss",
+    "crash": "a crash",
+    "hung": "a hang",
+    "saved": "saving its state",
+}
+"""What an attempt was followed by another one after."""
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
@@ -58,8 +69,8 @@ def table(found: Diagnosis) -> list[str]:
             rows.append([stage.name, "?", *("" for _ in shown), "", "", "not planned or submitted yet"])
             continue
         counts = [str(stage.count(one) or "-") for one in shown]
-        attempts = max((pack.attempts for pack in stage.packs.values()), default=0)
-        rows.append([stage.name, str(stage.files.size), *counts, str(attempts or "-"), nodes(stage), why(stage)])
+        cells = [stage.name, str(stage.files.size), *counts, str(stage.attempts or "-"), nodes(stage)]
+        rows.append([*cells, "; ".join(filter(None, [why(stage), history(stage)]))])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = {0, len(widths) - 2, len(widths) - 1}
     return [
@@ -79,6 +90,24 @@ def why(stage: StageState) -> str:
     shown = [f"{state}: {reason}" for (_, state, reason), _ in every[:_REASONS_SHOWN] if state != "running"]
     more = len(every) - _REASONS_SHOWN
     return "; ".join([*shown, *([f"{more} more reasons (--json)"] if more > 0 else [])])
+
+
+def history(stage: StageState) -> str:
+    """What befell a stage's jobs on the way, also where all of them are done by now."""
+    after = [
+        _KINDS.get(kind, kind)
+        + (f" of {','.join(sorted(stage.lost))}" if kind == "node-failure" else "")
+        + _times(count)
+        for kind, count in stage.again.most_common()
+    ]
+    parts = [f"started again after {', '.join(after)}"] if after else []
+    parts += [f"kept off {','.join(sorted(stage.avoided))} after repeated failures there"] if stage.avoided else []
+    parts += ["a replaced attempt that still lived was refused" + _times(stage.superseded)] if stage.superseded else []
+    return "; ".join(parts)
+
+
+def _times(count: int) -> str:
+    return f" ({count} times)" if count > 1 else ""
 
 
 def nodes(stage: StageState) -> str:
@@ -160,4 +189,5 @@ def _stage_json(stage: StageState) -> dict[str, Any]:
         for one in stage.packs.values()
     ]  # fmt: skip
     return {"stage": stage.name, "planned": stage.files.tasks is not None, "tasks": stage.files.size, **counts,
-            "not_done": undone}  # fmt: skip
+            "attempts": stage.attempts, "again": dict(stage.again), "lost_nodes": stage.lost, "avoided": stage.avoided,
+            "superseded": stage.superseded, "not_done": undone}  # fmt: skip

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_demo", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_two_nodes", "slurm/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that of several workers (pytest-xdist) none ends long after the others."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in str(item.path)), len(LONGEST)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.limits import Limit, Limits, check_indices, shards_per_job
+from snakmodel.limits import Limit, Limits, Room, check_indices, shards_per_job
 from snakmodel.publish import UserError
 from snakmodel.stage import Stage
 from tests import toy
 
-WIDE = Limits(20001, 20001, (Limit("MaxJobCount", 200000, 0),), None, 10.0)
+WIDE = Limits(20001, 20001, (Limit("MaxJobCount", 200000, 0),), (), 10.0)
 
 
 def limits(most: int, used: int = 0, array_size: int = 20001) -> Limits:
@@ -48,6 +48,22 @@ def test_stages_without_shards_alone_do_not_fit() -> None:
     first, second, last = chain(60)
     wide = replace(last, tasks=last.tasks * 30)
     assert shards_per_job([first, second, wide], 1, limits(20)) == 4  # 15 of 20, one place for the continuation
+
+
+def test_a_limit_counts_only_its_own_stages() -> None:
+    """Where one stage has a QOS of its own, its small limit packs that stage alone, and the others keep their room."""
+    first, second, last = chain(60)
+    own = Limit("MaxSubmit of QOS long", 10, 0, frozenset(["first"]))
+    bounds = replace(WIDE, queue=(*WIDE.queue, own), running=(Limit("MaxJobs", 5, 0, frozenset(["first"])),))
+    assert shards_per_job([first, second, last], 1, bounds) == 6
+    assert shards_per_job([second, last], 1, bounds) == 1
+    assert (bounds.width("first"), bounds.width("second")) == (5, None)
+    room = Room(bounds)
+    assert (room.of("first"), room.of("second")) == (10, 200000)
+    room.take("first", 4)
+    assert (room.of("first"), room.of("second")) == (6, 199996)
+    assert room.holds({"first": [1] * 6, "second": [1] * 60})
+    assert not room.holds({"first": [1] * 7})
 
 
 def test_indices_beyond_the_array_size_are_refused() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from snakmodel.jobqueue import array_ranges
 from snakmodel.once import Journal, Submission, read_lines
 from snakmodel.paths import RunPaths
 from snakmodel.scheduler import SlurmScheduler
-from snakmodel.slurm import array_ranges, make_executor
+from snakmodel.slurm import make_executor
 from tests import toy
 
 GOLDEN = """\
@@ -71,6 +72,20 @@ def test_dry_run_chains_the_stages(tmp_path: Path) -> None:
         ("second", [1], ""),
         ("last", [0], "afterok:<second>"),
     ]
+
+
+def test_ten_thousand_shards_are_a_few_calls(tmp_path: Path) -> None:
+    """An array a stage, whatever the number of shards; array_parallelism, or a smaller MaxJobs, is its %N."""
+    root = tmp_path / "run"
+    plan = toy.plan(root, toy.two_stages(root, 10_000), {"slurm": {"array_parallelism": 50}})
+    assert [(one.stage, len(one.packs)) for one in SlurmScheduler(plan, dry=True).run()] == [
+        ("first", 10_000),
+        ("second", 10_000),
+        ("last", 1),
+    ]
+    assert "#SBATCH --array=0-9999%50\n" in (root / "sbatch" / "first" / "dry-run-0.sh").read_text()
+    narrow = make_executor(plan, plan.chain["first"], root / "sbatch", range(100), "", "t", running=7)
+    assert "#SBATCH --array=0-99%7\n" in narrow.text("true")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from snakmodel.status import as_json, text
 from snakmodel.tasklist import marker_path
 from tests import toy
 from tests.test_local import SLOW, launcher, wait_for
+from tests.toy import row
 
 PROJECT = Path(__file__).resolve().parent.parent
 BROKEN = (
@@ -37,14 +38,6 @@ def status(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
 
 def shown(root: Path) -> str:
     return text(diagnose(RunFiles.read(root)))
-
-
-def row(output: str, stage: str) -> dict[str, str]:
-    """The counts of a stage in the table."""
-    lines = output.splitlines()
-    head = next(line.split() for line in lines if line.startswith("stage "))
-    cells = next(line.split() for line in lines if line.startswith(f"{stage} "))
-    return dict(zip(head, cells, strict=False))
 
 
 def test_failure_blocks_what_waits_and_repair_ends_it(tmp_path: Path) -> None:

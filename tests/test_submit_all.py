@@ -185,6 +185,30 @@ def test_second_launcher_is_told_who_holds_the_run(desk: Desk) -> None:
     assert not (desk.root / "lock").exists()
 
 
+def test_a_lock_from_another_host_is_only_taken_on_request(desk: Desk) -> None:
+    """Whether a process on another host still runs cannot be seen from here: --steal-lock has to be said."""
+    desk.root.mkdir(parents=True)
+    holder = {"host": "login7", "pid": os.getpid(), "process_start": "1", "since": "2026-01-01 00:00:00"}
+    (desk.root / "lock").write_text(json.dumps(holder))
+    error = desk.refused()
+    assert f"in use by process {os.getpid()} on login7 since 2026-01-01 00:00:00" in error
+    assert "--steal-lock" in error
+    assert json.loads((desk.root / "lock").read_text()) == holder
+    assert desk.submit("--only", "prepare", "--steal-lock").returncode == 0
+    assert not (desk.root / "lock").exists()
+    assert not list(desk.root.glob(".lock*"))
+
+
+def test_a_changed_number_of_shards(desk: Desk) -> None:
+    """Other shards are other tasks under the same numbers: refused, with the stages and the way out."""
+    assert desk.submit("--only", "prepare").returncode == 0
+    desk.recipe["data"]["shards"] = 3
+    done = desk.submit("--only", "prepare")
+    assert done.returncode == 2
+    assert "data.shards: 2 -> 3" in done.stderr
+    assert "--restart-from prepare" in done.stderr
+
+
 def test_dry_run_starts_nothing(desk: Desk) -> None:
     """--dry-run shows every stage and leaves no run behind."""
     done = desk.submit("--dry-run")

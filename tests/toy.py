@@ -69,3 +69,11 @@ def plan(root: Path, stages: Sequence[Stage], cluster: Mapping[str, Any] | None 
             n for n, tasks in enumerate(packs[stage.name]) if any(chain.marker_problem(stage.name, i) for i in tasks)
         ]
     return Plan(config, RunPaths(root), chain, packs, missing, [])
+
+
+def row(output: str, stage: str) -> dict[str, str]:
+    """The counts of a stage in the table."""
+    lines = output.splitlines()
+    head = next(line.split() for line in lines if line.startswith("stage "))
+    cells = next(line.split() for line in lines if line.startswith(f"{stage} "))
+    return dict(zip(head, cells, strict=False))

@@ -1,4 +1,4 @@
-"""python -m tests.slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES]
+"""python -m tests.slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES] [--confirm]
 
 A launcher of toy.two_stages in FOLDER/run as FOLDER/settings.json says, locked, packed and continued as by
 jobs/submit_all.py. `QueueRun` is the tests' side of it.
@@ -73,6 +73,10 @@ class QueueRun:
         """The journal."""
         return read_lines(self.root / "submissions.jsonl")
 
+    def status(self) -> str:
+        """What jobs/status.py shows."""
+        return self.cluster.run([sys.executable, REPOSITORY / "jobs" / "status.py", self.root], timeout=150).stdout
+
     def accepted(self) -> list[dict[str, str]]:
         """Every element of this run's that Slurm has or had, whether the journal knows it or not."""
         tokens = {line["token"] for line in read_lines(self.root / "intents.jsonl")}
@@ -106,6 +110,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wait-for-room", action="store_true")
     parser.add_argument("--continues")
+    parser.add_argument("--confirm", action="store_true")
     args = parser.parse_args()
     settings = json.loads((args.folder / "settings.json").read_text())
     root = args.folder / "run"
@@ -113,10 +118,13 @@ def main() -> int:
     pack = settings["pack"] or pack_for_queue(Settings(), stages)
     again = [sys.executable, "-m", "tests.slurm.queue_run", str(args.folder)]
     os.umask(0o022)
-    with run_lock(root):
+    with run_lock(root, patience=300.0 if args.continues else 0.0):
         plan = toy.plan(root, stages, pack=pack)
-        for one in SlurmScheduler(plan, False, args.wait_for_room, again, args.continues).run():
+        scheduler = SlurmScheduler(plan, False, args.wait_for_room, again, args.continues)
+        for one in scheduler.run():
             print(one.stage, one.job, one.packs, one.dependency)
+        for note in scheduler.confirm() if args.confirm else ():
+            print(note)
     return 0
 
 

@@ -19,7 +19,7 @@ import pytest
 from snakmodel.by_hand import STEPS
 from snakmodel.chain import STAGES
 
-from .conftest import REPOSITORY, Cluster
+from .conftest import PATIENCE, REPOSITORY, Cluster
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 RECIPE = """
@@ -72,7 +72,7 @@ class ByHand:
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = 120) -> None:
         """Wait until something has happened."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * PATIENCE
         while not condition():
             assert time.monotonic() < limit, f"not within {timeout} s: {what}\n{self.logs()}"
             time.sleep(0.1)

@@ -23,14 +23,14 @@ DEVCLUSTER = Path(__file__).resolve().parents[2] / "sbatch" / "devcluster"
 def devcluster(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command as a person would."""
     argv = [sys.executable, str(DEVCLUSTER), *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600)
 
 
 def until(check: Callable[[], bool]) -> None:
     """Wait for something that takes a moment."""
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while not check():
-        assert time.monotonic() < limit, "it did not happen within 20 s"
+        assert time.monotonic() < limit, "it did not happen within 60 s"
         time.sleep(0.02)
 
 
@@ -135,7 +135,7 @@ def test_down_leaves_nothing(free_folder: Path) -> None:
     export = devcluster("env", "--dir", free_folder).stdout
     assert export == f"export SLURM_CONF={free_folder}/slurm.conf\n"
     job = ["bash", "-c", f"{export} cd /; sbatch -o /dev/null --wrap 'srun sleep 100'"]
-    subprocess.run(job, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    subprocess.run(job, check=True, timeout=120, stdout=subprocess.DEVNULL)
     until(lambda: any(line.endswith(" sleep") for line in processes_of(free_folder)))
     slurmd = int((free_folder / "pids" / "slurmd-node1").read_text().split()[0])
     os.kill(slurmd, 9)
@@ -151,7 +151,7 @@ def test_up_after_an_interrupted_up(free_folder: Path) -> None:
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as first:
         until((free_folder / "pids" / "munged").exists)
         first.kill()
-    up = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    up = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     assert up.returncode == 0, up.stderr
     assert "removing what an interrupted start left" in up.stdout
     assert sum(line.endswith(" munged") for line in processes_of(free_folder)) == 1

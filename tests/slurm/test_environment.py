@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shutil
 import sys
 
 from tests import toy
 
-from .conftest import REPOSITORY, Cluster
+from .conftest import REPOSITORY, Cluster, drained
+from .test_requeue import RESUMABLE, SAVES, ready
 from .toy_run import ToyRun
 
 REPORT = (
@@ -60,6 +63,99 @@ def test_setup_lines(cluster: Cluster) -> None:
     assert "TWO" not in two
     assert "0: === two task 0" in run.log("two")
     assert "0: ===" not in run.log("one")
+
+
+def test_cores_reach_the_rank(cluster: Cluster) -> None:
+    """srun is told the cores of a task, which it does not take from sbatch, and the log names those granted."""
+    run = ToyRun.new(cluster, "cores")
+    run.submit([run.stage("one", REPORT, resources={"cpus": 3})])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    found = json.loads((run.root / "one" / "0.txt").read_text())
+    assert (found["SLURM_CPUS_PER_TASK"], found["SLURM_STEP_NUM_TASKS"]) == ("3", "1")
+    granted = re.search(r"=== one task 0 \| attempt \S+ \| 1 rank\(s\) \| \S+, cores ([\d,]+) \|", run.log("one"))
+    assert granted, run.log("one")
+
+
+def test_two_jobs_on_one_node_do_not_clash(cluster: Cluster) -> None:
+    """Two jobs of two ranks each meet at the same time on one node, each at a port of its own."""
+    run = ToyRun.new(cluster, "ports", slurm={"exclude": "node[1-3]"})
+    together = (
+        "import os, pathlib, sys, time\n"
+        "here = pathlib.Path(sys.argv[1]); here.parent.mkdir(exist_ok=True)\n"
+        "here.with_name(here.stem + '.' + os.environ['RANK']).write_text(os.environ['MASTER_PORT'])\n"
+        "end = time.monotonic() + 60\n"
+        "while len(list(here.parent.glob('[01].[01]'))) < 4 and time.monotonic() < end: time.sleep(0.05)\n"
+        "assert time.monotonic() < end\n"
+    )
+    run.submit([run.stage("meet", together + MEETING, tasks=2, resources={"ranks_per_node": 2})])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    assert [json.loads((run.root / "meet" / f"{i}.txt").read_text())[0] for i in range(2)] == ["rank 1", "rank 1"]
+    ports = {(run.root / "meet" / f"{i}.{rank}").read_text() for i in range(2) for rank in range(2)}
+    assert len(ports) == 2
+
+
+def test_log_folder_that_vanishes_before_the_start(cluster: Cluster) -> None:
+    """Slurm cannot start a job whose log's folder is gone: status says so, and the launcher, run again, mends it."""
+    run = ToyRun.new(cluster, "no-logs")
+    one, two = run.stage("one", toy.PUBLISH), run.stage("two", toy.PUBLISH, waits={"one": "all"})
+    with drained(cluster):
+        run.submit([one, two])
+        shutil.rmtree(run.folder / "logs")
+    assert "COMPLETED" not in run.finish().values()
+    told = run.told("one", done="-", failed="1", attempts="-")
+    assert "failed: Slurm could not start it (FAILED: " in told
+    assert f"{run.folder}/logs/run/one, the folder of its log, is gone; the launcher makes it anew" in told
+    assert "blocked: because one failed" in run.told("two", blocked="1")
+    again = run.submit([one, two])
+    assert [line["stage"] for line in again] == ["one", "two"]
+    run.until(lambda: run.markers("two") == [0], "the chain went on")
+    assert "every task is done" in run.status()
+
+
+def test_log_folder_that_vanishes_under_a_job(cluster: Cluster) -> None:
+    """A job that is requeued makes the folder of its log again, without which Slurm could not start it."""
+    run = ToyRun.new(cluster, "lost-logs")
+    run.submit([run.stage("save", SAVES, **RESUMABLE)])
+    run.until(ready(run), "the command's start")
+    shutil.rmtree(run.folder / "logs")
+    run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    assert run.story("save") == ["start", "requeue", "start", "done"]
+    assert "attempt" in run.log("save")
+
+
+def test_full_disk(cluster: Cluster) -> None:
+    """A shard that does not fit on the disk is a crash with that reason, nothing of it is published; later it is done.
+
+    A launcher that finds the disk full to the last byte says so before anything is submitted.
+    """
+    run = ToyRun.new(cluster, "full-disk", retries={"without_progress": 1})
+    disk = str(run.folder)
+    cluster.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs", disk], as_root=True)
+    try:
+        big = (
+            "import pathlib, sys; from snakmodel.publish import publishing\n"
+            "with publishing(pathlib.Path(sys.argv[1])) as (path,): path.write_bytes(bytes(5 << 20))\n"
+        )
+        run.submit([run.stage("big", big)])
+        assert set(run.finish().values()) == {"FAILED"}, run.everything()
+        assert "No space left on device" in run.log("big")
+        assert run.markers("big") == []
+        assert [path.name for path in (run.root / "big").iterdir()] == []
+        assert "failed" in run.told("big", failed="1", attempts="1")
+        assert "No space left on device" in run.status()
+        cluster.run(["mount", "-o", "remount,size=20m", disk], as_root=True)
+        run.submit([run.stage("big", big)])
+        run.until(lambda: run.markers("big") == [0], "the shard was written")
+        cluster.run(["bash", "-c", f"cat /dev/zero > {disk}/filler; true"])
+        launch = [sys.executable, REPOSITORY / "jobs" / "submit_all.py", "--scheduler", "slurm"]
+        refused = cluster.run([*launch, "--run-dir", f"{disk}/runs/demo"], cwd=REPOSITORY, check=False)
+        assert refused.returncode == 2
+        assert "the run's folder, " in refused.stderr
+        assert "cannot be written: No space left on device. Free space or give another --run-dir." in refused.stderr
+        run.finish()
+    finally:
+        cluster.run(["umount", "-l", disk], as_root=True)
 
 
 def test_two_ranks_in_apptainer(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from snakmodel.once import read_lines
 
-from .conftest import REPOSITORY, Cluster, _demote
+from .conftest import PATIENCE, REPOSITORY, Cluster, _demote, bring_back, settings
 from .queue_run import QueueRun
 
 WANTED = sorted([("first", 0), ("first", 1), ("first", 2), ("last", 0), ("second", 0), ("second", 1), ("second", 2)])
@@ -22,7 +22,7 @@ WANTED = sorted([("first", 0), ("first", 1), ("first", 2), ("last", 0), ("second
 
 def wait_until_done(run: QueueRun, timeout: float = 120) -> None:
     """Wait for the last stage's file and for the queue to agree."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * PATIENCE
     while not run.done() or any(row["State"] != "COMPLETED" for row in run.accepted()):
         assert time.monotonic() < end, run.everything()
         time.sleep(0.3)
@@ -57,7 +57,7 @@ def silent_controller(cluster: Cluster) -> Iterator[None]:
 
 def wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
     """Wait for a file that a wrapper leaves."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 60 * PATIENCE
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         assert launcher.poll() is None, launcher.communicate()[0]
@@ -99,7 +99,7 @@ def test_controller_silent_while_submitting(cluster: Cluster) -> None:
         Path(f"{reached}.go").touch()
         time.sleep(15)  # longer than the message timeout: this very sbatch gives up
         assert launcher.poll() is None
-    out = launcher.communicate(timeout=120)[0]
+    out = launcher.communicate(timeout=120 * PATIENCE)[0]
     assert launcher.returncode == 0, out
     assert "looking for its job" in out
     wait_until_done(run)
@@ -116,7 +116,7 @@ def test_launcher_killed_between_acceptance_and_journal(cluster: Cluster) -> Non
     cluster.run(["kill", str(left)])
     run.unwrap("sbatch")
     assert run.submissions() == []
-    end = time.monotonic() + 60
+    end = time.monotonic() + 60 * PATIENCE
     while run.starts() != WANTED[:3] or run.markers("first") < 3:
         assert time.monotonic() < end, run.everything()
         time.sleep(0.3)
@@ -137,10 +137,13 @@ def test_two_launchers(cluster: Cluster) -> None:
     assert second.returncode == 2
     assert "is in use by process" in second.stderr
     assert f"on {os.uname().nodename}" in second.stderr
+    told = run.status()
+    assert f"note: a launcher works on this run: process {second.stderr.split('process ')[1].split()[0]} on" in told
     Path(f"{reached}.go").touch()
-    assert first.wait(timeout=60) == 0
+    assert first.wait(timeout=60 * PATIENCE) == 0
     wait_until_done(run)
     assert_each_once(run)
+    assert "every task is done" in run.status()
 
 
 @pytest.mark.slow
@@ -148,26 +151,64 @@ def test_dependency_on_a_forgotten_job(cluster: Cluster) -> None:
     """The first stage's job is cancelled and forgotten before the second is chained to it: it is submitted again."""
     run = QueueRun.new(cluster, "forgotten", 3)
     mark = run.folder / "forgotten"
-    conf = cluster.folder / "slurm.conf"
-    before = conf.read_text()
     run.wrap(
         "sbatch",
         f'out=$(/usr/bin/sbatch "$@"); echo "$out"; [ -e {mark} ] && exit; touch {mark}; job=${{out##* }}\n'
         "/usr/bin/scancel $job; while /usr/bin/squeue -h -t all -o %F | grep -qx $job; do sleep 1; done",
     )
-    try:
-        conf.write_text(before + "MinJobAge=2\n")
-        cluster.run(["scontrol", "reconfigure"], as_root=True)
+    with settings(cluster, "MinJobAge=2"):
         done = run.launch(timeout=170)
         assert "Slurm has forgotten jobs of stage first" in done.stdout
         stages = [(one["stage"], one["dependency"].split(":")[0]) for one in run.submissions()]
         assert stages == [("first", ""), ("first", ""), ("second", "aftercorr"), ("last", "afterok")]
-        end = time.monotonic() + 120
+        end = time.monotonic() + 120 * PATIENCE
         while not run.done():
             assert time.monotonic() < end, run.everything()
             time.sleep(0.3)
-    finally:
-        conf.write_text(before)
-        cluster.run(["scontrol", "reconfigure"], as_root=True)
     assert run.starts() == WANTED
     assert len(read_lines(run.root / "intents.jsonl")) == 4
+
+
+@pytest.mark.slow
+def test_controller_killed_within_seconds_of_a_submission(repaired: Cluster) -> None:
+    """slurmctld, killed outright, forgets what it accepted last: the launcher sees it and submits that again."""
+    run = QueueRun.new(repaired, "killed-controller", 3)
+    count = f"{run.folder}/count"
+    run.wrap(
+        "sbatch", f'/usr/bin/sbatch "$@" || exit; echo >> {count}; [ $(wc -l < {count}) = 3 ] && touch {count}.3; true'
+    )
+    launcher = start(run, "--confirm")
+    wait_for(Path(f"{count}.3"), launcher)
+    pid = repaired.pid("slurmctld")
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    bring_back(repaired)
+    out = launcher.communicate(timeout=300 * PATIENCE)[0]
+    assert launcher.returncode == 0, out
+    assert "Slurm had forgotten stage last" in out
+    end = time.monotonic() + 180 * PATIENCE
+    while not run.done():
+        assert time.monotonic() < end, out + run.everything()
+        time.sleep(0.3)
+    assert set(run.starts()) == set(WANTED), out
+    assert run.launch().stdout == ""
+
+
+@pytest.mark.slow
+def test_ids_that_are_used_again(cluster: Cluster) -> None:
+    """A job of the same id, but not of ours, is not taken for one of this run's."""
+    run = QueueRun.new(cluster, "id-again", 3)
+    run.launch()
+    wait_until_done(run)
+    stranger = cluster.submit("--hold", "--array=0-2", "--wrap=true", cwd=run.folder)
+    try:
+        journal = run.root / "submissions.jsonl"
+        journal.write_text(
+            journal.read_text().replace(f'"job": "{run.submissions()[0]["job"]}"', f'"job": "{stranger}"')
+        )
+        (run.root / "markers" / "first" / "00001.json").unlink()
+        run.launch()
+        assert [(one["stage"], one["packs"]) for one in run.submissions()[3:]] == [("first", [1])]
+    finally:
+        cluster.run(["scancel", stranger])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from .conftest import Cluster, devcluster
+from .conftest import Cluster, bring_back, stop_controller
 from .test_requeue import RESUMABLE, SAVES, STEPS, kinds, node_of, ready
 from .toy_run import ToyRun
 
@@ -39,24 +36,6 @@ time.sleep(5); done()
 """The first attempt outlives its node's daemon and saves only when a second has begun."""
 
 
-@pytest.fixture
-def repaired(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, with all daemons back at the end."""
-    yield cluster
-    up = devcluster("up", cluster.folder)
-    assert up.returncode == 0, up.stdout + up.stderr
-
-
-def stop_controller(cluster: Cluster) -> None:
-    """End slurmctld as an administrator does: killed outright it would forget jobs that it accepted a moment ago."""
-    pid = cluster.pid("slurmctld")
-    os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end, "slurmctld did not end"
-        time.sleep(0.1)
-
-
 def test_a_lost_node_and_its_zombie(repaired: Cluster) -> None:
     """The job starts again elsewhere; the first attempt, still alive, may neither publish nor requeue."""
     run = ToyRun.new(repaired, "zombie")
@@ -71,6 +50,8 @@ def test_a_lost_node_and_its_zombie(repaired: Cluster) -> None:
     assert run.story("save") == ["start", "lost", "start", "superseded", "done"]
     assert kinds(run, "save", "lost") == [("lost", "node-failure")]
     assert run.events("save")[1]["node"] == lost
+    told = run.told("save", done="1", failed="-", attempts="2")
+    assert f"started again after the loss of {lost}; a replaced attempt that still lived was refused" in told
     assert "requeued" not in run.log("save")
 
 
@@ -85,11 +66,12 @@ def test_the_controller_is_down_when_a_job_requeues(repaired: Cluster) -> None:
     stop_controller(repaired)
     run.cluster.run(["touch", str(run.root / "go")])
     run.until(lambda: "; again in" in run.log("save"), "a refused requeue")
-    up = devcluster("up", repaired.folder)
-    assert up.returncode == 0, up.stdout + up.stderr
+    bring_back(repaired)
     assert set(run.finish(timeout=240).values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "requeue", "start", "done"]
     assert run.markers("after") == [0]
+    assert "started again after saving its state" in run.told("save", done="1", failed="-", attempts="2")
+    assert run.told("after", done="1", attempts="1")
 
 
 def test_the_controller_restarts_under_a_chain(repaired: Cluster) -> None:
@@ -99,9 +81,10 @@ def test_the_controller_restarts_under_a_chain(repaired: Cluster) -> None:
     run.submit([run.stage("save", SAVES, **RESUMABLE), run.stage("after", copy, waits={"save": "all"})])
     run.until(ready(run), "the command's start")
     stop_controller(repaired)
-    up = devcluster("up", repaired.folder)
-    assert up.returncode == 0, up.stdout + up.stderr
+    bring_back(repaired)
     run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
     assert set(run.finish(timeout=240).values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "requeue", "start", "done"]
     assert run.markers("after") == [0]
+    assert "started again after a signal" in run.told("save", done="1", failed="-", attempts="2")
+    assert "every task is done" in run.status()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import REPOSITORY, Cluster
+from .test_environment import APPTAINER
+from .test_limits import submit_limit
 
 
 class Site:
@@ -95,6 +97,44 @@ def test_nothing_is_submitted_when_a_later_stage_would_be_refused(site: Site, pa
     assert not [row for row in site.cluster.squeue() if row["JobName"].startswith("refused-early")]
 
 
+LONG = "defaults: {minutes: 50}\nstages: {train: {ranks_per_node: 2, minutes: 90}}"
+
+
+@pytest.mark.parametrize("of", ["qos", "partition's qos", "account"])
+def test_time_limit_over_max_wall(site: Site, of: str) -> None:
+    """A time limit over MaxWall of the QOS, the partition's QOS or the account would wait for ever: it is refused."""
+    modify = ["sacctmgr", "-i", "modify"]
+    what = {"qos": ["qos", "normal"], "partition's qos": ["qos", "walled"], "account": ["account", "snak"]}[of]
+    name = {"qos": "QOS normal", "partition's qos": "QOS walled", "account": "account snak"}[of]
+    partition = ["scontrol", "update", "PartitionName=cpu"]
+    site.cluster.run(["sacctmgr", "-i", "add", "qos", "walled"], as_root=True)
+    try:
+        site.cluster.run([*modify, *what, "set", "MaxWall=60"], as_root=True)
+        site.cluster.run([*partition, f"QoS={'walled' if name == 'QOS walled' else ''}"], as_root=True)
+        done = site.call("preflight.py", LONG, "--no-drill")
+        refused = site.call("submit_all.py", LONG, "--scheduler", "slurm", "--run-dir", f"{site.folder}/runs/walled")
+    finally:
+        site.cluster.run([*modify, *what, "set", "MaxWall=-1"], as_root=True)
+        site.cluster.run([*partition, "QoS="], as_root=True)
+        site.cluster.run(["sacctmgr", "-i", "delete", "qos", "walled"], as_root=True)
+    words = f"90 minutes are over MaxWall of {name}, 60 minutes: the job would stay PENDING"
+    assert [line for line in done.stdout.splitlines() if line.startswith("fail: ")] == [f"fail: sbatch: train: {words}"]
+    assert refused.returncode == 2
+    assert f"stage train: Slurm says: {words}" in refused.stderr
+    assert "nothing was submitted" in refused.stderr
+    assert not (site.folder / "runs" / "walled" / "submissions.jsonl").exists()
+
+
+def test_array_sizes_are_judged_packed(site: Site) -> None:
+    """Where the queue is small, what counts is the arrays that a new run would be packed into."""
+    with submit_limit(site.cluster, 25):
+        done = site.call("preflight.py", "stages: {train: {ranks_per_node: 2}}", "--no-drill", "--scheduler", "slurm")
+    assert done.returncode == 0, done.stdout
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "4 elements at most, of up to 2 shard(s); MaxArraySize is 20001" in text, text
+    assert "MaxSubmitJobsPerUser of QOS normal = 25, 0 of it in use" in text
+
+
 def test_read_only_run_folder(site: Site) -> None:
     """A run folder that the user may not write into is named before anything else happens."""
     folder = site.folder / "sealed"
@@ -120,9 +160,20 @@ def test_unreachable_controller(site: Site) -> None:
 
 @pytest.mark.slow
 def test_everything_passes(site: Site) -> None:
-    """On a good cluster all checks pass, with a drill on both partitions that measures notice and requeue."""
-    settings = "stages: {train: {ranks_per_node: 2}, push: {partition: urgent}}"
-    done = site.call("preflight.py", settings)
+    """On a good cluster all checks pass, with a drill on both partitions that measures notice and requeue.
+
+    The one on `urgent` runs in a container, by a stand-in for apptainer that passes nothing else of the environment in.
+    """
+    tools, record = site.folder / "bin", site.folder / "record"
+    tools.mkdir()
+    (tools / "apptainer").write_text(APPTAINER.replace("RECORD", str(record)))
+    (tools / "apptainer").chmod(0o755)
+    record.touch()
+    record.chmod(0o666)
+    inside = (
+        f"partition: urgent, setup: ['export PATH={tools}:$PATH'], container: {{runtime: apptainer, image: /s.sif}}"
+    )
+    done = site.call("preflight.py", f"stages: {{train: {{ranks_per_node: 2}}, push: {{{inside}}}}}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing failed." in done.stdout
     text = " ".join(done.stdout.replace("│", " ").split())
@@ -130,6 +181,9 @@ def test_everything_passes(site: Site) -> None:
         for check in ("start", "packages", "cores", "shared disk", "network", "signal", "requeue"):
             assert f"pass {partition}: {check} " in text
     assert "jobs there are not preempted" in text
+    calls = [line for line in record.read_text().splitlines() if line.startswith("exec ")]
+    assert len(calls) == 4, "two ranks, two attempts"
+    assert all(" /s.sif python3 -u -m snakmodel.drill_rank " in line for line in calls)
     assert not list(site.folder.glob("runs/demo/preflight*"))
     assert not list(site.folder.glob("logs/demo-preflight*"))
     assert not [row for row in site.cluster.squeue() if "drill" in row["JobName"] and row["State"] != "COMPLETED"]

@@ -88,6 +88,8 @@ def test_a_notice_is_followed_by_a_save_and_a_requeue(cluster: Cluster) -> None:
     assert kinds(run, "save", "requeue") == [("requeue", "requested")]
     assert run.markers("after") == [0]
     assert "saved" in run.log("save")
+    assert run.log("save").count("=== save task 0 | attempt") == 2, "one log, a banner an attempt"
+    assert "started again after a signal" in run.told("save", done="1", failed="-", attempts="2")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_preemption(cluster: Cluster, mode: str, grace: int, progress: str | Non
         assert set(run.finish().values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "requeue", "start", "done"], run.everything()
     assert kinds(run, "save", "requeue") == [("requeue", "preempted")]
+    assert "started again after preemption" in run.told("save", done="1", failed="-", attempts="2")
     if progress:
         assert (run.root / "progress").read_text() == progress
 
@@ -118,6 +121,7 @@ def test_scancel_does_not_requeue(cluster: Cluster) -> None:
     run.until(lambda: len(run.story("save")) == 2, "the driver's last event", timeout=10)
     assert kinds(run, "save", "cancelled", "requeue") == [("cancelled", "cancelled")]
     assert run.markers("save") == []
+    assert "missing: cancelled" in run.told("save", failed="-", missing="1", attempts="1")
 
 
 def test_a_killed_command_is_a_crash(cluster: Cluster) -> None:
@@ -135,6 +139,7 @@ def test_a_killed_command_is_a_crash(cluster: Cluster) -> None:
     assert set(run.finish().values()) == {"COMPLETED"}
     assert kinds(run, "save", "crash", "requeue") == [("crash", "crash"), ("requeue", "crash")]
     assert run.events("save")[2]["codes"] == {"0": -9}
+    assert "started again after a crash" in run.told("save", done="1", failed="-", attempts="2")
 
 
 def test_one_failing_rank_is_a_crash_although_the_others_save(cluster: Cluster) -> None:
@@ -152,29 +157,38 @@ def test_one_failing_rank_is_a_crash_although_the_others_save(cluster: Cluster) 
     assert kinds(run, "save", "crash", "requeue") == [("crash", "crash"), ("requeue", "crash")]
     assert run.events("save")[2]["codes"] == {"0": 75, "1": 1}
     assert len(run.events("save")[2]["nodes"]) == 1
+    assert (run.root / "progress").read_text() == "1"
+    assert "started again after a crash" in run.told("save", done="1", failed="-", attempts="2")
 
 
 def test_a_hung_command_is_dumped_and_run_again(cluster: Cluster) -> None:
     """Without a log line or an iteration for the time allowed the stack goes to the log, and the job is requeued."""
     script = STEPS + "def stuck_here(): time.sleep(600)\nif restart: done()\nready(); stuck_here()\n"
-    run = ToyRun.new(cluster, "hung", retries={"hung_minutes": 0.05})
+    run = ToyRun.new(cluster, "hung", retries={"hung_minutes": 0.2})
     run.submit([run.stage("save", script, **RESUMABLE)])
     assert set(run.finish().values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "hung", "crash", "requeue", "start", "done"]
     assert kinds(run, "save", "requeue") == [("requeue", "hung")]
     assert "in stuck_here" in run.log("save")
+    assert "started again after a hang" in run.told("save", done="1", failed="-", attempts="2")
 
 
 def test_workers_ignore_the_notice(cluster: Cluster) -> None:
-    """`scancel --signal=USR2` reaches live multiprocessing workers too; they ignore it and the parent saves."""
+    """`scancel --signal=USR2` reaches live DataLoader workers and a pool too; they go on and the parent saves.
+
+    The workers are started as the engine starts its own: with shield_worker.
+    """
     script = STEPS + (
         "import multiprocessing\n"
-        "def ignore():\n"
-        "    for number in (signal.SIGUSR2, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\n"
         "if restart: done()\n"
-        "with multiprocessing.get_context('fork').Pool(2, ignore) as pool:\n"
+        "from torch.utils.data import DataLoader\n"
+        "from megatron_llm.signals import shield_worker\n"
+        "loader = DataLoader(list(range(64)), 2, num_workers=2, worker_init_fn=shield_worker, prefetch_factor=1)\n"
+        "with multiprocessing.get_context('fork').Pool(2, shield_worker) as pool:\n"
+        "    batches = iter(loader); first = next(batches).tolist()\n"
         "    pool.map(abs, range(8)); wait_for_signal()\n"
         "    assert pool.map(abs, range(-8, 0)) == list(range(8, 0, -1))\n"
+        "    assert first + [n for batch in batches for n in batch.tolist()] == list(range(64))\n"
         "    pool.close(); pool.join()\n"
         "save(); sys.exit(75)\n"
     )
@@ -183,8 +197,9 @@ def test_workers_ignore_the_notice(cluster: Cluster) -> None:
     run.until(ready(run), "the command's start")
     run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
     assert set(run.finish().values()) == {"COMPLETED"}
-    assert run.story("save") == ["start", "requeue", "start", "done"]
+    assert run.story("save") == ["start", "requeue", "start", "done"], run.everything()
     assert (run.root / "progress").read_text() == "1"
+    assert "started again after a signal" in run.told("save", done="1", failed="-", attempts="2")
 
 
 def test_one_bad_shard(cluster: Cluster) -> None:
@@ -211,6 +226,10 @@ def test_one_bad_shard(cluster: Cluster) -> None:
         "failed"
     ]
     assert "broken shard" in run.log("first", 1)
+    assert "failed: 3 attempts in a row got nothing further" in run.told("first", done="2", failed="1", attempts="3")
+    assert "blocked: because first failed" in run.told("second", done="2", failed="-", blocked="1")
+    assert "blocked: because first failed" in run.told("last", failed="-", blocked="1")
+    assert "| broken shard" in run.status()
     run.cluster.run(["touch", str(run.root / "repaired")])
     again = run.submit([first, second, last])
     assert [(one["stage"], one["packs"]) for one in again] == [("first", [1]), ("second", [1]), ("last", [0])]
@@ -218,6 +237,8 @@ def test_one_bad_shard(cluster: Cluster) -> None:
         state for job, state in run.finish().items() if job.split("_")[0] in {str(one["job"]) for one in again}
     } == {"COMPLETED"}
     assert run.markers("second") == [0, 1, 2]
+    assert "started again after a crash (2 times)" in run.told("first", done="3", failed="-", attempts="4")
+    assert "every task is done" in run.status()
 
 
 def test_a_bad_node_is_avoided(cluster: Cluster) -> None:
@@ -228,6 +249,7 @@ def test_a_bad_node_is_avoided(cluster: Cluster) -> None:
     first, second, third = (one["node"] for one in run.events("save") if one["event"] == "start")
     assert first == second != third
     assert [one["nodes"] for one in run.events("save") if one["event"] == "excluded"] == [[first]]
+    assert f"kept off {first} after repeated failures there" in run.told("save", done="1", attempts="3")
 
 
 @pytest.mark.slow
@@ -241,6 +263,7 @@ def test_a_time_limit_that_is_too_short(cluster: Cluster) -> None:
     assert set(run.finish().values()) == {"FAILED"}
     assert run.story("save") == ["start", "requeue", "start", "requeue", "start", "failed"]
     assert run.events("save")[-1]["reason"].startswith("time limit too short: 3 attempts")
+    assert "failed: time limit too short: 3 attempts" in run.told("save", failed="1", attempts="3")
 
 
 @pytest.mark.slow
@@ -254,3 +277,4 @@ def test_time_limit(cluster: Cluster, ignored: bool) -> None:
     assert run.story("save") == ["start", "requeue", "start", "done"]
     assert kinds(run, "save", "requeue") == [("requeue", "timeout")]
     assert (run.root / "progress").exists() is not ignored
+    assert "started again after its time limit" in run.told("save", done="1", failed="-", attempts="2")

@@ -49,4 +49,5 @@ def test_training_saves_at_the_notice_and_goes_on(cluster: Cluster, tiny_data: P
     assert set(run.finish(timeout=240).values()) == {"COMPLETED"}
     assert run.story("train") == ["start", "requeue", "start", "done"], run.everything()
     assert "continuing from" in run.log("train")
+    assert "started again after a signal" in run.told("train", done="1", failed="-", attempts="2")
     assert (save / "latest_checkpointed_iteration.txt").read_text().strip() == "300"

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests import toy
-from tests.test_status import BROKEN, row
+from tests.test_status import BROKEN
+from tests.toy import row
 
-from .conftest import REPOSITORY, Cluster, cluster_in
+from .conftest import REPOSITORY, Cluster
 from .toy_run import ENDED, ToyRun
 
 RETRY_ONCE = {"retries": {"without_progress": 1}}
-
-
-def status(run: ToyRun, *hidden: str) -> str:
-    """What jobs/status.py shows the user; `hidden` Slurm commands answer nothing, as when all jobs have aged out."""
-    tools = run.folder / "hidden"
-    tools.mkdir(exist_ok=True)
-    for name in ("squeue", "sacct"):
-        (tools / name).unlink(missing_ok=True)
-        if name in hidden:
-            (tools / name).write_text("#!/bin/sh\nexit 0\n")
-            (tools / name).chmod(0o755)
-    path = f"{tools}:{run.cluster.environment['PATH']}"
-    argv = ["env", f"PATH={path}", sys.executable, str(REPOSITORY / "jobs" / "status.py"), str(run.root)]
-    return run.cluster.run(argv, timeout=120).stdout
 
 
 def ended(run: ToyRun) -> bool:
@@ -61,15 +43,15 @@ def test_failure_story_and_repair(cluster: Cluster) -> None:
     run = ToyRun.new(cluster, "doctor", **RETRY_ONCE)
     run.submit(toy.two_stages(run.root, script=BROKEN))
     run.until(lambda: ended(run), "the chain ended")
-    check_failed(status(run), run)
-    check_failed(status(run, "sacct"), run)
-    check_failed(status(run, "squeue"), run)
-    check_failed(status(run, "squeue", "sacct"), run)
+    check_failed(run.status(), run)
+    check_failed(run.status("sacct"), run)
+    check_failed(run.status("squeue"), run)
+    check_failed(run.status("squeue", "sacct"), run)
     (run.root / "repaired").touch()
     again = run.submit(toy.two_stages(run.root, script=BROKEN))
     assert [(one["stage"], one["packs"]) for one in again] == [("first", [1]), ("second", [1]), ("last", [0])]
     run.until(lambda: len(run.markers("last")) == 1, "the repaired chain ended")
-    output = status(run)
+    output = run.status()
     assert "every task is done" in output
     assert [row(output, stage)["done"] for stage in ("first", "second", "last")] == ["3", "3", "1"]
 
@@ -79,33 +61,18 @@ def test_running_waiting_cancelled_held(cluster: Cluster) -> None:
     run = ToyRun.new(cluster, "waiting")
     run.submit(toy.two_stages(run.root, shards=1, script="import time; time.sleep(600)"))
     run.until(lambda: "start" in run.story("first"), "it started")
-    output = status(run)
+    output = run.status()
     assert row(output, "first")["running"] == "1"
     assert row(output, "first")["node"].startswith("node")
     assert "pending: waits for first" in output
     assert "pending: waits for second" in output
     jobs = run.jobs()
     cluster.run(["scancel", jobs[1], jobs[2]])
-    run.until(lambda: "missing: cancelled" in status(run), "the cancelled stages show")
+    run.until(lambda: "missing: cancelled" in run.status(), "the cancelled stages show")
     cluster.run([sys.executable, str(REPOSITORY / "jobs" / "cancel.py"), str(run.root), "--yes"], timeout=120)
-    output = status(run)
+    output = run.status()
     assert [row(output, stage)["failed"] for stage in ("first", "second", "last")] == ["-", "-", "-"]
     assert "What to do next: Run the launcher again" in output
-
-
-@pytest.fixture
-def bare(slurm_user: str) -> Iterator[Cluster]:
-    """A node without accounting, of which the test may stop the controller."""
-    root = Path(tempfile.mkdtemp(prefix="snak-bare-", dir="/tmp"))
-    root.chmod(0o755)
-    try:
-        (root / "home").mkdir()
-        shutil.chown(root / "home", slurm_user, pwd.getpwnam(slurm_user).pw_gid)
-        options = ("--nodes", "1", "--cpus", "8", "--no-accounting", "--user", slurm_user)
-        with cluster_in(root / "c", *options) as folder:
-            yield Cluster(folder, root / "home", slurm_user)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -114,8 +81,8 @@ def test_without_accounting_and_without_controller(bare: Cluster) -> None:
     run = ToyRun.new(bare, "bare", **RETRY_ONCE)
     run.submit(toy.two_stages(run.root, script=BROKEN))
     run.until(lambda: ended(run), "the chain ended")
-    check_failed(status(run), run)
-    assert "accounting is off" in status(run, "squeue")
+    check_failed(run.status(), run)
+    assert "accounting is off" in run.status("squeue")
     waiting = ToyRun.new(bare, "silent")
     waiting.submit(toy.two_stages(waiting.root, shards=1, script="import time; time.sleep(600)"))
     waiting.until(lambda: "start" in waiting.story("first"), "it started")
@@ -123,9 +90,9 @@ def test_without_accounting_and_without_controller(bare: Cluster) -> None:
     os.kill(controller, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        output = status(waiting)
+        output = waiting.status()
         assert time.monotonic() - started < 100
-        check_failed(status(run), run)
+        check_failed(run.status(), run)
         cancelled = bare.run(
             [sys.executable, str(REPOSITORY / "jobs" / "cancel.py"), str(waiting.root), "--yes"],
             check=False,

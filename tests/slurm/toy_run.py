@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -25,9 +25,9 @@ from snakmodel.config import Resources
 from snakmodel.scheduler import SlurmScheduler
 from snakmodel.stage import Stage, Task
 from tests import toy
+from tests.toy import row
 
-if TYPE_CHECKING:
-    from .conftest import Cluster
+from .conftest import PATIENCE, Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE")
@@ -93,6 +93,26 @@ class ToyRun:
         """Tasks of a stage that have a done marker."""
         return sorted(int(path.stem) for path in (self.root / "markers" / stage).glob("*.json"))
 
+    def status(self, *hidden: str) -> str:
+        """What jobs/status.py shows the user; `hidden` Slurm commands answer nothing, as when jobs have aged out."""
+        tools = self.folder / "hidden"
+        tools.mkdir(exist_ok=True)
+        for name in ("squeue", "sacct"):
+            (tools / name).unlink(missing_ok=True)
+            if name in hidden:
+                (tools / name).write_text("#!/bin/sh\nexit 0\n")
+                (tools / name).chmod(0o755)
+        path = f"{tools}:{self.cluster.environment['PATH']}"
+        argv = ["env", f"PATH={path}", sys.executable, str(REPOSITORY / "jobs" / "status.py"), str(self.root)]
+        return self.cluster.run(argv, timeout=150).stdout
+
+    def told(self, stage: str, **counts: str) -> str:
+        """The stage's line in the table of jobs/status.py, of which these columns must say so."""
+        output = self.status()
+        found = row(output, stage)
+        assert found | counts == found, output
+        return next(line for line in output.splitlines() if line.startswith(f"{stage} "))
+
     def log(self, stage: str, pack: int = 0) -> str:
         """A pack's log so far."""
         path = self.folder / "logs" / "run" / stage / f"{pack:05d}.out"
@@ -109,7 +129,7 @@ class ToyRun:
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
         """Wait until a condition holds; else fail with all events and logs."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * PATIENCE
         while not condition():
             if time.monotonic() > limit:
                 pytest.fail(f"not within {timeout} s: {what}\n{self.everything()}")
