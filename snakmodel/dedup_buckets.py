@@ -67,18 +67,21 @@ def group(keys: NDArray[np.uint64], low: NDArray[np.uint64], numbers: Numbers) -
     One half is sorted: hardly two different keys of a corpus agree in it; only where they do is the other sorted too.
     """
     order = np.argsort(keys)
-    keys = keys[order]
-    member = keys[1:] == keys[:-1]
-    member = np.concatenate([member, [False]]) | np.concatenate([[False], member])
-    order, keys = order[member], keys[member]
-    low, numbers = low[order], numbers[order]
-    starts = np.ones(len(keys), bool)
-    starts[1:] = keys[1:] != keys[:-1]
-    if (low[1:] != low[:-1])[~starts[1:]].any():
-        order = np.lexsort((low, keys))
-        keys, low, numbers = keys[order], low[order], numbers[order]
-        starts[1:] = (keys[1:] != keys[:-1]) | (low[1:] != low[:-1])
-    return numbers, np.flatnonzero(starts)
+    same = keys[order[1:]] == keys[order[:-1]]
+    order, starts = several(order, same)
+    same = (keys[order[1:]] == keys[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
+    if len(order) - np.count_nonzero(same) != len(starts):
+        order = order[np.lexsort((low[order], keys[order]))]
+        same = (keys[order[1:]] == keys[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
+        order, starts = several(order, same)
+    return numbers[order], starts
+
+
+def several(order: Numbers, same: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
+    """What has an equal neighbour, given which entries equal the one before; and where each run of equals starts."""
+    first, last = np.concatenate([[True], ~same]), np.concatenate([~same, [True]])
+    member = ~(first & last)[: len(order)]
+    return order[member], np.flatnonzero(first[: len(order)][member])
 
 
 def chained(documents: Numbers, starts: Numbers) -> tuple[Numbers, Numbers]:

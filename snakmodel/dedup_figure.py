@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     names = list(sources)
     heights = [1.2 + 0.3 * len(names), max(3.6, 1.2 + 0.36 * len(names)), 0.5 + 0.27 * _CLUSTERS]
     figure = Figure(figsize=(13, sum(heights) + 1), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 2, height_ratios=heights)
     kept, documents = found["kept"], found["documents"]
@@ -40,7 +42,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     histogram(figure.add_subplot(grid[1, 0]), found["sizes"])
     heat(figure.add_subplot(grid[1, 1]), names, pairs)
     largest(figure.add_subplot(grid[2, :]), found["largest_clusters"][:_CLUSTERS])
-    figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # an excerpt may hold any character of Unicode
+        figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
 
 
 def shown(
@@ -74,10 +78,10 @@ def bars(axes: Any, sources: dict[str, dict[str, int]], key: str, label: str, un
         axes.text(total, place, f" {100 * (total - left) / total:.1f} %" if total else "", va="center", fontsize=9)
     axes.set_yticks(places, [short(name) for name in sources])
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.02)
     axes.set_xlabel(f"{label} (and the share removed)")
     axes.xaxis.set_major_formatter("{x:,.10g}")
-    axes.legend(loc="lower right", frameon=False, ncols=2)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2, borderaxespad=0.2)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -97,7 +101,7 @@ def histogram(axes: Any, sizes: list[list[int]]) -> None:
     axes.bar_label(drawn, [f"{bins[place]:,}" if place in bins else "" for place in places], fontsize=9)
     axes.set_yscale("log")
     axes.set_ylim(0.7, 3 * max(bins.values()))
-    axes.set_xticks(places, [edges(place) for place in places], rotation=0 if len(places) < 9 else 60)
+    axes.set_xticks(places, [edges(place) for place in places], rotation=0 if len(places) < 6 else 40)
     axes.set_xlabel("documents in the cluster")
     axes.set_ylabel("clusters")
 
@@ -117,8 +121,8 @@ def heat(axes: Any, names: list[str], pairs: dict[tuple[str, str], int]) -> None
         axes.text(0.5, 0.5, "no duplicates", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    colours = np.log10(table + 1)
-    axes.imshow(colours, cmap="Oranges", aspect="auto", vmin=0, vmax=1.25 * colours.max())
+    shades = np.sqrt(table)
+    axes.imshow(shades, cmap="Oranges", aspect="auto", vmin=0, vmax=1.3 * shades.max())
     if len(names) <= 12:
         for (row, column), count in np.ndenumerate(table):
             if count:

@@ -44,7 +44,7 @@ class SignatureFile:
     def open(cls, path: Path) -> SignatureFile:
         """Read header and index. Raises UserError if the file is foreign, damaged or truncated."""
         with path.open("rb") as file:
-            size = file.seek(0, 2)
+            start, size = file.read(len(MAGIC)), file.seek(0, 2)
             try:
                 file.seek(size - _TAIL)
                 tail = file.read(_TAIL)
@@ -55,7 +55,7 @@ class SignatureFile:
                 entries = meta["runs"] * (meta["ranges"] + 1)
                 file.seek(size - _TAIL - length - entries * SEGMENT.itemsize)
                 table = file.read(entries * SEGMENT.itemsize)
-                intact = tail.endswith(MAGIC) and xxhash.xxh3_64_intdigest(table + header) == digest
+                intact = start == MAGIC == tail[16:] and xxhash.xxh3_64_intdigest(table + header) == digest
                 index = np.frombuffer(table, SEGMENT).reshape(meta["runs"], meta["ranges"] + 1)
                 expected = len(MAGIC) + int(index["length"].sum()) + len(table) + length + _TAIL
             except (OSError, ValueError, KeyError, TypeError):
