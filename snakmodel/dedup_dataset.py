@@ -41,9 +41,12 @@ def load_dataset(args: argparse.Namespace) -> Any:
                 num_proc=args.num_proc,
                 token=args.use_auth_token or None,
             )
+    except IndexError as error:  # what `datasets` raises for a folder without files, which it writes itself
+        raise UserError(f"--path {args.path} has no rows: there is nothing to deduplicate") from error
     except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError) as error:
         hint = "a folder that save_to_disk wrote" if args.local else "what datasets.load_dataset takes"
-        raise UserError(f"--path {args.path} cannot be read: {error}. Give {hint}.") from error
+        why = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+        raise UserError(f"--path {args.path} cannot be read: {why.rstrip('.')}. Give {hint}.") from error
     if isinstance(found, dict):
         if args.split not in found:
             given = f"--split {args.split}" if args.split else "no --split"
