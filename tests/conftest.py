@@ -28,3 +28,29 @@ def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "demo/base_model.py", "--text", "demo/text", "--output", str(folder)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_dedup_0_3_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put first on PYTHONPATH: text-dedup 0.3.1, which the published run used, and nothing else.
+
+    It pins a SciPy that does not build any more; it runs with the dependencies that are installed.
+    """
+    folder = tmp_path_factory.mktemp("wheel") / "text-dedup-0.3.1"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(folder),
+        "text-dedup==0.3.1",
+    ]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode and os.environ.get("CI") == "true":
+        pytest.fail(f"pip cannot fetch text-dedup 0.3.1: {result.stderr}")
+    if result.returncode:
+        pytest.skip(f"pip cannot fetch text-dedup 0.3.1: {result.stderr.strip().splitlines()[-1]}")
+    return folder
