@@ -82,7 +82,9 @@ class Dedup(Section):
     """Short documents: deduplicate identical ones, keep all, drop all, or collapse them into one."""
 
     @model_validator(mode="after")
-    def _bands_fit(self) -> Dedup:
+    def _consistent(self) -> Dedup:
+        if self.compat == "text-dedup-0.3.1" and self.hash_func != "sha1":
+            raise ValueError(f"hash_func = {self.hash_func}: text-dedup 0.3.1 has sha1 only")
         if (self.b is None) != (self.r is None):
             raise ValueError("b and r: give both, or neither to have the best for the threshold")
         if self.b and self.r and self.b * self.r > self.num_perm:

@@ -25,13 +25,13 @@ from snakmodel.dedup_dataset import cut, load_dataset, save_dataset
 from snakmodel.dedup_filter import filter_shard
 from snakmodel.dedup_flags import add_parameters, parameters_of
 from snakmodel.dedup_pool import Run, pool
-from snakmodel.dedup_signatures import signatures
+from snakmodel.dedup_signatures import count_rows, signatures
 from snakmodel.minhash import SHORT_POLICIES, Parameters
 from snakmodel.publish import UserError, publishing
 
 _SHORT_DEFAULT = {"text-dedup-0.4.0": "drop", "text-dedup-0.3.1": "collapse"}
-_RANGE = 1 << 19
-"""Documents a hash range: with 4 bands a range takes about 130 MB of memory."""
+_RANGE = 1 << 21
+"""Keys a hash range, which takes 130 MB of memory then."""
 _PAD = 32
 
 
@@ -42,15 +42,14 @@ def deduplicate(argv: Sequence[str]) -> None:
     output = Path(args.output).absolute()
     refuse(args, output)
     timer = Timer()
-    with timer("Total"), publishing(output) as (target,):
+    with timer("Total"), publishing(output) as (target,), pool(args.num_proc) as run:
         work = target / ".work"
         work.mkdir(parents=True)
         with timer("Loading"):
             data = load_dataset(args)
             shards = cut(data, args.num_proc, work)
         texts = shards if args.verify_jaccard else None
-        with pool(args.num_proc) as run:
-            stats = run_steps(run, timer, shards, texts, args.column, parameters, work)
+        stats = run_steps(run, timer, shards, texts, args.column, parameters, work)
         with timer("Saving"):
             save_dataset(data, sorted((work / "kept").glob("*.arrow")), target)
             if args.debug:
@@ -72,7 +71,8 @@ def run_steps(
     """Signatures, buckets, components and filter, each over all shards; return the statistics."""
     signed, linked, joined, kept = (work / name for name in ("signatures", "buckets", "components", "kept"))
     names = [f"shard-{number:05d}" for number in range(len(shards))]
-    ranges = max(run.processes, -(-sum(run_length(shard) for shard in shards) // _RANGE))
+    keys = sum(count_rows(shard) for shard in shards) * parameters.banding()[0]
+    ranges = max(run.processes, -(-keys // _RANGE))
     with timer("MinHashing"):
         tasks = [(shard, signed / name, column, ranges, parameters) for shard, name in zip(shards, names, strict=True)]
         run("signatures", signatures, tasks)
@@ -85,12 +85,6 @@ def run_steps(
         lists = [(shard, removed / f"{name}.npy", kept / name) for shard, name in zip(shards, names, strict=True)]
         run("filtering", filter_shard, lists)
     return stats
-
-
-def run_length(shard: Rows) -> int:
-    """The documents of a range of rows."""
-    assert shard.stop is not None
-    return shard.stop - shard.start
 
 
 def write_clusters(data: Any, idx_column: str | None, labels: Path, path: Path) -> None:

@@ -20,12 +20,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """Draw what `dedup_report.report` found as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     sources, pairs = shown(found["sources"], found["duplicates_of"])
     names = list(sources)
     heights = [1.2 + 0.3 * len(names), max(3.6, 1.2 + 0.36 * len(names)), 0.5 + 0.27 * _CLUSTERS]
-    figure = Figure(figsize=(13, sum(heights) + 1), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
+    figure = Figure(figsize=(13, sum(heights) + 1), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12))
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 2, height_ratios=heights)
     kept, documents = found["kept"], found["documents"]

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from snakmodel.minhash import Parameters
+from snakmodel.minhash import COMPATIBILITIES, HASH_FUNCTIONS, Parameters
 
 
 def add_parameters(parser: Any, num_perm: int, threshold: float) -> None:
@@ -16,10 +16,10 @@ def add_parameters(parser: Any, num_perm: int, threshold: float) -> None:
     add("--threshold", type=float, default=threshold, help="Jaccard similarity (default %(default)s)")
     add("--ngram", type=int, default=5, help="tokens in an n-gram (default %(default)s)")
     add("--min_length", type=int, default=5, help="fewer tokens make a document short (default %(default)s)")
-    add("--hash_func", type=str.lower, choices=("sha1", "xxh3"), default="sha1", help="hash of an n-gram")
+    add("--hash_func", type=str.lower, choices=HASH_FUNCTIONS, default="sha1", help="hash of an n-gram")
     add("--b", type=int, help="bands (default: the best for the threshold)")
     add("--r", type=int, help="values in a band (default: the best for the threshold)")
-    add("--compat", choices=("text-dedup-0.4.0", "text-dedup-0.3.1"), default="text-dedup-0.4.0", help="whose clusters")
+    add("--compat", choices=COMPATIBILITIES, default=COMPATIBILITIES[0], help="whose clusters")
 
 
 def parameters_of(args: argparse.Namespace, **instead: Any) -> Parameters:

@@ -15,7 +15,6 @@ from typing import Any
 from snakmodel.progress import progress
 from snakmodel.publish import UserError
 
-_PRELOADED = ["snakmodel.dedup_buckets", "snakmodel.dedup_filter", "snakmodel.dedup_signatures"]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,11 +35,15 @@ class Run:
 
 @contextmanager
 def pool(processes: int) -> Iterator[Run]:
-    """Yield what runs tasks. The processes come from a server that has loaded the steps, and share its memory."""
+    """Yield what runs tasks. The processes come from a server that has loaded the steps, and share its memory.
+
+    The server starts at once, so that it loads while the caller does.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["snakmodel.dedup_worker"])
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
     try:
+        executor.submit(int)
         yield Run(executor, processes)
     except BrokenProcessPool as error:
         raise UserError(

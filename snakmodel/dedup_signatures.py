@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from snakmodel.minhash import BandHasher, Parameters
 from snakmodel.progress import progress
 from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.signature_file import SignatureWriter
-
-hasher = functools.cache(BandHasher)
-"""One a process: a worker that signs several shards prepares the kernel once."""
 
 
 def signatures(source: Rows, output: Path, column: str, ranges: int, parameters: Parameters) -> dict[str, Any]:
@@ -25,11 +21,12 @@ def signatures(source: Rows, output: Path, column: str, ranges: int, parameters:
         raise UserError(f"--ranges {ranges}: must be 1 or more")
     drop = parameters.short_docs == "drop"
     documents = shorts = 0
+    hasher = BandHasher(parameters)
     with publishing(Path(f"{output}.sig"), Path(f"{output}.json")) as (path, report), path.open("wb") as file:
         writer = SignatureWriter(file, ranges)
         with progress("signatures", count_rows(source), "documents") as advance:
             for values in arrays(source, column):
-                records, short = hasher(parameters).records(values, documents)
+                records, short = hasher.records(values, documents)
                 writer.add(records, short if drop else short[:0])
                 documents += len(values)
                 shorts += len(short)

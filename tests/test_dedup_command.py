@@ -82,7 +82,17 @@ def test_the_chain_finds_the_clusters_of_text_dedup(tmp_path: Path, reference: R
 
 def test_the_command_drops_in_for_text_dedup(reference: Reference) -> None:
     """The published command line gives the same clusters, as many rows, all columns, and the summary."""
-    words = ["--path", "in", "--output", "ours", *RECIPE.split(), *flags_for(name_of(reference)), "--num_proc", "2", "--debug"]
+    words = [
+        "--path",
+        "in",
+        "--output",
+        "ours",
+        *RECIPE.split(),
+        *flags_for(name_of(reference)),
+        "--num_proc",
+        "2",
+        "--debug",
+    ]
     printed = command("snakmodel.dedup", reference.folder, *words, "--idx_column", "number")
     made = datasets.load_from_disk(str(reference.folder / "ours"))
     table = parquet.read_table(reference.folder / "ours/clusters.parquet")
