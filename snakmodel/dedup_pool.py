@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.forkserver import ensure_running
 from typing import Any
 
 from snakmodel.progress import progress
@@ -42,8 +43,8 @@ def pool(processes: int) -> Iterator[Run]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snakmodel.dedup_worker"])
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
+    ensure_running()
     try:
-        executor.submit(int)
         yield Run(executor, processes)
     except BrokenProcessPool as error:
         raise UserError(
