@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from snakmodel.minhash import SHORT_POLICIES, Parameters
 from snakmodel.publish import UserError, publishing
 
 _SHORT_DEFAULT = {"text-dedup-0.4.0": "drop", "text-dedup-0.3.1": "collapse"}
-_RANGE = 1 << 21
-"""Keys a hash range, which takes 130 MB of memory then."""
+_RANGE = 1 << 20
+"""Keys a hash range, which takes 70 MB of memory then."""
 _PAD = 32
 
 
@@ -39,6 +40,7 @@ def deduplicate(argv: Sequence[str]) -> None:
     """Read, deduplicate and write one dataset. Raises UserError; nothing is published then."""
     args = parse_arguments(argv)
     parameters = parameters_of(args, short_docs=args.short_docs or _SHORT_DEFAULT[args.compat])
+    parameters = replace(parameters, **dict(zip(("b", "r"), parameters.banding(), strict=True)))  # found once for all
     output = Path(args.output).absolute()
     refuse(args, output)
     timer = Timer()
