@@ -40,7 +40,8 @@ def deduplicate(argv: Sequence[str]) -> None:
     """Read, deduplicate and write one dataset. Raises UserError; nothing is published then."""
     args = parse_arguments(argv)
     parameters = parameters_of(args, short_docs=args.short_docs or _SHORT_DEFAULT[args.compat])
-    parameters = replace(parameters, **dict(zip(("b", "r"), parameters.banding(), strict=True)))  # found once for all
+    bands, rows = parameters.banding()
+    parameters = replace(parameters, b=bands, r=rows)  # found once, not in every process
     output = Path(args.output).absolute()
     refuse(args, output)
     timer = Timer()
