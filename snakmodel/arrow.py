@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from snakmodel.publish import InputsMissing, UserError
+from snakmodel.publish import InputsMissing, UserError, checksum
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 SCHEMA = pa.schema([("text", pa.large_string()), ("source", pa.string())])
@@ -60,18 +61,78 @@ def column_index(reader: Any, column: str, path: Path) -> int:
     return int(names.index(column))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The documents of a file, or those of a range of its rows."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+    def identity(self) -> str:
+        """What tells these documents from others: the file's checksum, or for a range, which lives no longer than a
+        command, where it lies.
+        """
+        return checksum(self.path) if self.stop is None else f"{self.path} rows {self.start} to {self.stop}"
+
+
+def batches(reader: Any, rows: Rows) -> Iterator[Any]:
+    """The record batches of a range of rows; none is empty."""
+    first = 0
+    for batch in reader:
+        low = max(rows.start - first, 0)
+        high = batch.num_rows if rows.stop is None else min(rows.stop - first, batch.num_rows)
+        if low < high:
+            yield batch.slice(low, high - low)
+        first += batch.num_rows
+        if rows.stop is not None and first >= rows.stop:
+            return
+
+
+def columns(rows: Rows, column: str) -> Iterator[Any]:
+    """The values of a column of strings, one `pyarrow.Array` a record batch, not yet looked at: they stay on disk."""
+    with open_stream(rows.path) as reader:
+        index = column_index(reader, column, rows.path)
+        for batch in batches(reader, rows):
+            yield batch.column(index)
+
+
+def arrays(rows: Rows, column: str = "text", most: int = 1 << 14) -> Iterator[Any]:
+    """The documents, `pyarrow.Array`s of at most `most` strings, without nulls and all valid UTF-8.
+
+    Raises UserError naming the first row that is not.
+    """
+    first = rows.start
+    for values in columns(rows, column):
+        for start in range(0, len(values), most):
+            part = values.slice(start, most)
+            _check_strings(part, rows.path, column, first)
+            yield part
+            first += len(part)
+
+
+def _check_strings(values: Any, path: Path, column: str, first: int) -> None:
+    if values.null_count:
+        row = first + values.is_null().index(True).as_py()
+        raise UserError(f"{path}: row {row} of column {column!r} is null; every document must be a string")
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid as error:
+        for row, value in enumerate(values, first):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as wrong:
+                raise UserError(
+                    f"{path}: row {row} of column {column!r} is not valid UTF-8 ({wrong.reason} at byte {wrong.start}; "
+                    "a lone surrogate?); write the file again from text that is"
+                ) from error
+        raise UserError(f"{path}: column {column!r} is damaged near row {first} ({error}); write it again") from error
+
+
 def texts(path: Path, column: str = "text") -> Iterator[list[str]]:
-    """The documents of a file, one list a record batch. Raises UserError on a document that is null."""
-    with open_stream(path) as reader:
-        index = column_index(reader, column, path)
-        first = 0
-        for batch in reader:
-            values = batch.column(index)
-            if values.null_count:
-                row = first + values.to_pylist().index(None)
-                raise UserError(f"{path}: row {row} of column {column!r} is null; every document must be a string")
-            yield values.to_pylist()
-            first += batch.num_rows
+    """The documents of a file, in lists. Raises UserError on a document that is null or no valid UTF-8."""
+    for values in arrays(Rows(path), column):
+        yield values.to_pylist()
 
 
 def write_stream(path: Path, schema: Any, batches: Iterable[Any]) -> None:

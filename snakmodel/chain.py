@@ -1,7 +1,7 @@
 """The chain of a run: every stage, its commands and what each reads and writes, declared in order.
 
 prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
-                                                                               \\-> tokenize -> merge-tokens --\\
+                                                         \\-> dedup-report      \\-> tokenize -> merge-tokens --\\
 convert -> verify -> shard ------------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
 """
@@ -24,6 +24,7 @@ STAGES = [
     "dedup-buckets",
     "dedup-components",
     "dedup-filter",
+    "dedup-report",
     "export-text",
     "join-text",
     "tokenize",

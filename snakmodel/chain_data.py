@@ -22,6 +22,7 @@ def data_stages(c: Context) -> list[Stage]:
         dedup_buckets(c),
         dedup_components(c),
         dedup_filter(c),
+        dedup_report(c),
         export_text(c),
         join_text(c),
         tokenize(c),
@@ -52,8 +53,12 @@ def dedup_signatures(c: Context) -> Stage:
         threshold=d.threshold,
         ngram=d.ngram,
         min_length=d.min_length,
+        hash_func=d.hash_func,
+        b=d.b,
+        r=d.r,
         ranges=d.ranges,
         short_docs=d.short_docs,
+        compat=d.compat,
     )
 
     def task(index: int) -> Task:
@@ -67,15 +72,20 @@ def dedup_signatures(c: Context) -> Stage:
 
 
 def dedup_buckets(c: Context) -> Stage:
-    """A range of every shard's keys to links."""
-    reads = (Input("dedup-signatures", full=False),)
+    """A range of every shard's keys to links, verified against the texts if the recipe asks for it."""
+    verify = c.recipe.dedup.verify_jaccard
+    sources = ("dedup-signatures", "prepare") if verify else ("dedup-signatures",)
+    reads = tuple(Input(source, full=False) for source in sources)
+    texts = flags(texts=c.path("arrow")) if verify else ()
 
     def task(index: int) -> Task:
         output = f"dedup/buckets/range-{index:05d}"
         paths = flags(signatures=c.path("dedup/signatures"), shards=len(c.shards), range=index, output=c.path(output))
-        return Task((*_DEDUP, "buckets", *paths), (f"{output}.npy", f"{output}.json"), reads, f"{output}.json")
+        argv = (*_DEDUP, "buckets", *paths, *texts)
+        return Task(argv, (f"{output}.npy", f"{output}.json"), reads, f"{output}.json")
 
-    return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)], {"dedup-signatures": "all"})
+    waits = dict.fromkeys(sources, "all")
+    return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)], waits)
 
 
 def dedup_components(c: Context) -> Stage:
@@ -104,6 +114,17 @@ def dedup_filter(c: Context) -> Stage:
 
     waits = {"prepare": "same", "dedup-components": "all"}
     return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], waits, per_shard=True)
+
+
+def dedup_report(c: Context) -> Stage:
+    """What was removed, as JSON and PNG; nothing waits for it."""
+    output = "dedup/report"
+    paths = flags(
+        texts=c.path("arrow"), shards=len(c.shards), components=c.path("dedup/components"), output=c.path(output)
+    )
+    reads = (Input("prepare", full=False), Input("dedup-components"))
+    task = shard_task((*_DEDUP, "report", *paths), output, ".png", inputs=reads)
+    return c.stage("dedup-report", [task], {"prepare": "all", "dedup-components": "all"})
 
 
 def export_text(c: Context) -> Stage:

@@ -56,7 +56,7 @@ class Data(Section):
 
 
 class Dedup(Section):
-    """Near-deduplication by MinHash (text-dedup 0.4.0)."""
+    """Near-deduplication by MinHash, with the clusters of text-dedup."""
 
     num_perm: int = Field(default=64, ge=2)
     """Permutations in a signature."""
@@ -66,10 +66,30 @@ class Dedup(Section):
     """Words in an n-gram."""
     min_length: int = Field(default=5, ge=0)
     """Documents with fewer words are short: see `short_docs`."""
+    hash_func: Literal["sha1", "xxh3"] = "sha1"
+    """Hash of an n-gram. xxh3 is faster; its clusters are others."""
+    b: int | None = Field(default=None, ge=1)
+    """Bands of a signature: one that agrees links two documents. The best number for the threshold if not given."""
+    r: int | None = Field(default=None, ge=1)
+    """Values in a band; given together with `b`."""
+    compat: Literal["text-dedup-0.4.0", "text-dedup-0.3.1"] = "text-dedup-0.4.0"
+    """The version of text-dedup whose clusters these are; 0.3.1 cuts words at letters beyond a-z."""
+    verify_jaccard: bool = False
+    """Link only documents whose true Jaccard similarity reaches the threshold; reads their texts again."""
     ranges: int = Field(default=16, ge=1)
     """Hash ranges that the bands are joined in: more means less memory a task."""
     short_docs: Literal["exact", "keep", "drop", "collapse"] = "exact"
     """Short documents: deduplicate identical ones, keep all, drop all, or collapse them into one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dedup:
+        if self.compat == "text-dedup-0.3.1" and self.hash_func != "sha1":
+            raise ValueError(f"hash_func = {self.hash_func}: text-dedup 0.3.1 has sha1 only")
+        if (self.b is None) != (self.r is None):
+            raise ValueError("b and r: give both, or neither to have the best for the threshold")
+        if self.b and self.r and self.b * self.r > self.num_perm:
+            raise ValueError(f"b = {self.b} bands of r = {self.r} values need num_perm of {self.b * self.r} or more")
+        return self
 
 
 class Tokenizer(Section):

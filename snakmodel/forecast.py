@@ -70,7 +70,7 @@ def forecast_plan(plan: Plan) -> Forecast:
     """The forecast of a planned run."""
     recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
     files = {path: path.stat().st_size for _, path in input_files(recipe.data.path, recipe.data.sources)}
-    parameters = Parameters(dedup.num_perm, dedup.threshold, dedup.ngram, dedup.min_length, dedup.short_docs)
+    parameters = Parameters(dedup.num_perm, dedup.threshold, b=dedup.b, r=dedup.r)
     base = json.loads((recipe.model.base / "config.json").read_text(encoding="utf-8"))
     bands = BandHasher(parameters).bands
     return forecast(plan.config, files, _parameters(recipe.model.base, base), int(base["vocab_size"]), bands)

@@ -1,138 +1,19 @@
 import json
-import os
-import pickle
-import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from snakmodel import dedup
-from snakmodel.arrow import SCHEMA, texts, write_stream
-from snakmodel.minhash import RECORD, Parameters
+from snakmodel.arrow import SCHEMA, Rows, write_stream
+from snakmodel.dedup_filter import filter_shard
+from snakmodel.dedup_signatures import signatures
+from snakmodel.minhash import Parameters
 from snakmodel.publish import InputsMissing, UserError
-
-WORDS = [
-    f"{a}{b}" for a in ("sø", "by", "skov", "ærø", "vej", "hus") for b in ("en", "et", "erne", "mand", "gård", "land")
-]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def corpus() -> list[str]:
-    """300 documents: families that drift apart word by word, exact copies, short ones."""
-    random_ = random.Random(5)
-    made: list[str] = []
-    for _ in range(60):
-        words = random_.choices(WORDS, k=random_.randint(40, 90))
-        for _ in range(random_.randint(1, 5)):
-            made.append(" ".join(words))
-            words[random_.randrange(len(words))] = random_.choice(WORDS)
-    made += random_.choices(made, k=270 - len(made)) if len(made) < 270 else []
-    made = made[:270] + [" ".join(random_.choices(WORDS[:3], k=random_.randint(1, 3))) for _ in range(30)]
-    random_.shuffle(made)
-    return made
-
-
-def write_shards(folder: Path, documents: list[str], shards: int, batch: int = 7) -> None:
-    """Cut documents into contiguous shards, each of several record batches."""
-    folder.mkdir(parents=True, exist_ok=True)
-    edges = [len(documents) * shard // shards for shard in range(shards + 1)]
-    for shard in range(shards):
-        chosen = documents[edges[shard] : edges[shard + 1]]
-        batches = [
-            pa.record_batch([pa.array(part, pa.large_string()), pa.array(["s"] * len(part))], schema=SCHEMA)
-            for part in (chosen[first : first + batch] for first in range(0, len(chosen), batch))
-        ]
-        write_stream(folder / f"shard-{shard:05d}.arrow", SCHEMA, batches)
-
-
-def sign(run: Path, shards: int, ranges: int, parameters: Parameters) -> None:
-    for shard in range(shards):
-        name = f"shard-{shard:05d}"
-        dedup.signatures(run / f"arrow/{name}.arrow", run / f"dedup/signatures/{name}", "text", ranges, parameters)
-
-
-def link(run: Path, shards: int, ranges: int) -> None:
-    for part in range(ranges):
-        dedup.buckets(run / "dedup/signatures", shards, part, run / f"dedup/buckets/range-{part:05d}")
-
-
-def join(run: Path, shards: int, ranges: int) -> dict[str, object]:
-    return dedup.components(run / "dedup/signatures", run / "dedup/buckets", shards, ranges, run / "dedup/components")
-
-
-def keep(run: Path, shard: int) -> dict[str, object]:
-    name = f"shard-{shard:05d}"
-    removed = run / f"dedup/components/removed/{name}.npy"
-    return dedup.filter_shard(run / f"arrow/{name}.arrow", removed, run / f"dedup/kept/{name}")
-
-
-def whole(run: Path, documents: list[str], shards: int, ranges: int, parameters: Parameters) -> dict[str, object]:
-    """All four steps; returns the statistics."""
-    write_shards(run / "arrow", documents, shards)
-    sign(run, shards, ranges, parameters)
-    link(run, shards, ranges)
-    stats = join(run, shards, ranges)
-    for shard in range(shards):
-        keep(run, shard)
-    return stats
-
-
-def labels(run: Path) -> list[int]:
-    return np.load(run / "dedup/components/labels.npy").tolist()  # type: ignore[no-any-return]
-
-
-def kept(run: Path) -> list[str]:
-    files = sorted((run / "dedup/kept").glob("*.arrow"))
-    return [text for file in files for batch in texts(file) for text in batch]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[frozenset[int]], int]:
-    """Clusters of two or more documents, and the number of survivors, by text-dedup's own command."""
-    folder = tmp_path_factory.mktemp("reference")
-    datasets.Dataset.from_dict({"text": corpus()}).save_to_disk(str(folder / "in"))
-    command = [
-        sys.executable,
-        "-m",
-        "text_dedup.minhash",
-        "--path",
-        "in",
-        "--local",
-        "--split",
-        "train",
-        "--output",
-        "out",
-    ]
-    command += ["--column", "text", "--seed", "42", "--batch_size", "4096", "--num_perm", "64", "--threshold", "0.85"]
-    subprocess.run(
-        [*command, "--num_proc", "1", "--debug"], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True
-    )
-    found = pickle.loads((folder / "out/uf.pkl").read_bytes())
-    clusters: dict[int, set[int]] = {}
-    for document in list(found.parent):
-        clusters.setdefault(found.find(document), set()).add(document)
-    survivors = len(datasets.load_from_disk(str(folder / "out")))
-    return {frozenset(cluster) for cluster in clusters.values() if len(cluster) > 1}, survivors
-
-
-def test_clusters_equal_the_reference_command(tmp_path: Path, reference: tuple[set[frozenset[int]], int]) -> None:
-    """The clusters and the number of survivors are those of `python -m text_dedup.minhash` on the same documents."""
-    clusters, survivors = reference
-    stats = whole(tmp_path, corpus(), 3, 7, Parameters(short_docs="drop"))
-    ours: dict[int, set[int]] = {}
-    for document, label in enumerate(labels(tmp_path)):
-        if label != dedup.DROPPED:
-            ours.setdefault(label, set()).add(document)
-    assert len(clusters) > 20
-    assert {frozenset(cluster) for cluster in ours.values() if len(cluster) > 1} == clusters
-    assert len(kept(tmp_path)) == stats["kept"] == survivors
-    assert all(min(cluster) == label for label, cluster in ours.items())
+from tests.dedup_run import ENVIRONMENT, arrow_shards, corpus, join, keep, kept, labels, link, sign, whole, write_shards
 
 
 def test_results_depend_neither_on_shards_nor_on_ranges(tmp_path: Path) -> None:
@@ -220,10 +101,10 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_signatures_of_other_parameters_are_refused(run: Path) -> None:
     """Signature files made with different flags, or cut into other ranges, name the two files and what differs."""
     arrow, signature = run / "arrow/shard-00001.arrow", run / "dedup/signatures/shard-00001"
-    dedup.signatures(arrow, signature, "text", 4, Parameters(threshold=0.8))
+    signatures(Rows(arrow), signature, "text", 4, Parameters(threshold=0.8))
     with pytest.raises(UserError, match=r"shard-00000.sig and .*shard-00001.sig .*different parameters.*0\.85.*0\.8"):
         link(run, 3, 4)
-    dedup.signatures(arrow, signature, "text", 5, Parameters())
+    signatures(Rows(arrow), signature, "text", 5, Parameters())
     with pytest.raises(UserError, match="different ranges: 4 and 5"):
         join(run, 3, 4)
 
@@ -270,18 +151,18 @@ def test_a_missing_or_foreign_removal_list_is_an_error(run: Path) -> None:
     removed = run / "dedup/components/removed"
     target = run / "dedup/kept/again"
     with pytest.raises(UserError, match="made for other texts"):
-        dedup.filter_shard(run / "arrow/shard-00000.arrow", removed / "shard-00001.npy", target)
+        filter_shard(arrow_shards(run, 1)[0], removed / "shard-00001.npy", target)
     write_shards(run / "arrow", corpus()[:60], 4)
     with pytest.raises(UserError, match="made for other texts"):
-        dedup.filter_shard(run / "arrow/shard-00000.arrow", removed / "shard-00000.npy", target)
+        filter_shard(arrow_shards(run, 1)[0], removed / "shard-00000.npy", target)
     write_shards(run / "arrow", corpus()[:60], 3)
     list_ = removed / "shard-00000.npy"
     list_.write_bytes(list_.read_bytes()[:-2])
     with pytest.raises(UserError, match="damaged"):
-        dedup.filter_shard(run / "arrow/shard-00000.arrow", list_, target)
+        filter_shard(arrow_shards(run, 1)[0], list_, target)
     list_.unlink()
     with pytest.raises(InputsMissing, match=r"shard-00000\.npy missing"):
-        dedup.filter_shard(run / "arrow/shard-00000.arrow", list_, target)
+        filter_shard(arrow_shards(run, 1)[0], list_, target)
     assert not list((run / "dedup/kept").glob("*again*"))
 
 
@@ -299,56 +180,11 @@ def test_unknown_column_and_null_documents_are_refused(tmp_path: Path) -> None:
     """The message names the columns there are, or the row."""
     write_shards(tmp_path, ["a"], 1)
     with pytest.raises(UserError, match=r"no column 'txt'; its columns are 'text', 'source'; did you mean 'text'\?"):
-        dedup.signatures(tmp_path / "shard-00000.arrow", tmp_path / "x", "txt", 1, Parameters())
+        signatures(Rows(tmp_path / "shard-00000.arrow"), tmp_path / "x", "txt", 1, Parameters())
     batch = pa.record_batch([pa.array(["a", None], pa.large_string()), pa.array(["s", "s"])], schema=SCHEMA)
     write_stream(tmp_path / "null.arrow", SCHEMA, [batch])
     with pytest.raises(UserError, match="row 1 of column 'text' is null"):
-        dedup.signatures(tmp_path / "null.arrow", tmp_path / "x", "text", 1, Parameters())
-
-
-def test_union_finds_connected_components() -> None:
-    """Random graphs, a chain of 20,000 in any order and a star give the lowest number of each component."""
-    generator = np.random.default_rng(3)
-    graphs = [(200, generator.integers(0, 200, (count, 2))) for count in (0, 50, 100, 150, 400)]
-    chain = np.stack([np.arange(20000), np.arange(1, 20001)], axis=1)
-    graphs += [(20001, chain), (20001, chain[::-1]), (20001, generator.permutation(chain))]
-    graphs += [(20001, np.stack([np.full(20000, 20000), np.arange(20000)], axis=1))]
-    for size, pairs in graphs:
-        parent = np.arange(size)
-        for part in np.array_split(pairs, 3):
-            dedup.union(parent, part[:, 0], part[:, 1])
-        assert dedup.find(parent, np.arange(size)).tolist() == plain_components(size, pairs.tolist())
-
-
-def plain_components(size: int, pairs: list[list[int]]) -> list[int]:
-    """The lowest number of each node's component, by breadth-first search."""
-    near: list[list[int]] = [[] for _ in range(size)]
-    for left, right in pairs:
-        near[left].append(right)
-        near[right].append(left)
-    lowest = [-1] * size
-    for start in range(size):
-        queue = [start] if lowest[start] < 0 else []
-        while queue:
-            node = queue.pop()
-            if lowest[node] < 0:
-                lowest[node] = start
-                queue += near[node]
-    return lowest
-
-
-def test_ranges_cut_the_whole_key_space() -> None:
-    """Keys at both ends and at every border fall into exactly one range, whatever the number of ranges."""
-    top = (1 << 64) - 1
-    for ranges in (1, 2, 3, 7, 64, 1000):
-        borders = [-(-(part << 64) // ranges) for part in range(ranges)]
-        keys = sorted({0, top, *borders, *(border - 1 for border in borders[1:])})
-        records = np.zeros(len(keys), RECORD)
-        records["hi"] = np.array(keys, np.uint64)
-        parts = dedup.cut_ranges(records[::-1], ranges)
-        assert [part["hi"].tolist() for part in parts] == [
-            [key for key in keys if key * ranges >> 64 == p] for p in range(ranges)
-        ]
+        signatures(Rows(tmp_path / "null.arrow"), tmp_path / "x", "text", 1, Parameters())
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -375,4 +211,8 @@ def test_command_line(tmp_path: Path) -> None:
     ]
     assert [result.returncode for result in results] == [0, 0, 0, 0], [result.stderr for result in results]
     assert json.loads((work / "components/stats.json").read_text())["kept"] == 1
-    assert json.loads((work / f"kept/{name}.json").read_text()) == {"documents": 1, "removed": 1, "sources": {"s": 1}}
+    assert json.loads((work / f"kept/{name}.json").read_text()) == {
+        "documents": 1,
+        "removed": 1,
+        "sources": {"even": 1},
+    }

@@ -1,0 +1,132 @@
+"""Runs of deduplication over generated documents, step by step, for the tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from snakmodel.arrow import SCHEMA, Rows, texts, write_stream
+from snakmodel.dedup_buckets import buckets
+from snakmodel.dedup_components import DROPPED, components
+from snakmodel.dedup_filter import filter_shard
+from snakmodel.dedup_signatures import signatures
+from snakmodel.minhash import Parameters
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+WORDS = [
+    f"{a}{b}" for a in ("sø", "by", "skov", "ærø", "vej", "hus") for b in ("en", "et", "erne", "mand", "gård", "land")
+]
+
+
+def corpus(families: int = 60, seed: int = 5) -> list[str]:
+    """5 documents a family: families that drift apart word by word, exact copies, and a tenth of short ones."""
+    random_ = random.Random(seed)
+    size = 5 * families
+    made: list[str] = []
+    for _ in range(families):
+        words = random_.choices(WORDS, k=random_.randint(40, 90))
+        for _ in range(random_.randint(1, 5)):
+            made.append(" ".join(words))
+            words[random_.randrange(len(words))] = random_.choice(WORDS)
+    made = made[: size * 9 // 10]
+    made += random_.choices(made, k=size * 9 // 10 - len(made))
+    made += [" ".join(random_.choices(WORDS[:3], k=random_.randint(1, 3))) for _ in range(size - len(made))]
+    random_.shuffle(made)
+    return made
+
+
+def write_shards(folder: Path, documents: list[str], shards: int, batch: int = 7) -> None:
+    """Cut documents into contiguous shards, each of several record batches; the source alternates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    edges = [len(documents) * shard // shards for shard in range(shards + 1)]
+    for shard in range(shards):
+        numbers = range(edges[shard], edges[shard + 1])
+        write_stream(
+            folder / f"shard-{shard:05d}.arrow",
+            SCHEMA,
+            (record_batch(documents, numbers[first : first + batch]) for first in range(0, len(numbers), batch)),
+        )
+
+
+def record_batch(documents: list[str], numbers: range) -> Any:
+    sources = ["even" if number % 2 == 0 else "odd" for number in numbers]
+    return pa.record_batch([pa.array([documents[n] for n in numbers], pa.large_string()), sources], schema=SCHEMA)
+
+
+def arrow_shards(run: Path, shards: int) -> list[Rows]:
+    return [Rows(run / f"arrow/shard-{shard:05d}.arrow") for shard in range(shards)]
+
+
+def sign(run: Path, shards: int, ranges: int, parameters: Parameters) -> None:
+    for shard, rows in enumerate(arrow_shards(run, shards)):
+        signatures(rows, run / f"dedup/signatures/shard-{shard:05d}", "text", ranges, parameters)
+
+
+def link(run: Path, shards: int, ranges: int, verify: bool = False) -> None:
+    given = arrow_shards(run, shards) if verify else None
+    for part in range(ranges):
+        buckets(run / "dedup/signatures", shards, part, run / f"dedup/buckets/range-{part:05d}", given)
+
+
+def join(run: Path, shards: int, ranges: int) -> dict[str, Any]:
+    return components(run / "dedup/signatures", run / "dedup/buckets", shards, ranges, run / "dedup/components")
+
+
+def keep(run: Path, shard: int) -> dict[str, Any]:
+    name = f"shard-{shard:05d}"
+    removed = run / f"dedup/components/removed/{name}.npy"
+    return filter_shard(Rows(run / f"arrow/{name}.arrow"), removed, run / f"dedup/kept/{name}")
+
+
+def whole(
+    run: Path, documents: list[str], shards: int, ranges: int, parameters: Parameters, verify: bool = False
+) -> dict[str, Any]:
+    """All four steps; returns the statistics."""
+    write_shards(run / "arrow", documents, shards)
+    sign(run, shards, ranges, parameters)
+    link(run, shards, ranges, verify)
+    stats = join(run, shards, ranges)
+    for shard in range(shards):
+        keep(run, shard)
+    return stats
+
+
+def labels(run: Path) -> list[int]:
+    return np.load(run / "dedup/components/labels.npy").tolist()  # type: ignore[no-any-return]
+
+
+def kept(run: Path) -> list[str]:
+    files = sorted((run / "dedup/kept").glob("*.arrow"))
+    return [text for file in files for batch in texts(file) for text in batch]
+
+
+def clusters(labelled: Iterable[int | None]) -> set[frozenset[int]]:
+    """The clusters of two documents or more."""
+    found: dict[int, set[int]] = {}
+    for document, label in enumerate(labelled):
+        if label is not None and label != DROPPED:
+            found.setdefault(label, set()).add(document)
+    return {frozenset(cluster) for cluster in found.values() if len(cluster) > 1}
+
+
+def plain_components(size: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """The lowest number of each node's component, by depth-first search."""
+    near: list[list[int]] = [[] for _ in range(size)]
+    for left, right in pairs:
+        near[left].append(right)
+        near[right].append(left)
+    lowest = [-1] * size
+    for start in range(size):
+        queue = [start] if lowest[start] < 0 else []
+        while queue:
+            node = queue.pop()
+            if lowest[node] < 0:
+                lowest[node] = start
+                queue += near[node]
+    return lowest
