@@ -24,7 +24,7 @@ from pathlib import Path
 from snakmodel.config import Config, Recipe
 from snakmodel.minhash import BandHasher, Parameters
 from snakmodel.plan import Plan
-from snakmodel.prepare import input_files
+from snakmodel.sources import input_files
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 _SMALL_VOCABULARY = 65_500
@@ -69,7 +69,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
 def forecast_plan(plan: Plan) -> Forecast:
     """The forecast of a planned run."""
     recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
-    files = {path: path.stat().st_size for _, path in input_files(recipe.data.path, recipe.data.sources)}
+    files = {one.path: one.path.stat().st_size for one in input_files(recipe.data.path, recipe.data.shares)}
     parameters = Parameters(dedup.num_perm, dedup.threshold, dedup.ngram, dedup.min_length, dedup.short_docs)
     base = json.loads((recipe.model.base / "config.json").read_text(encoding="utf-8"))
     bands = BandHasher(parameters).bands

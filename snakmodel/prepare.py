@@ -1,42 +1,45 @@
 """Raw text -> Arrow shards with the columns `text` and `source`.
 
-Planning (on the login node) cuts the input's bytes into shards of equal size: `plan_shards` gives each shard a list of
-byte ranges. A task then reads its ranges: a document belongs to the range in which its first byte lies, so the shards,
-concatenated, hold the same documents in the same order however many there are. Documents end at line feeds only.
+sources.py (the plan: which bytes of which files make up a shard) -> readers.py (documents of any format, a chunk at a
+time) -> blank ones out, the source's share, cleaning -> batches -> one file a shard, with counts beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from snakmodel.arrow import SCHEMA, write_stream
+from snakmodel.chunks import ERROR_POLICIES, Faults
 from snakmodel.publish import InputsMissing, UserError, publishing, run_main, write_json
+from snakmodel.readers import DOCUMENT_MODES, Reading, read
+from snakmodel.sources import Part
 
-BOM = b"\xef\xbb\xbf"
 BATCH_CHARACTERS = 1 << 22
 BATCH_DOCUMENTS = 1 << 14
-BACKWARD_BLOCK = 1 << 16
-DOCUMENT_MODES = ("line", "blank-line", "file")
-ERROR_POLICIES = ("error", "replace", "skip")
+WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
+"""All there is of it (str.isspace) in Unicode."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A byte range of one input file; `end` is exclusive."""
+class Cleaning:
+    """What is done to documents on request."""
 
-    file: str
-    source: str
-    start: int
-    end: int
+    trim: bool = False
+    """Take white space from both ends."""
+    nfc: bool = False
+    """Compose characters (Unicode normal form C)."""
+    min_characters: int = 0
+    """Leave out what is shorter, after the above."""
 
 
 @dataclass
@@ -44,230 +47,137 @@ class Counts:
     """What one shard took in and left out."""
 
     documents: int = 0
+    characters: int = 0
     bytes: int = 0
     """UTF-8 bytes of the documents kept."""
     empty: int = 0
     """Documents of white space only, left out."""
     empty_files: int = 0
+    beyond_share: int = 0
+    """Documents left out because only a share of their source is taken."""
+    trimmed: int = 0
+    composed: int = 0
+    short: int = 0
+    """Documents left out as shorter than `min_characters`."""
     replaced: int = 0
-    """Documents in which bad bytes became U+FFFD."""
+    """Documents in which what is not a character became U+FFFD."""
     skipped: int = 0
-    """Documents left out for their bad bytes."""
+    """Documents left out because they are not text."""
     invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Source -> documents and bytes kept."""
+    """Source -> documents, characters and bytes kept."""
+
+    def keep(self, source: str, **amounts: int) -> None:
+        """Add documents of a source to what is kept."""
+        entry = self.sources.setdefault(source, dict.fromkeys(amounts, 0))
+        for name, amount in amounts.items():
+            entry[name] += amount
+            setattr(self, name, getattr(self, name) + amount)
 
 
-def plan_shards(folder: Path, sources: Sequence[str] | None, shards: int | None, shard_bytes: int) -> list[list[Part]]:
-    """Cut the `*.txt` files of a data folder into shards of about equal bytes.
-
-    A source is a sub-folder (searched to any depth); files directly in the folder belong to the source of the folder's
-    own name. `sources` selects sub-folders, that name, or single files directly in the folder (`news` or `news.txt`;
-    the source is then `news`), in the order given. `shards` None means one per `shard_bytes`. Empty files stay in the
-    plan as empty parts, to be counted. Raises UserError if nothing is found, a source is unknown or all is empty.
-    """
-    if shard_bytes < 1 or (shards is not None and shards < 1):
-        raise UserError(f"shards = {shards}, shard_bytes = {shard_bytes}: both must be 1 or more")
-    files = [(path, source, path.stat().st_size) for source, path in input_files(folder, sources)]
-    total = sum(size for _, _, size in files)
-    if total == 0:
-        raise UserError(f"all {len(files)} *.txt files found in {folder} are empty; put the raw text there")
-    count = min(shards or -(-total // shard_bytes), total)
-    borders = [total * shard // count for shard in range(1, count + 1)]
-    plan: list[list[Part]] = [[] for _ in range(count)]
-    shard = done = 0
-    for path, source, size in files:
-        start = 0
-        if size == 0:
-            plan[shard].append(Part(str(path), source, 0, 0))
-        while start < size:
-            if done == borders[shard]:
-                shard += 1
-            end = min(size, start + borders[shard] - done)
-            plan[shard].append(Part(str(path), source, start, end))
-            done += end - start
-            start = end
-    return plan
+def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+    """Arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
+    faults = Faults(reading.errors)
+    counts.empty_files += part.end == 0
+    for texts, positions in read(part, reading, faults):
+        kept = ~blank(texts)
+        counts.empty += len(texts) - int(kept.sum())
+        if part.share < 1:
+            chosen = kept & in_share(positions, part.share, part.salt)
+            counts.beyond_share += int(kept.sum()) - int(chosen.sum())
+            kept = chosen
+        yield clean(_only(texts, kept), cleaning, counts)
+    counts.replaced += faults.replaced
+    counts.skipped += faults.skipped
+    for reason, number in faults.invalid.items():
+        counts.invalid[reason] = counts.invalid.get(reason, 0) + number
 
 
-def input_files(folder: Path, sources: Sequence[str] | None) -> list[tuple[str, Path]]:
-    """(source, file) of each selected `*.txt` file in global order: the folder's own, then its sub-folders'."""
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; it should hold *.txt files or one sub-folder of them per source")
-    groups = _groups(folder)
-    if not groups:
-        raise UserError(f"no input files: looked for *.txt in {folder} and, to any depth, in its sub-folders")
-    if sources is None:
-        return [pair for pairs in groups.values() for pair in pairs]
-    direct = {path.stem: [(path.stem, path)] for _, path in groups.get(folder.name, []) if path.parent == folder}
-    groups = {**direct, **{path.name: pairs for pairs in direct.values() for _, path in pairs}, **groups}
-    chosen: list[tuple[str, Path]] = []
-    for name in dict.fromkeys(sources):
-        if name not in groups:
-            near = difflib.get_close_matches(name, groups, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"unknown source {name!r}; {folder} has {', '.join(map(repr, groups))}{hint}")
-        chosen += groups[name]
-    if len({path for _, path in chosen}) < len(chosen):
-        raise UserError(f"the sources {', '.join(map(repr, sources))} name the same file twice; name each text once")
+def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:
+    return texts if kept.all() else texts.filter(pa.array(kept))
+
+
+_FIRST_OF_SPACE, _LAST_OF_SPACE = (np.zeros(256, bool), np.zeros(256, bool))
+for _character in WHITE_SPACE:
+    _FIRST_OF_SPACE[_character.encode()[0]] = _LAST_OF_SPACE[_character.encode()[-1]] = True
+
+
+def blank(texts: Any) -> NDArray[np.bool_]:
+    """Which strings of a LargeStringArray hold nothing but white space (str.isspace)."""
+    _, offsets, content = texts.buffers()
+    borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    found: NDArray[np.bool_] = borders[1:] == borders[:-1]
+    filled = np.flatnonzero(~found)
+    data = np.frombuffer(content or b"", np.uint8)
+    suspect = _FIRST_OF_SPACE[data[borders[filled]]] & _LAST_OF_SPACE[data[borders[filled + 1] - 1]]
+    suspects = filled[suspect]
+    found[suspects] = [text.isspace() for text in texts.take(pa.array(suspects)).to_pylist()]
+    return found
+
+
+def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[np.bool_]:
+    """Which documents belong to a share of their source: by a hash of salt and position (SplitMix64's finaliser)."""
+    mixed = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    chosen: NDArray[np.bool_] = (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11) < np.uint64(share * (1 << 53))
     return chosen
 
 
-def _groups(folder: Path) -> dict[str, list[tuple[str, Path]]]:
-    """Source -> its (source, file) pairs, without sources that have no files."""
-    groups = {folder.name: [(folder.name, path) for path in _visible(folder, folder.glob("*.txt"))]}
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        groups.setdefault(child.name, []).extend((child.name, path) for path in _visible(folder, child.rglob("*.txt")))
-    return {name: pairs for name, pairs in groups.items() if pairs}
+def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
+    """The documents after the cleaning that is asked for; `counts` grows."""
+    if cleaning.trim:
+        trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
+        counts.trimmed += _different(texts, trimmed)
+        texts = trimmed
+    if cleaning.nfc:
+        composed = pc.utf8_normalize(texts, "NFC")
+        counts.composed += _different(texts, composed)
+        texts = composed
+    if cleaning.min_characters:
+        long = pc.utf8_length(texts).to_numpy() >= cleaning.min_characters
+        counts.short += len(texts) - int(long.sum())
+        texts = _only(texts, long)
+    return texts
 
 
-def _visible(folder: Path, paths: Iterator[Path]) -> list[Path]:
-    """Files in name order, without those whose name, or a folder's on the way, starts with a dot."""
-
-    def shown(path: Path) -> bool:
-        return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-    return sorted(filter(shown, paths))
+def _different(before: Any, after: Any) -> int:
+    return pc.sum(pc.not_equal(before, after)).as_py() or 0
 
 
-def raw_documents(part: Part, document: str) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, bytes) of each document whose first byte lies in the part, line ends included, the BOM left out."""
-    with Path(part.file).open("rb") as file:
-        origin = len(BOM) if file.read(len(BOM)) == BOM else 0
-        if document == "file":
-            if part.start == 0 < part.end:
-                yield file.seek(origin), file.read()
-            return
-        position = _seek_line(file, max(part.start, origin), origin)
-        if document == "line":
-            yield from _lines(file, position, part.end)
-        else:
-            within = _follows_text(file, position, origin)
-            file.seek(position)
-            yield from _blocks(file, position, part.end, within)
-
-
-def _seek_line(file: BinaryIO, start: int, origin: int) -> int:
-    """Move to the first line that begins at `start` or later, and give its offset."""
-    if start == origin:
-        return file.seek(origin)
-    file.seek(start - 1)
-    return start - 1 + len(file.readline())
-
-
-def _lines(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, bytes]]:
-    while position < end and (line := file.readline()):
-        yield position, line
-        position += len(line)
-
-
-def _blocks(file: BinaryIO, position: int, end: int, within: bool) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank ones; `within`: the first lines continue a document that an earlier range owns."""
-    lines: list[bytes] = []
-    first = position
-    while (lines or position < end) and (line := file.readline()):
-        if not line.strip():
-            if lines:
-                yield first, b"".join(lines)
-            lines, within = [], False
-        elif not within:
-            first = first if lines else position
-            lines.append(line)
-        position += len(line)
-    if lines:
-        yield first, b"".join(lines)
-
-
-def _follows_text(file: BinaryIO, position: int, origin: int) -> bool:
-    """Whether the line that ends just before `position` holds more than white space."""
-    end = position - 1
-    while end > origin:
-        begin = max(origin, end - BACKWARD_BLOCK)
-        file.seek(begin)
-        _, feed, line = file.read(end - begin).rpartition(b"\n")
-        if line.strip():
-            return True
-        if feed:
-            return False
-        end = begin
-    return False
-
-
-def documents(part: Part, document: str, errors: str, counts: Counts) -> Iterator[str]:
-    """The documents of a part, decoded, CRLF made LF, without line feeds at their ends; empty ones are left out.
-
-    Raises InputsMissing if the file is gone, UserError if it became shorter or, with errors "error", is not UTF-8.
-    """
-    path = Path(part.file)
-    if not path.is_file():
-        raise InputsMissing(f"{path} does not exist; it was there when the run was planned")
-    if (size := path.stat().st_size) < part.end:
-        raise UserError(f"{path} has {size} bytes, the plan expects {part.end} or more; put the planned text back")
-    if size == 0:
-        counts.empty_files += 1
-        return
-    for offset, raw in raw_documents(part, document):
-        text = _decode(raw, path, offset, errors, counts)
-        if text is None:
-            continue
-        text = text.replace("\r\n", "\n").strip("\n")
-        if text and not text.isspace():
-            yield text
-        else:
-            counts.empty += 1
-
-
-def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) -> str | None:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if errors == "error":
-            raise UserError(_bad_bytes(path, offset + error.start, raw[error.start], error.reason)) from error
-        counts.invalid[error.reason] = counts.invalid.get(error.reason, 0) + 1
-    if errors == "skip":
-        counts.skipped += 1
-        return None
-    counts.replaced += 1
-    return raw.decode("utf-8", errors="replace")
-
-
-def _bad_bytes(path: Path, offset: int, byte: int, reason: str) -> str:
-    line, left = 1, offset
-    with path.open("rb") as file:
-        while left and (block := file.read(min(left, 1 << 22))):
-            line, left = line + block.count(b"\n"), left - len(block)
-    return (
-        f"{path}: byte {offset} (line {line}) is not UTF-8: {reason}, 0x{byte:02x}; convert the file (for example "
-        "iconv -f latin1 -t utf-8), or set errors to replace or skip to go on without such bytes or documents"
-    )
-
-
-def batches(parts: Sequence[Part], document: str, errors: str, counts: Counts) -> Iterator[Any]:
-    """Record batches of one source each, of bounded size; `counts` grows as they are made."""
+def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+    """Record batches of one part each, of bounded size; `counts` grows as they are made."""
     for part in parts:
-        texts: list[str] = []
-        characters = 0
-        for text in documents(part, document, errors, counts):
-            texts.append(text)
-            characters += len(text)
-            if characters >= BATCH_CHARACTERS or len(texts) >= BATCH_DOCUMENTS:
-                yield _batch(texts, part.source, counts)
-                texts, characters = [], 0
-        if texts:
-            yield _batch(texts, part.source, counts)
+        for texts in regrouped(documents(part, reading, cleaning, counts)):
+            characters = pc.sum(pc.utf8_length(texts)).as_py()
+            size = pc.sum(pc.binary_length(texts)).as_py()
+            counts.keep(part.source, documents=len(texts), characters=characters, bytes=size)
+            source = pa.repeat(pa.scalar(part.source, pa.string()), len(texts))
+            yield pa.record_batch([texts, source], schema=SCHEMA)
 
 
-def _batch(texts: list[str], source: str, counts: Counts) -> Any:
-    column = pa.array(texts, pa.large_string())
-    size = pc.sum(pc.binary_length(column)).as_py()
-    entry = counts.sources.setdefault(source, {"documents": 0, "bytes": 0})
-    entry["documents"] += len(texts)
-    entry["bytes"] += size
-    counts.documents += len(texts)
-    counts.bytes += size
-    return pa.record_batch([column, pa.array([source] * len(texts), pa.string())], schema=SCHEMA)
+def regrouped(chunks: Iterable[Any]) -> Iterator[Any]:
+    """Arrays that each end with the document that brings BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th.
+
+    So the batches depend on the documents only, not on how they were read.
+    """
+    group: list[Any] = []
+    characters = number = 0
+    for texts in chunks:
+        sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(pc.utf8_length(texts).to_numpy())))
+        start = 0
+        while start < len(texts):
+            enough = int(np.searchsorted(sums, sums[start] + BATCH_CHARACTERS - characters))
+            end = min(enough, start + BATCH_DOCUMENTS - number, len(texts))
+            group.append(texts.slice(start, end - start))
+            characters, number = characters + int(sums[end] - sums[start]), number + end - start
+            if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
+                yield pa.concat_arrays(group)
+                group, characters, number = [], 0, 0
+            start = end
+    if number:
+        yield pa.concat_arrays(group)
 
 
 def read_shard(plan: Path, shard: int) -> list[Part]:
@@ -283,11 +193,17 @@ def read_shard(plan: Path, shard: int) -> list[Part]:
     return shards[shard]
 
 
-def prepare(parts: Sequence[Part], output: Path, document: str, errors: str) -> Counts:
-    """Write `output`.arrow and its counts `output`.json."""
+def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+    """Write the documents of some parts as an Arrow stream file."""
     counts = Counts()
+    write_stream(path, SCHEMA, batches(parts, reading, cleaning, counts))
+    return counts
+
+
+def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cleaning = Cleaning()) -> Counts:
+    """Write `output`.arrow and its counts `output`.json."""
     with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
-        write_stream(arrow, SCHEMA, batches(parts, document, errors, counts))
+        counts = write_shard(parts, arrow, reading, cleaning)
         write_json(report, asdict(counts))
     return counts
 
@@ -301,12 +217,16 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="the plan, shards.json")
     parser.add_argument("--shard", type=int, required=True, help="which shard of the plan, from 0")
     parser.add_argument("--output", type=Path, required=True, help="output path without .arrow")
-    parser.add_argument("--document", choices=DOCUMENT_MODES, default="line", help="what one document is")
-    parser.add_argument(
-        "--errors", choices=ERROR_POLICIES, default="error", help="what to do with bytes that are not UTF-8"
-    )
+    parser.add_argument("--document", choices=DOCUMENT_MODES, default="line", help="what one document of text is")
+    parser.add_argument("--errors", choices=ERROR_POLICIES, default="error", help="what to do with what is not text")
+    parser.add_argument("--key", default="text", help="JSON key or column with the text, where it is not raw text")
+    parser.add_argument("--trim", action="store_true", help="take white space from both ends of documents")
+    parser.add_argument("--nfc", action="store_true", help="compose characters (Unicode normal form C)")
+    parser.add_argument("--min_characters", type=int, default=0, help="leave out documents shorter than this")
     args = parser.parse_args()
-    counts = prepare(read_shard(args.shards, args.shard), args.output, args.document, args.errors)
+    reading = Reading(args.document, args.errors, args.key)
+    cleaning = Cleaning(args.trim, args.nfc, args.min_characters)
+    counts = prepare(read_shard(args.shards, args.shard), args.output, reading, cleaning)
     print(
         f"{args.output}.arrow: {counts.documents} documents, {counts.bytes} bytes, {counts.empty} empty ones left out"
     )
