@@ -95,24 +95,39 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) 
 
 
 def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:
-    return texts if kept.all() else texts.filter(pa.array(kept))
+    if kept.all():
+        return texts
+    bits = pa.py_buffer(np.packbits(kept, bitorder="little"))
+    return texts.filter(pa.Array.from_buffers(pa.bool_(), len(kept), [None, bits]))
 
 
-_FIRST_OF_SPACE, _LAST_OF_SPACE = (np.zeros(256, bool), np.zeros(256, bool))
+def _borders(texts: Any) -> NDArray[np.int64]:
+    """Where the strings of a LargeStringArray begin in its content, and where the last one ends."""
+    return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _lengths(texts: Any) -> NDArray[np.int64]:
+    """Characters of each string. (Arrow's own ways from and to Python and NumPy import pandas, which takes a while.)"""
+    found = pc.utf8_length(texts)
+    return np.frombuffer(found.buffers()[1], np.int64)[found.offset : found.offset + len(found)]
+
+
+_FIRST_OF_SPACE, _LAST_OF_SPACE = np.zeros(256, bool), np.zeros(256, bool)
 for _character in WHITE_SPACE:
     _FIRST_OF_SPACE[_character.encode()[0]] = _LAST_OF_SPACE[_character.encode()[-1]] = True
 
 
 def blank(texts: Any) -> NDArray[np.bool_]:
     """Which strings of a LargeStringArray hold nothing but white space (str.isspace)."""
-    _, offsets, content = texts.buffers()
-    borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    borders = _borders(texts)
+    content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
     found: NDArray[np.bool_] = borders[1:] == borders[:-1]
-    filled = np.flatnonzero(~found)
-    data = np.frombuffer(content or b"", np.uint8)
-    suspect = _FIRST_OF_SPACE[data[borders[filled]]] & _LAST_OF_SPACE[data[borders[filled + 1] - 1]]
-    suspects = filled[suspect]
-    found[suspects] = [text.isspace() for text in texts.take(pa.array(suspects)).to_pylist()]
+    if not len(content):
+        return found
+    firsts = content[np.minimum(borders[:-1], len(content) - 1)]
+    suspect = ~found & _FIRST_OF_SPACE[firsts] & _LAST_OF_SPACE[content[borders[1:] - 1]]
+    for index in np.flatnonzero(suspect):
+        found[index] = content[borders[index] : borders[index + 1]].tobytes().decode().isspace()
     return found
 
 
@@ -136,7 +151,7 @@ def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
         counts.composed += _different(texts, composed)
         texts = composed
     if cleaning.min_characters:
-        long = pc.utf8_length(texts).to_numpy() >= cleaning.min_characters
+        long = _lengths(texts) >= cleaning.min_characters
         counts.short += len(texts) - int(long.sum())
         texts = _only(texts, long)
     return texts
@@ -149,23 +164,27 @@ def _different(before: Any, after: Any) -> int:
 def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
     """Record batches of one part each, of bounded size; `counts` grows as they are made."""
     for part in parts:
-        for texts in regrouped(documents(part, reading, cleaning, counts)):
-            characters = pc.sum(pc.utf8_length(texts)).as_py()
-            size = pc.sum(pc.binary_length(texts)).as_py()
+        for texts, characters in regrouped(documents(part, reading, cleaning, counts)):
+            borders = _borders(texts)
+            size = int(borders[-1] - borders[0])
             counts.keep(part.source, documents=len(texts), characters=characters, bytes=size)
-            source = pa.repeat(pa.scalar(part.source, pa.string()), len(texts))
-            yield pa.record_batch([texts, source], schema=SCHEMA)
+            yield pa.RecordBatch.from_arrays([texts, _repeated(part.source.encode(), len(texts))], schema=SCHEMA)
 
 
-def regrouped(chunks: Iterable[Any]) -> Iterator[Any]:
-    """Arrays that each end with the document that brings BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th.
+def _repeated(value: bytes, times: int) -> Any:
+    offsets = np.arange(times + 1, dtype=np.int32) * np.int32(len(value))
+    return pa.Array.from_buffers(pa.string(), times, [None, pa.py_buffer(offsets), pa.py_buffer(value * times)])
+
+
+def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """(array, characters): each ends with the document that brings BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th.
 
     So the batches depend on the documents only, not on how they were read.
     """
     group: list[Any] = []
     characters = number = 0
     for texts in chunks:
-        sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(pc.utf8_length(texts).to_numpy())))
+        sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(_lengths(texts))))
         start = 0
         while start < len(texts):
             enough = int(np.searchsorted(sums, sums[start] + BATCH_CHARACTERS - characters))
@@ -173,11 +192,11 @@ def regrouped(chunks: Iterable[Any]) -> Iterator[Any]:
             group.append(texts.slice(start, end - start))
             characters, number = characters + int(sums[end] - sums[start]), number + end - start
             if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
-                yield pa.concat_arrays(group)
+                yield pa.concat_arrays(group), characters
                 group, characters, number = [], 0, 0
             start = end
     if number:
-        yield pa.concat_arrays(group)
+        yield pa.concat_arrays(group), characters
 
 
 def read_shard(plan: Path, shard: int) -> list[Part]:

@@ -86,7 +86,7 @@ def _text_lines(block: bytes, offset: int, path: Path, faults: Faults) -> Iterat
         yield from packed(_decoded(one_by_one(block, offset), path, faults))
         return
     starts, sizes, returns = lines(block)
-    content = (block.replace(b"\r\n", b"\n") if returns.any() else block).translate(None, b"\n")
+    content = (block.replace(b"\r\n", b"\n") if returns.any() else block).replace(b"\n", b"")
     yield strings(np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))), content), starts + offset
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from snakmodel.publish import UserError
 
 BOM = b"\xef\xbb\xbf"
-BLOCK = 1 << 22
+BLOCK = 1 << 21
 END = sys.maxsize
 """The end of a range that reaches to the end of a compressed file, whatever its content's length is."""
 _READ = 1 << 17
