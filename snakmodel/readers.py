@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snakmodel.chunks import Chunk, Faults, is_utf8, packed, strings
 from snakmodel.columns import arrow_column, parquet_column
@@ -23,6 +24,7 @@ from snakmodel.streams import END, byte_place, first_line, line_blocks, lines, o
 
 DOCUMENT_MODES = ("line", "blank-line", "file")
 BACKWARD_BLOCK = 1 << 16
+ASCII_SPACE = b" \t\n\r\x0b\x0c"
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,36 @@ def _paragraphs(file: BinaryIO, position: int, end: int, within: bool) -> Iterat
     """Runs of lines between blank ones; `within`: the first lines continue a document that an earlier range owns."""
     run: list[bytes] = []
     first = position
-    while (run or position < end) and (line := file.readline()):
-        if not line.strip():
-            if run:
+    for offset, block in line_blocks(file, position, end):
+        starts, sizes, _ = lines(block)
+        text = ~_blank_lines(block, starts, sizes)
+        if run and not text[0]:
+            yield first, b"".join(run)
+            run = []
+        if within:
+            within = bool(text.all())
+            text[: len(text) if within else int(text.argmin())] = False
+        edges = np.flatnonzero(np.diff(text, prepend=False, append=False)).tolist()
+        borders = [*starts.tolist(), len(block)]
+        for begin, stop in zip(edges[::2], edges[1::2], strict=True):
+            first = first if run else offset + borders[begin]
+            run.append(block[borders[begin] : borders[stop]])
+            if stop < len(starts):
                 yield first, b"".join(run)
-            run, within = [], False
-        elif not within:
-            first = first if run else position
-            run.append(line)
-        position += len(line)
+                run = []
+    while run and (line := file.readline()).strip():
+        run.append(line)
     if run:
         yield first, b"".join(run)
+
+
+def _blank_lines(block: bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines hold nothing but ASCII white space."""
+    found = sizes == 0
+    firsts = np.frombuffer(block, np.uint8)[np.minimum(starts, len(block) - 1)]
+    for index in np.flatnonzero(~found & np.isin(firsts, np.frombuffer(ASCII_SPACE, np.uint8))):
+        found[index] = not block[starts[index] : starts[index] + sizes[index]].strip()
+    return found
 
 
 def _follows_text(file: BinaryIO, position: int, origin: int) -> bool:
