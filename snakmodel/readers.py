@@ -128,7 +128,7 @@ def _paragraphs(file: BinaryIO, position: int, end: int, within: bool) -> Iterat
 
 def _blank_lines(block: bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which lines hold nothing but ASCII white space."""
-    found = sizes == 0
+    found: NDArray[np.bool_] = sizes == 0
     firsts = np.frombuffer(block, np.uint8)[np.minimum(starts, len(block) - 1)]
     for index in np.flatnonzero(~found & np.isin(firsts, np.frombuffer(ASCII_SPACE, np.uint8))):
         found[index] = not block[starts[index] : starts[index] + sizes[index]].strip()

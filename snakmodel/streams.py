@@ -82,6 +82,8 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         raise UserError(
             f"{path} is damaged, or not what its name says: {error}. Fetch or pack it again (gzip -t, zstd -t test it)"
         ) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def first_line(file: io.BufferedReader, start: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +35,14 @@ def test_join_holds_every_document_in_order(parts: Path, tmp_path: Path) -> None
     plain = (tmp_path / "corpus.txt").read_bytes().decode()
     assert plain == 'æ \u2028 "citat" \\ tab\t\nto linjer og en\n🐍\n\n'
     sizes = {f"{suffix}_bytes": (tmp_path / f"corpus.{suffix}").stat().st_size for suffix in ("jsonl", "txt")}
-    assert counts == json.loads((tmp_path / "corpus.json").read_text()) == {"documents": 4, **sizes}
+    documents = [text for shard in DOCUMENTS for text in shard]
+    amounts = {
+        "documents": 4,
+        "characters": sum(map(len, documents)),
+        "bytes": sum(len(text.encode()) for text in documents),
+    }
+    expected = {**amounts, **sizes, "sources": {"s": amounts}}
+    assert asdict(counts) == json.loads((tmp_path / "corpus.json").read_text()) == expected
 
 
 def test_parts_are_checked_before_joining(parts: Path, tmp_path: Path) -> None:
