@@ -121,10 +121,12 @@ def skipped_note(folder: Path, shares: Mapping[str, float] | None) -> list[str]:
 
 
 def source_names(folder: Path) -> list[str]:
-    """The sources of a folder by their shortest names: the files directly in it one by one, then its sub-folders."""
-    groups = _groups(folder.absolute())
-    direct = [_stem(path) for _, path in groups.pop(folder.absolute().name, []) if path.parent == folder.absolute()]
-    return [*dict.fromkeys(direct), *(name for name, pairs in groups.items() if any(_readable(p) for _, p in pairs))]
+    """The sources of a folder, each file directly in it being one, then its sub-folders."""
+    folder = folder.absolute()
+    files = [one for one in input_files(folder, None) if one.path.parent == folder]
+    folders = [one.source for one in input_files(folder, None) if one.path.parent != folder]
+    names = (one.path.name if _stem(one.path) in folders else _stem(one.path) for one in files)
+    return list(dict.fromkeys([*names, *folders]))
 
 
 def _selected(folder: Path, shares: Mapping[str, float] | None) -> list[InputFile]:

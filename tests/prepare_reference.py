@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from snakmodel.prepare import Counts
+from snakmodel.documents import Counts
 from snakmodel.publish import UserError
 from snakmodel.readers import BACKWARD_BLOCK
 from snakmodel.sources import Part

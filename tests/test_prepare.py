@@ -9,7 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from snakmodel.prepare import Cleaning, Counts, documents, prepare
+from snakmodel.documents import Cleaning, Counts, documents
+from snakmodel.prepare import prepare
 from snakmodel.publish import InputsMissing, UserError
 from snakmodel.readers import BACKWARD_BLOCK, Reading
 from snakmodel.sources import Part, plan_shards
@@ -115,8 +116,8 @@ def test_shard_file_opens_as_a_dataset_and_counts_agree(tmp_path: Path) -> None:
     write(tmp_path / "raw/news/empty.txt", b"")
     write(tmp_path / "raw/tales/t.txt", b"c\n")
     (parts,) = plan_shards(tmp_path / "raw", None, 1, 10)
-    prepare(parts, tmp_path / "one", Reading())
-    prepare(parts, tmp_path / "two", Reading())
+    prepare(parts, tmp_path / "one", Reading(), Cleaning())
+    prepare(parts, tmp_path / "two", Reading(), Cleaning())
     data = datasets.Dataset.from_file(str(tmp_path / "one.arrow"))
     assert data.to_dict() == {"text": ["æ", "b", "c"], "source": ["news", "news", "tales"]}
     counts = json.loads((tmp_path / "one.json").read_text())

@@ -1,0 +1,104 @@
+"""Raw text -> Hugging Face datasets on one machine: what the published preprocess_to_hf.py makes.
+
+Each named source, and `all` for the named ones together, becomes OUTPUT/NAME/train/train, which text_dedup's --path
+takes. `datasets.load_from_disk` opens it, OUTPUT/NAME/train (a dictionary with the split `train`) and OUTPUT/NAME.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import xxhash
+
+from snakmodel.arrow import SCHEMA
+from snakmodel.documents import Cleaning, Counts, write_shard
+from snakmodel.publish import UserError, append_file, publishing, write_json
+from snakmodel.readers import Reading
+from snakmodel.sources import ALL, plan_shards, skipped_note, source_names
+
+_SPLIT = Path("train", "train")
+_DATA_FILE_BYTES = 4 * 10**9
+
+
+def write_datasets(
+    folder: Path, names: Sequence[str], output: Path, reading: Reading, cleaning: Cleaning
+) -> dict[str, Counts]:
+    """Write a dataset for each name and return its path and counts; `all` alone stands for every source.
+
+    Raises UserError if a name is unknown or a dataset would have no documents.
+    """
+    sources = [name for name in dict.fromkeys(names) if name != ALL]
+    if ALL in names and ALL in (known := source_names(folder)):
+        raise UserError(
+            f"{folder} has a source named {ALL!r}, the word for all of them; rename it ({', '.join(known)})"
+        )
+    if not names:
+        raise UserError(f"--dataset_names is empty; {folder} has {', '.join(source_names(folder))}")
+    sources = sources or source_names(folder)
+    for note in skipped_note(folder, dict.fromkeys(sources, 1.0)):
+        print(f"note: {note}", file=sys.stderr)
+    made = {name: _write_dataset(folder, name, output / name, reading, cleaning) for name in sources}
+    if ALL in names:
+        made[ALL] = _write_concatenation(output, made)
+    return {str(output / name): counts for name, counts in made.items()}
+
+
+def _write_dataset(folder: Path, name: str, output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+    cores = len(os.sched_getaffinity(0))
+    plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES)
+    if len(plan) < cores:
+        plan = plan_shards(folder, {name: 1.0}, cores, 1)
+    counts = Counts()
+    with publishing(output) as (made,):
+        (made / _SPLIT).mkdir(parents=True)
+        paths = [made / _SPLIT / _data_file(number, len(plan)) for number in range(len(plan))]
+        with ProcessPoolExecutor(min(cores, len(plan)), get_context("spawn")) as pool:
+            for part in pool.map(write_shard, plan, paths, [reading] * len(plan), [cleaning] * len(plan)):
+                counts.add(part)
+        if not counts.documents:
+            raise UserError(
+                f"{folder}: source {name!r} has no documents: {counts.empty} empty, {counts.skipped} skipped"
+            )
+        _describe(made, [path.name for path in paths], name, counts)
+    return counts
+
+
+def _write_concatenation(output: Path, parts: dict[str, Counts]) -> Counts:
+    """Write OUTPUT/all from the datasets beside it; their files are copied as they are."""
+    files = [path for name in parts for path in sorted((output / name / _SPLIT).glob("*.arrow"))]
+    counts = Counts()
+    with publishing(output / ALL) as (made,):
+        (made / _SPLIT).mkdir(parents=True)
+        names = [_data_file(number, len(files)) for number in range(len(files))]
+        for source, name in zip(files, names, strict=True):
+            with (made / _SPLIT / name).open("wb") as sink:
+                append_file(sink, source)
+        for part in parts.values():
+            counts.add(part)
+        _describe(made, names, ALL, counts)
+    return counts
+
+
+def _data_file(number: int, of: int) -> str:
+    return f"data-{number:05d}-of-{of:05d}.arrow"
+
+
+def _describe(folder: Path, files: Sequence[str], name: str, counts: Counts) -> None:
+    """Write what `datasets` keeps beside the data, for the split and for the folder as a whole."""
+    features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in SCHEMA}
+    for place, below in ((folder, f"{_SPLIT}/"), (folder / _SPLIT, "")):
+        write_json(place / "dataset_info.json", {"features": features})
+        state: dict[str, object] = {
+            "_data_files": [{"filename": below + file} for file in files],
+            "_fingerprint": xxhash.xxh3_64_hexdigest(f"{name} {counts}".encode()),
+            **dict.fromkeys(("_format_columns", "_format_type", "_split")),
+            "_format_kwargs": {},
+            "_output_all_columns": False,
+        }
+        write_json(place / "state.json", state)
+    write_json(folder / _SPLIT.parent / "dataset_dict.json", {"splits": [_SPLIT.name]})
