@@ -25,7 +25,7 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         kind = path.suffix.removeprefix(".").capitalize()
-        raise UserError(f"{path} cannot be read as an {kind} file: {error}. Fetch it or write it again") from error
+        raise UserError(f"{path} cannot be read as {kind}: {error}. Fetch the file or write it again") from error
 
 
 def parquet_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:

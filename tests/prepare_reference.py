@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from snakmodel.documents import Counts
+import pyarrow as pa
+
+from snakmodel.arrow import SCHEMA, write_stream
+from snakmodel.documents import BATCH_CHARACTERS, BATCH_DOCUMENTS, Counts
 from snakmodel.publish import UserError
 from snakmodel.readers import BACKWARD_BLOCK
 from snakmodel.sources import Part
@@ -102,3 +105,20 @@ def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) ->
         return None
     counts.replaced += 1
     return raw.decode("utf-8", errors="replace")
+
+
+def shard(part: Part, path: Path) -> bytes:
+    """The bytes of a shard file of the part's lines, put together from lists of strings."""
+    batches: list[list[str]] = [[]]
+    characters = 0
+    for text in documents(part, "line", "error", Counts()):
+        batches[-1].append(text)
+        characters += len(text)
+        if len(batches[-1]) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            batches.append([])
+            characters = 0
+    columns = (
+        [pa.array(texts, pa.large_string()), pa.array(["s"] * len(texts), pa.string())] for texts in batches if texts
+    )
+    write_stream(path, SCHEMA, (pa.record_batch(one, schema=SCHEMA) for one in columns))
+    return path.read_bytes()
