@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -42,24 +43,29 @@ def write_datasets(
     sources = sources or source_names(folder)
     for note in skipped_note(folder, dict.fromkeys(sources, 1.0)):
         print(f"note: {note}", file=sys.stderr)
-    made = {name: _write_dataset(folder, name, output / name, reading, cleaning) for name in sources}
+    with ProcessPoolExecutor(_cores(), get_context("spawn")) as pool:
+        write = partial(write_shard, reading=reading, cleaning=cleaning)
+        made = {name: _write_dataset(folder, name, output / name, partial(pool.map, write)) for name in sources}
     if ALL in names:
         made[ALL] = _write_concatenation(output, made)
     return {str(output / name): counts for name, counts in made.items()}
 
 
-def _write_dataset(folder: Path, name: str, output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
-    cores = len(os.sched_getaffinity(0))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _write_dataset(folder: Path, name: str, output: Path, write: Callable[..., Iterator[Counts]]) -> Counts:
+    """Write the dataset of one source; `write` takes the parts of data files and their paths, and works in parallel."""
     plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES)
-    if len(plan) < cores:
-        plan = plan_shards(folder, {name: 1.0}, cores, 1)
+    if len(plan) < _cores():
+        plan = plan_shards(folder, {name: 1.0}, _cores(), 1)
     counts = Counts()
     with publishing(output) as (made,):
         (made / _SPLIT).mkdir(parents=True)
         paths = [made / _SPLIT / _data_file(number, len(plan)) for number in range(len(plan))]
-        with ProcessPoolExecutor(min(cores, len(plan)), get_context("spawn")) as pool:
-            for part in pool.map(write_shard, plan, paths, [reading] * len(plan), [cleaning] * len(plan)):
-                counts.add(part)
+        for part in write(plan, paths):
+            counts.add(part)
         if not counts.documents:
             raise UserError(
                 f"{folder}: source {name!r} has no documents: {counts.empty} empty, {counts.skipped} skipped"

@@ -204,7 +204,7 @@ LINES = strategies.one_of(
 
 
 @hypothesis.given(strategies.lists(LINES, min_size=1, max_size=6), strategies.sampled_from(["\n", "\r\n"]))
-@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None)
 def test_a_block_of_json_reads_as_its_lines_one_by_one(lines: list[str], end: str) -> None:
     """Whatever the lines hold, reading a block at once gives what json.loads gives for each line, faults included."""
     block = "".join(line.replace("\n", "") + end for line in lines).encode("utf-8", "replace")
@@ -311,7 +311,7 @@ def test_blocks_give_what_the_plainest_reader_gives(
 def test_shard_files_have_the_plainest_reader_s_bytes(tmp_path: Path) -> None:
     """The file is the same, byte for byte, as one made of lists of strings: batches do not depend on the blocks."""
     random_ = random.Random(3)
-    lines = [random_.choice(["kort", "", "æ" * 5000, "\u3000"]) for _ in range(40000)]
+    lines = ["kort"] * 20000 + random_.choices(["kort", "", "æ" * 5000, "\u3000"], k=4000)
     path = write(tmp_path / "a.txt", "\n".join(lines).encode())
     part = whole(path)
     write_shard([part], tmp_path / "ours.arrow", Reading(), Cleaning())
