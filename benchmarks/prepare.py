@@ -1,8 +1,8 @@
 """python benchmarks/prepare.py [--megabytes 1200] [--rounds 3] [--output benchmarks/results/prepare.json]
 
 Text to a Hugging Face dataset on disk: `python -m snakmodel.prepare --data_path … --dataset_names …` against
-`datasets.load_dataset("text")` + `save_to_disk`: whole commands, in turns, each with all cores. Beside them the ceiling,
-a copy of the same bytes, and other formats. Ours waits for the disk (fsync), as the copy does; `datasets` does not.
+`datasets.load_dataset("text")` + `save_to_disk`, whole commands, in turns, each with all cores; beside them a copy of
+the same bytes as a ceiling, and other formats. Ours waits for the disk (fsync), as the copy does; `datasets` does not.
 """
 
 from __future__ import annotations

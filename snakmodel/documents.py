@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from snakmodel.amounts import Amounts
 from snakmodel.arrow import SCHEMA, write_stream
 from snakmodel.chunks import Faults
 from snakmodel.readers import Reading, read
@@ -38,20 +39,10 @@ class Cleaning:
     """Leave out what is shorter, after the above."""
 
 
-def add_up(total: dict[str, int], more: dict[str, int]) -> None:
-    """Add numbers by name."""
-    for name, number in more.items():
-        total[name] = total.get(name, 0) + number
-
-
 @dataclass
-class Counts:
-    """What one shard took in and left out."""
+class Counts(Amounts):
+    """What one shard took in, and what it left out."""
 
-    documents: int = 0
-    characters: int = 0
-    bytes: int = 0
-    """UTF-8 bytes of the documents kept."""
     empty: int = 0
     """Documents of white space only, left out."""
     empty_files: int = 0
@@ -67,22 +58,11 @@ class Counts:
     """Documents left out because they are not text."""
     invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
-    sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Source -> documents, characters and bytes kept."""
-
-    def add(self, other: Counts) -> None:
-        """Add the counts of another shard."""
-        for name, value in vars(other).items():
-            if isinstance(value, int):
-                setattr(self, name, getattr(self, name) + value)
-        add_up(self.invalid, other.invalid)
-        for source, amounts in other.sources.items():
-            add_up(self.sources.setdefault(source, {}), amounts)
 
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
         """Add documents of a source to what is kept."""
         amounts = {"documents": documents, "characters": characters, "bytes": size}
-        self.add(Counts(documents, characters, size, sources={source: amounts}))
+        self.add(Counts(documents, characters, size, {source: amounts}))
 
 
 def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
@@ -97,9 +77,7 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) 
             counts.beyond_share += int(kept.sum()) - int(chosen.sum())
             kept = chosen
         yield clean(_only(texts, kept), cleaning, counts)
-    counts.replaced += faults.replaced
-    counts.skipped += faults.skipped
-    add_up(counts.invalid, faults.invalid)
+    counts.add(Counts(replaced=faults.replaced, skipped=faults.skipped, invalid=faults.invalid))
 
 
 def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:

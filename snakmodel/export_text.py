@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from snakmodel.amounts import Amounts
 from snakmodel.arrow import column_index, open_stream
 from snakmodel.publish import InputsMissing, UserError, append_file, publishing, run_main, write_json
 
@@ -30,28 +31,11 @@ _BLOCK = 1 << 22
 
 
 @dataclass
-class Counts:
-    """What a pair of files holds."""
+class Counts(Amounts):
+    """What a pair of files holds, and their sizes."""
 
-    documents: int = 0
-    characters: int = 0
-    bytes: int = 0
-    """UTF-8 bytes of the documents themselves."""
     jsonl_bytes: int = 0
-    """Size of the .jsonl; that of the .txt follows."""
     txt_bytes: int = 0
-    sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Source -> documents, characters and bytes."""
-
-    def add(self, other: Counts) -> None:
-        """Add what another pair holds."""
-        for name, value in asdict(other).items():
-            if isinstance(value, int):
-                setattr(self, name, getattr(self, name) + value)
-        for source, amounts in other.sources.items():
-            entry = self.sources.setdefault(source, dict.fromkeys(amounts, 0))
-            for name, amount in amounts.items():
-                entry[name] += amount
 
 
 def outputs(prefix: Path) -> tuple[Path, ...]:

@@ -26,6 +26,7 @@ TEXT = (".txt", ".danish")
 ROWS = (".jsonl", ".parquet", ".arrow")
 _SUFFIXES = (*TEXT, *ROWS, *(kind + codec for kind in (*TEXT, ".jsonl") for codec in COMPRESSED))
 _NAMED = 5
+_UNPACKED = 3
 _PASSED_OVER = ("readme", "license", "licence")
 _HF_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
 
@@ -51,6 +52,11 @@ class InputFile:
     source: str
     path: Path
     share: float = 1.0
+
+    def text_bytes(self) -> int:
+        """About how many bytes of text are taken from it; compressed files hold some three times their size."""
+        packed = self.path.name.endswith((*COMPRESSED, ".parquet"))
+        return int(self.path.stat().st_size * self.share * (_UNPACKED if packed else 1))
 
 
 def suffix(name: str) -> str | None:

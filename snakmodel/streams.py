@@ -36,15 +36,18 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._block:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._block = memoryview(block)
-        size = min(len(buffer), len(self._block))
-        buffer[:size] = self._block[:size]
-        self._block = self._block[size:]
-        return size
+        """Fill the buffer, short only at the end."""
+        filled = 0
+        while filled < len(buffer):
+            if not self._block and (block := next(self._blocks, None)) is not None:
+                self._block = memoryview(block)
+            elif not self._block:
+                break
+            size = min(len(buffer) - filled, len(self._block))
+            buffer[filled : filled + size] = self._block[:size]
+            self._block = self._block[size:]
+            filled += size
+        return filled
 
 
 def _unpack(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:

@@ -104,7 +104,7 @@ def test_compressed_files_are_read_whole(tmp_path: Path) -> None:
         "padded.txt.gz": gzip.compress(pieces[0]) + bytes(700) + gzip.compress(pieces[1] + pieces[2]) + bytes(512),
         "frames.txt.zst": b"".join(map(zstd.compress, pieces)) + zstd.compress(b""),
         "wide.txt.zst": wide.compress(raw),
-        "bom.txt.gz": gzip.compress(b"\xef\xbb\xbf" + raw),
+        "bom.txt.gz": gzip.compress(b"\xef") + gzip.compress(b"\xbb\xbf" + raw),
     }
     expected = raw.decode().splitlines()
     for name, content in files.items():

@@ -108,6 +108,13 @@ def test_names_without_their_endings(tmp_path: Path) -> None:
     assert [one.path.name for one in input_files(raw, {"all": 1.0})] == ["y.txt"]
 
 
+def test_an_estimate_of_the_text(tmp_path: Path) -> None:
+    """Compressed files count three times, and every file by its share: what the disk forecast works with."""
+    for name in ("a.txt", "b.txt.gz", "c.parquet"):
+        write(tmp_path / name, b"x" * 100)
+    assert [one.text_bytes() for one in input_files(tmp_path, {"a": 0.5, "b": 1.0, "c": 0.5})] == [50, 300, 150]
+
+
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     """Files of unknown kinds among the selected are named; hidden ones, README, LICENSE and dataset records are not."""
     for name in ("a/x.txt", "a/notes.md", "a/.hidden", "a/README.md", "a/LICENSE", "b/y.txt", "b/z.pdf"):
