@@ -59,6 +59,12 @@ class Counts(Amounts):
     invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
 
+    def __str__(self) -> str:
+        """For people: what was kept, and all that was left out or changed."""
+        rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "replaced", "skipped")
+        others = "".join(f", {value} {name.replace('_', ' ')}" for name in rare if (value := getattr(self, name)))
+        return f"{self.documents} documents, {self.bytes} bytes, {self.empty} empty ones left out{others}"
+
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
         """Add documents of a source to what is kept."""
         amounts = {"documents": documents, "characters": characters, "bytes": size}
@@ -76,7 +82,10 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) 
             chosen = kept & in_share(positions, part.share, part.salt)
             counts.beyond_share += int(kept.sum()) - int(chosen.sum())
             kept = chosen
-        yield clean(_only(texts, kept), cleaning, counts)
+        if kept.any():
+            texts = clean(_only(texts, kept), cleaning, counts)
+            if len(texts):
+                yield texts
     counts.add(Counts(replaced=faults.replaced, skipped=faults.skipped, invalid=faults.invalid))
 
 

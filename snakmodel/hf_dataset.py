@@ -7,14 +7,13 @@ takes. `datasets.load_from_disk` opens it, OUTPUT/NAME/train (a dictionary with 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-
-import xxhash
 
 from snakmodel.arrow import SCHEMA
 from snakmodel.documents import Cleaning, Counts, write_shard
@@ -67,10 +66,8 @@ def _write_dataset(folder: Path, name: str, output: Path, write: Callable[..., I
         for part in write(plan, paths):
             counts.add(part)
         if not counts.documents:
-            raise UserError(
-                f"{folder}: source {name!r} has no documents: {counts.empty} empty, {counts.skipped} skipped"
-            )
-        _describe(made, [path.name for path in paths], name, counts)
+            raise UserError(f"{folder}: source {name!r} has no documents that could be kept ({counts})")
+        _describe(made, [path.name for path in paths])
     return counts
 
 
@@ -86,7 +83,7 @@ def _write_concatenation(output: Path, parts: dict[str, Counts]) -> Counts:
                 append_file(sink, source)
         for part in parts.values():
             counts.add(part)
-        _describe(made, names, ALL, counts)
+        _describe(made, names)
     return counts
 
 
@@ -94,14 +91,14 @@ def _data_file(number: int, of: int) -> str:
     return f"data-{number:05d}-of-{of:05d}.arrow"
 
 
-def _describe(folder: Path, files: Sequence[str], name: str, counts: Counts) -> None:
+def _describe(folder: Path, files: Sequence[str]) -> None:
     """Write what `datasets` keeps beside the data, for the split and for the folder as a whole."""
     features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in SCHEMA}
     for place, below in ((folder, f"{_SPLIT}/"), (folder / _SPLIT, "")):
         write_json(place / "dataset_info.json", {"features": features})
         state: dict[str, object] = {
             "_data_files": [{"filename": below + file} for file in files],
-            "_fingerprint": xxhash.xxh3_64_hexdigest(f"{name} {counts}".encode()),
+            "_fingerprint": secrets.token_hex(8),  # by which datasets finds results that it has kept: always new
             **dict.fromkeys(("_format_columns", "_format_type", "_split")),
             "_format_kwargs": {},
             "_output_all_columns": False,

@@ -72,7 +72,7 @@ def main() -> None:
     else:
         parser.error("give either --shards, --shard and --output, or --data_path and --dataset_names")
     for path, counts in made.items():
-        print(f"{path}: {counts.documents} documents, {counts.bytes} bytes, {counts.empty} empty ones left out")
+        print(f"{path}: {counts}")
 
 
 if __name__ == "__main__":

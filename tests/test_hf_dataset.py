@@ -52,7 +52,7 @@ def test_all_alone_is_every_source(raw: Path, tmp_path: Path) -> None:
     """`all` alone finds every source of the folder; a source without documents is an error, and is not published."""
     done = run(raw, "all", tmp_path / "hf")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "source 'c' has no documents: 1 empty, 0 skipped" in done.stderr
+    assert "source 'c' has no documents that could be kept (0 documents, 0 bytes, 1 empty ones left out)" in done.stderr
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["a", "b"]
     (raw / "c/x.txt").unlink()
     assert run(raw, "all", tmp_path / "hf").returncode == 0

@@ -167,6 +167,8 @@ def test_cleaning_is_counted(tmp_path: Path) -> None:
     every, counts = cleaned(Cleaning(trim=True, nfc=True, min_characters=3))
     assert every == ["råd", "abc"]
     assert counts == replace(Counts(empty=1), trimmed=2, composed=1, short=2)
+    assert str(counts) == "0 documents, 0 bytes, 1 empty ones left out, 2 trimmed, 1 composed, 2 short"
+    assert cleaned(Cleaning(min_characters=99))[0] == []
     assert cleaned(Cleaning(min_characters=3))[0] == plain
 
 
