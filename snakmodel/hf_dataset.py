@@ -11,6 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,9 +43,14 @@ def write_datasets(
     sources = sources or source_names(folder)
     for note in skipped_note(folder, dict.fromkeys(sources, 1.0)):
         print(f"note: {note}", file=sys.stderr)
-    with ProcessPoolExecutor(_cores(), get_context("spawn")) as pool:
-        write = partial(write_shard, reading=reading, cleaning=cleaning)
-        made = {name: _write_dataset(folder, name, output / name, partial(pool.map, write)) for name in sources}
+    write = partial(write_shard, reading=reading, cleaning=cleaning)
+    try:
+        with ProcessPoolExecutor(_cores(), get_context("spawn")) as pool:
+            made = {name: _write_dataset(folder, name, output / name, partial(pool.map, write)) for name in sources}
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker was killed, perhaps because memory ran out; run this again on a larger node"
+        ) from error
     if ALL in names:
         made[ALL] = _write_concatenation(output, made)
     return {str(output / name): counts for name, counts in made.items()}

@@ -23,7 +23,7 @@ from snakmodel.documents import WHITE_SPACE, Cleaning, Counts, blank, documents,
 from snakmodel.jsonl import json_lines
 from snakmodel.prepare import prepare
 from snakmodel.publish import UserError
-from snakmodel.readers import Reading
+from snakmodel.readers import Reading, read
 from snakmodel.sources import Part, plan_shards
 from tests import prepare_reference
 
@@ -345,6 +345,26 @@ def test_a_long_line_over_many_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     for border in (3, 4, 100000, 200002, 200004):
         parts = [Part(str(path), "s", 0, border), Part(str(path), "s", border, path.stat().st_size)]
         assert [len(text) for part in parts for text in texts(part)] == [2, 200000, 2]
+
+
+def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
+    """Parts far into a huge (sparse) file give their lines and nothing else, with positions to match."""
+    far = (1 << 33) + 5
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as file:
+        file.seek(far - 1)
+        file.write("\nen æ\r\nto\n\ntre".encode())
+    part = Part(str(path), "s", far, path.stat().st_size)
+    assert texts(part) == ["en æ", "to", "tre"]
+    assert texts(part, document="blank-line") == ["tre"]  # the line before the part is not blank
+    (chunk,) = read(part, Reading(), Faults("error"))
+    assert chunk[1].tolist() == [far, far + 7, far + 10, far + 11]
+    with path.open("r+b") as file:
+        file.truncate(far)
+        file.seek(far)
+        file.write(b'{"text": "a"}\n')
+    json_path = path.rename(tmp_path / "huge.jsonl")
+    assert texts(Part(str(json_path), "s", far, far + 14)) == ["a"]
 
 
 def test_only_empty_documents(tmp_path: Path) -> None:
