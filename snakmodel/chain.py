@@ -15,7 +15,7 @@ from snakmodel.chain_context import Context
 from snakmodel.chain_data import data_stages
 from snakmodel.chain_model import export_stages, train_stage, weight_stages
 from snakmodel.config import Config
-from snakmodel.prepare import Part
+from snakmodel.sources import Part
 from snakmodel.stage import Chain
 
 STAGES = [

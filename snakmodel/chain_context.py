@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from snakmodel.config import Config
-from snakmodel.prepare import Part
 from snakmodel.publish import UserError
+from snakmodel.sources import Part
 from snakmodel.stage import Input, Stage, Task, fingerprint
 
 CORPUS = "tokens/corpus_text_document"

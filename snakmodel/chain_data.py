@@ -33,7 +33,15 @@ def data_stages(c: Context) -> list[Stage]:
 def prepare(c: Context) -> Stage:
     """Raw text to Arrow shards."""
     files = {file: fingerprint(Path(file)) for file in {part.file for shard in c.shards for part in shard}}
-    settings = flags(document=c.recipe.data.document, errors=c.recipe.data.errors)
+    data, wanted = c.recipe.data, c.recipe.data.clean
+    settings = flags(
+        document=data.document,
+        errors=data.errors,
+        key=data.key if data.key != "text" else None,
+        trim=wanted.trim,
+        nfc=wanted.nfc,
+        min_characters=wanted.min_characters or None,
+    )
 
     def task(index: int) -> Task:
         prefix = f"arrow/{shard_name(index)}"

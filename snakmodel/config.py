@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from snakmodel.publish import UserError
 
@@ -38,21 +38,70 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Clean(Section):
+    """Cleaning of the documents; what it changes and leaves out is counted."""
+
+    trim: bool = False
+    """Take white space from both ends."""
+    nfc: bool = False
+    """Compose characters: Unicode normal form C."""
+    min_characters: int = Field(default=0, ge=0)
+    """Leave out shorter documents."""
+
+
+def _check_source(entry: Any) -> None:
+    """Refuse an entry of `data.sources` that is neither a name nor `NAME: SHARE`."""
+    if isinstance(entry, str):
+        return
+    pairs = list(entry.items()) if isinstance(entry, dict) else []
+    if len(pairs) != 1 or not isinstance(pairs[0][0], str) or type(pairs[0][1]) not in (int, float):
+        raise ValueError(f"found {entry!r}, expected a source's name or NAME: SHARE, such as news: 0.5")
+    if not 0 < pairs[0][1] <= 1:
+        raise ValueError(
+            f"found {entry!r}, expected a share above 0 and up to 1. Taking documents more than once would be in vain: "
+            "deduplication removes the copies. To weight sources, blend tokenised datasets in training"
+        )
+
+
 class Data(Section):
     """The raw text and how it is cut into documents and shards."""
 
     path: ProjectPath
-    """Folder of .txt files; each sub-folder is a source."""
-    sources: list[str] | None = None
-    """Sources to take, in this order; all of them in name order when absent."""
+    """Folder of .txt and .jsonl files (.gz and .zst too), .parquet files, Hugging Face datasets; each sub-folder is a
+    source."""
+    sources: list[str | dict[str, float]] | None = None
+    """Sources to take, in this order; all of them in name order when absent. `NAME: 0.5` takes half of one."""
+    seed: int = 8446
+    """Decides which documents of a source are taken, where only a share of them is."""
     document: Literal["line", "blank-line", "file"] = "line"
-    """What one document is."""
+    """What one document of a text file is."""
+    key: str = "text"
+    """JSON key, or column, that holds a document in other files."""
     errors: Literal["error", "replace", "skip"] = "error"
-    """What to do with a document that is not UTF-8."""
+    """What to do with a document that is not UTF-8, and (but for `replace`) with one that is no string."""
+    clean: Clean = Clean()
     shards: int | None = Field(default=None, ge=1)
-    """Number of shards; by default the input's bytes over `shard_mb`."""
+    """Number of shards; by default the input's bytes over `shard_mb`. Fewer where compressed files are larger."""
     shard_mb: int = Field(default=512, ge=1)
-    """Size of a shard of raw text in MB, where `shards` is absent."""
+    """Size of a shard in MB of input as it lies on disk, where `shards` is absent."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _checked(cls, found: Any) -> Any:
+        for entry in found if isinstance(found, list) else []:
+            _check_source(entry)
+        names = [name for entry in found or [] for name in ([entry] if isinstance(entry, str) else entry)]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} is there {names.count(repeated[0])} times; name each source once")
+        return found
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """Source -> share of its documents, in order; None for all of everything."""
+        if self.sources is None:
+            return None
+        pairs = ({entry: 1.0} if isinstance(entry, str) else entry for entry in self.sources)
+        return {name: share for pair in pairs for name, share in pair.items()}
 
 
 class Dedup(Section):

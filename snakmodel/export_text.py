@@ -1,6 +1,7 @@
 """Arrow shards -> one .jsonl (`{"text": …}` a line) and one .txt (a document a line), by way of a pair a shard.
 
-`shard` writes the pair of one shard and its sizes; `join` puts the pairs together in the order of the shards.
+`shard` writes the pair of one shard and its counts; `join` puts the pairs together in the order of the shards and
+checks that the joined files hold what the sums of the counts say.
 """
 
 from __future__ import annotations
@@ -8,18 +9,33 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from snakmodel.arrow import texts
-from snakmodel.publish import InputsMissing, UserError, publishing, run_main, write_json
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from snakmodel.amounts import Amounts
+from snakmodel.arrow import column_index, open_stream
+from snakmodel.publish import InputsMissing, UserError, append_file, publishing, run_main, write_json
 
 FORMATS = ("jsonl", "txt")
-LINE_END = re.compile(r"\r\n|[\r\n]")
-COPY_BLOCK = 1 << 22
+_BORDER = b"\xff"
+"""Between documents while a batch is worked on as one string: a byte that UTF-8 never holds."""
+_ESCAPES = {b"\\": b"\\\\", b'"': b'\\"', b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t", b"\b": b"\\b", b"\f": b"\\f"}
+_CONTROL = re.compile(rb"[\x00-\x1f]")
+_BLOCK = 1 << 22
 
-Counts = dict[str, int]
+
+@dataclass
+class Counts(Amounts):
+    """What a pair of files holds, and their sizes."""
+
+    jsonl_bytes: int = 0
+    txt_bytes: int = 0
 
 
 def outputs(prefix: Path) -> tuple[Path, ...]:
@@ -28,18 +44,84 @@ def outputs(prefix: Path) -> tuple[Path, ...]:
 
 
 def export_shard(source: Path, output: Path) -> Counts:
-    """Write `output`.jsonl, `output`.txt (line ends within a document become spaces) and their counts `output`.json."""
-    documents = 0
-    quoted = json.JSONEncoder(ensure_ascii=False).encode
+    """Write `output`.jsonl, `output`.txt (line ends within a document become spaces) and their counts `output`.json.
+
+    Raises UserError if the shard holds another number of documents than the counts beside it say.
+    """
+    counts = Counts()
     with publishing(*outputs(output)) as (lines, plain, report):
         with lines.open("wb") as as_json, plain.open("wb") as as_text:
-            for batch in texts(source):
-                as_json.write("".join(f'{{"text": {quoted(text)}}}\n' for text in batch).encode())
-                as_text.write("".join(LINE_END.sub(" ", text) + "\n" for text in batch).encode())
-                documents += len(batch)
-        counts = {"documents": documents, "jsonl_bytes": lines.stat().st_size, "txt_bytes": plain.stat().st_size}
-        write_json(report, counts)
+            for texts, sources in _batches(source):
+                counts.add(_measured(texts, sources))
+                content = _joined(texts)
+                as_json.write(_json_lines(content))
+                as_text.write(_text_lines(content))
+        counts.jsonl_bytes, counts.txt_bytes = lines.stat().st_size, plain.stat().st_size
+        _check_documents(source, counts.documents)
+        write_json(report, asdict(counts))
     return counts
+
+
+def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
+    """(documents, their sources or None) of each record batch that has any, as Arrow arrays."""
+    with open_stream(path) as reader:
+        column = column_index(reader, "text", path)
+        for batch in reader:
+            texts = batch.column(column).cast(pa.large_string())
+            if texts.null_count:
+                raise UserError(f"{path}: a document is null; every one must be a string. Make the shard again")
+            try:
+                texts.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{path}: a document is not UTF-8 ({error}). Make the shard again") from error
+            if len(texts):
+                yield texts, batch.column("source") if "source" in batch.schema.names else None
+
+
+def _measured(texts: Any, sources: Any) -> Counts:
+    columns = {"characters": pc.utf8_length(texts), "bytes": pc.binary_length(texts)}
+    found = Counts(len(texts), *(pc.sum(values).as_py() for values in columns.values()))
+    if sources is not None:
+        totals = [(name, "sum") for name in columns] + [("source", "count")]
+        for row in pa.table({"source": sources, **columns}).group_by("source").aggregate(totals).to_pylist():
+            sums = {"documents": row["source_count"]} | {name: row[f"{name}_sum"] for name in columns}
+            found.sources[row["source"]] = sums
+    return found
+
+
+def _joined(texts: Any) -> bytes:
+    """The documents of an array as one string, a border between any two."""
+    whole = pa.LargeListArray.from_arrays(pa.array([0, len(texts)], pa.int64()), texts.cast(pa.large_binary()))
+    joined: bytes = pc.binary_join(whole, pa.scalar(_BORDER, pa.large_binary()))[0].as_py()
+    return joined
+
+
+def _json_lines(content: bytes) -> bytes:
+    """`{"text": …}` a line, escaped as Python's json does it without ensure_ascii."""
+    for character, escape in _ESCAPES.items():
+        content = content.replace(character, escape)
+    if (np.frombuffer(content, np.uint8) < ord(" ")).any():
+        content = _CONTROL.sub(lambda found: b"\\u%04x" % found[0][0], content)
+    return b'{"text": "' + content.replace(_BORDER, b'"}\n{"text": "') + b'"}\n'
+
+
+def _text_lines(content: bytes) -> bytes:
+    """A document a line, its own line ends as spaces."""
+    for line_end in (b"\r\n", b"\r", b"\n"):
+        content = content.replace(line_end, b" ")
+    return content.replace(_BORDER, b"\n") + b"\n"
+
+
+def _check_documents(source: Path, documents: int) -> None:
+    beside = source.with_suffix(".json")
+    if not beside.is_file():
+        return
+    try:
+        expected = json.loads(beside.read_text(encoding="utf-8"))["documents"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{beside} does not hold the counts of a shard ({error!r}); make the shard again") from error
+    if documents != expected:
+        raise UserError(f"{source} has {documents} documents, {beside.name} says {expected}; make the shard again")
 
 
 def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
@@ -61,33 +143,43 @@ def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
     for prefix, counts in parts:
         for suffix in FORMATS:
             path = Path(f"{prefix}.{suffix}")
-            if (size := path.stat().st_size) != counts[f"{suffix}_bytes"]:
-                expected = counts[f"{suffix}_bytes"]
+            if (size := path.stat().st_size) != (expected := getattr(counts, f"{suffix}_bytes")):
                 raise UserError(f"{path} has {size} bytes, its counts say {expected}; export the shard again")
     return parts
 
 
 def read_counts(path: Path) -> Counts:
-    """The counts of one exported shard. Raises UserError if they cannot be understood."""
+    """The counts of one exported shard. Raises UserError if they cannot be understood or do not add up."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return {key: int(raw[key]) for key in ("documents", "jsonl_bytes", "txt_bytes")}
-    except (ValueError, KeyError, TypeError) as error:
+        counts = Counts(**json.loads(path.read_text(encoding="utf-8")))
+        sums = [sum(entry[name] for entry in counts.sources.values()) for name in ("documents", "characters", "bytes")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold the counts of an exported shard ({error!r}); export it again") from error
+    if counts.sources and sums != [counts.documents, counts.characters, counts.bytes]:
+        raise UserError(f"{path}: the counts of the sources do not add up to the shard's; export it again")
+    return counts
 
 
 def join(folder: Path, shards: int, output: Path) -> Counts:
-    """Write `output`.jsonl, `output`.txt and the sums of the counts, `output`.json."""
+    """Write `output`.jsonl, `output`.txt and the sums of the counts, `output`.json.
+
+    Raises UserError if the joined files are not as long, or have not as many lines, as the sums say.
+    """
     parts = read_parts(folder, shards)
-    counts = {key: sum(part[key] for _, part in parts) for key in ("documents", "jsonl_bytes", "txt_bytes")}
+    counts = Counts()
+    for _, part in parts:
+        counts.add(part)
     with publishing(*outputs(output)) as (lines, plain, report):
         for suffix, target in zip(FORMATS, (lines, plain), strict=True):
             concatenate([Path(f"{prefix}.{suffix}") for prefix, _ in parts], target)
-            if (size := target.stat().st_size) != counts[f"{suffix}_bytes"]:
+            found = target.stat().st_size, _count_lines(target)
+            expected = getattr(counts, f"{suffix}_bytes"), counts.documents
+            if found != expected:
                 raise UserError(
-                    f"{folder}: the .{suffix} parts changed while they were joined, {size} bytes; join again"
+                    f"{folder}: joined, the .{suffix} parts have {found[0]} bytes and {found[1]} lines, their counts "
+                    f"say {expected[0]} and {expected[1]}. They changed or are damaged: export the shards again"
                 )
-        write_json(report, counts)
+        write_json(report, asdict(counts))
     return counts
 
 
@@ -95,8 +187,12 @@ def concatenate(parts: Sequence[Path], target: Path) -> None:
     """Copy files one after another into one."""
     with target.open("wb") as sink:
         for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, sink, COPY_BLOCK)
+            append_file(sink, part)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
 
 
 def main() -> None:
@@ -116,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     joining = args.step == "join"
     counts = join(args.input, args.shards, args.output) if joining else export_shard(args.input, args.output)
-    print(json.dumps(counts))
+    print(json.dumps(asdict(counts), ensure_ascii=False))
 
 
 if __name__ == "__main__":

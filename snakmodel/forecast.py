@@ -1,7 +1,8 @@
 """How much disk a run will need, from the input's bytes, the base model's size and the recipe: an upper estimate.
 
-With B bytes of raw text in the recipe's sources, D documents (B over the mean length in the first megabyte), P
-parameters, W bytes a weight (2 for bf16 and fp16, 4 for fp32) and E exported iterations:
+With B bytes of raw text in the recipe's sources (three times the size of compressed files), D documents (B over the
+mean length in the first megabyte), P parameters, W bytes a weight (2 for bf16 and fp16, 4 for fp32) and E exported
+iterations:
 
     arrow       1.1 B              one copy of the text with `source` and offsets
     dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
@@ -24,7 +25,7 @@ from pathlib import Path
 from snakmodel.config import Config, Recipe
 from snakmodel.minhash import BandHasher, Parameters
 from snakmodel.plan import Plan
-from snakmodel.prepare import input_files
+from snakmodel.sources import input_files
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 _SMALL_VOCABULARY = 65_500
@@ -69,7 +70,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
 def forecast_plan(plan: Plan) -> Forecast:
     """The forecast of a planned run."""
     recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
-    files = {path: path.stat().st_size for _, path in input_files(recipe.data.path, recipe.data.sources)}
+    files = {one.path: one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares)}
     parameters = Parameters(dedup.num_perm, dedup.threshold, b=dedup.b, r=dedup.r)
     base = json.loads((recipe.model.base / "config.json").read_text(encoding="utf-8"))
     bands = BandHasher(parameters).bands

@@ -18,8 +18,8 @@ from snakmodel.chain import build
 from snakmodel.config import PROJECT, Config, suggest
 from snakmodel.containers import container_spec, srun_flags
 from snakmodel.paths import RunPaths
-from snakmodel.prepare import plan_shards
 from snakmodel.publish import UserError, remove, write_json, write_text
+from snakmodel.sources import plan_shards, skipped_note
 from snakmodel.stage import Chain, Stage
 from snakmodel.tasklist import InputSpec, TaskList, TaskSpec
 
@@ -36,7 +36,7 @@ class Plan:
     missing: dict[str, list[int]]
     """Selected stage -> packs without a verified marker, in chain order."""
     notes: list[str]
-    """Markers that were there but did not count, and why."""
+    """Markers that were there but did not count, and input files that are not read, and why."""
 
     def logs(self, stage: str) -> Path:
         """Folder of a stage's logs."""
@@ -99,7 +99,7 @@ def make_plan(
     """
     paths = RunPaths(root)
     data = config.recipe.data
-    shards = plan_shards(data.path, data.sources, data.shards, data.shard_mb * 10**6)
+    shards = plan_shards(data.path, data.shares, data.shards, data.shard_mb * 10**6, data.seed)
     chain = build(config, root, paths.shards, shards)
     frozen = _read_frozen(paths.frozen)
     minimum = config.cluster.shards_per_job
@@ -113,7 +113,7 @@ def make_plan(
         _freeze(paths.frozen, config, chain, shards_per_job)
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
     missing, notes = _missing(chain, packs, selected, downstream(chain, restart_from) if dry else [])
-    return Plan(config, paths, chain, packs, missing, notes)
+    return Plan(config, paths, chain, packs, missing, skipped_note(data.path, data.shares) + notes)
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ done.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -14,10 +15,10 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -31,6 +32,12 @@ EXIT_STOPPED = 76
 
 CLAIM_VARIABLE = "SNAKMODEL_CLAIM"
 ATTEMPT_VARIABLE = "SNAKMODEL_ATTEMPT"
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOR_A_PERSON = (*_NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Errors that trying again would not mend. Others, such as a network disk has them, are crashes and tried again."""
+_COPY_AT_ONCE = 1 << 30
 
 
 class UserError(Exception):
@@ -58,6 +65,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Superseded as error:
         print(f"superseded: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR if error.errno in _FOR_A_PERSON else 1)
 
 
 def attempt_name() -> str:
@@ -97,7 +109,8 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     """Yield one temporary path beside each final one; on success fsync them and rename them in the order given.
 
     The body creates each temporary path as a file or a folder. If it raises, the temporaries are removed and nothing is
-    published. A folder that stands under the final name is moved aside first and removed afterwards.
+    published. A folder that stands under the final name is moved aside first and removed afterwards. Raises UserError
+    when the disk is full.
     """
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
     for temporary, final in zip(temporaries, finals, strict=True):
@@ -112,6 +125,14 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
         check_claim()
         for temporary, final in zip(temporaries, finals, strict=True):
             _rename(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        names = ", ".join(final.name for final in finals)
+        raise UserError(
+            f"{finals[0].parent}: no room for {names} ({os.strerror(error.errno)}). Nothing was published. "
+            "Free some space there (or ask for more), then run this again"
+        ) from error
     finally:
         for temporary in temporaries:
             remove(temporary)
@@ -131,6 +152,16 @@ def _rename(temporary: Path, final: Path) -> None:
     temporary.replace(final)
     fsync(final.parent)
     remove(aside)
+
+
+def append_file(sink: BinaryIO, path: Path) -> None:
+    """Write a file's bytes at the end of an open one, within the file system where it can do that."""
+    sink.flush()
+    with path.open("rb") as source:
+        with suppress(OSError):  # not on every file system, nor between two; what it leaves is copied below
+            while os.copy_file_range(source.fileno(), sink.fileno(), _COPY_AT_ONCE):
+                pass
+        shutil.copyfileobj(source, sink, 1 << 22)
 
 
 def write_text(path: Path, text: str) -> None:

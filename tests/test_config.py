@@ -118,3 +118,35 @@ def test_configuration_is_frozen(tmp_path: Path) -> None:
     found = load(tmp_path, toy.recipe())
     with pytest.raises(ValueError, match="frozen"):
         found.recipe.training.lr = 1.0  # type: ignore[misc]
+
+
+def with_sources(*sources: Any) -> dict[str, Any]:
+    return toy.recipe(data={"path": "text", "sources": list(sources)})
+
+
+def test_shares_of_sources(tmp_path: Path) -> None:
+    """A source may be a name or NAME: SHARE; the order is kept."""
+    found = load(tmp_path, with_sources("b", {"a": 0.5}, {"c": 1})).recipe.data
+    assert found.shares == {"b": 1.0, "a": 0.5, "c": 1.0}
+    assert list(found.shares) == ["b", "a", "c"]
+    assert load(tmp_path, toy.recipe()).recipe.data.shares is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"a": 2}, "deduplication removes the copies. To weight sources, blend tokenised datasets in training"),
+        ({"a": 0}, "expected a share above 0 and up to 1"),
+        ({"a": "half"}, "expected a source's name or NAME: SHARE, such as news: 0.5"),
+        ({"a": True}, "expected a source's name or NAME: SHARE"),
+        ({"a": 0.5, "c": 0.5}, "expected a source's name or NAME: SHARE"),
+        (2021, "found 2021, expected a source's name"),
+        ("b", "'b' is there 2 times; name each source once"),
+    ],
+)
+def test_shares_that_make_no_sense(tmp_path: Path, source: Any, message: str) -> None:
+    """More than all, nothing, no number, two in one entry and a name twice are refused, with the reason."""
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, with_sources("b", source))
+    assert "recipe.yaml: data.sources: " in str(caught.value)
+    assert message in str(caught.value)

@@ -1,10 +1,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import hypothesis
 import pyarrow as pa
 import pytest
+from hypothesis import strategies
 
 from snakmodel.arrow import SCHEMA, write_stream
 from snakmodel.export_text import export_shard, join
@@ -34,7 +37,14 @@ def test_join_holds_every_document_in_order(parts: Path, tmp_path: Path) -> None
     plain = (tmp_path / "corpus.txt").read_bytes().decode()
     assert plain == 'æ \u2028 "citat" \\ tab\t\nto linjer og en\n🐍\n\n'
     sizes = {f"{suffix}_bytes": (tmp_path / f"corpus.{suffix}").stat().st_size for suffix in ("jsonl", "txt")}
-    assert counts == json.loads((tmp_path / "corpus.json").read_text()) == {"documents": 4, **sizes}
+    documents = [text for shard in DOCUMENTS for text in shard]
+    amounts = {
+        "documents": 4,
+        "characters": sum(map(len, documents)),
+        "bytes": sum(len(text.encode()) for text in documents),
+    }
+    expected = {**amounts, **sizes, "sources": {"s": amounts}}
+    assert asdict(counts) == json.loads((tmp_path / "corpus.json").read_text()) == expected
 
 
 def test_parts_are_checked_before_joining(parts: Path, tmp_path: Path) -> None:
@@ -67,3 +77,77 @@ def test_command_line(parts: Path, tmp_path: Path) -> None:
     assert run("join", "--input", parts, "--shards", 3, "--output", tmp_path / "corpus").returncode == 0
     absent = run("shard", "--input", tmp_path / "none.arrow", "--output", parts / "none")
     assert (absent.returncode, absent.stderr.count("\n")) == (3, 1)
+
+
+def write_shard(path: Path, documents: list[str], sources: list[str]) -> Path:
+    batch = pa.record_batch([pa.array(documents, pa.large_string()), pa.array(sources, pa.string())], schema=SCHEMA)
+    write_stream(path, SCHEMA, [batch])
+    return path
+
+
+@hypothesis.given(strategies.lists(strategies.text(), min_size=1, max_size=8))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_documents_come_back(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> None:
+    """Whatever characters they hold: jsonl is byte for byte what json.dumps writes, txt has one line a document."""
+    folder = tmp_path_factory.mktemp("any")
+    counts = export_shard(write_shard(folder / "a.arrow", documents, ["s"] * len(documents)), folder / "o")
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+    assert (folder / "o.jsonl").read_bytes() == lines.encode()
+    flat = [text.replace("\r\n", " ").replace("\r", " ").replace("\n", " ") for text in documents]
+    assert (folder / "o.txt").read_bytes() == "".join(text + "\n" for text in flat).encode()
+    assert (counts.documents, counts.characters) == (len(documents), sum(map(len, documents)))
+
+
+def test_every_ascii_character_is_escaped_as_json_does(tmp_path: Path) -> None:
+    """All control characters, quotes and backslashes, one by one and in a row."""
+    documents = [*map(chr, range(128)), "".join(map(chr, range(128))), '\\"\\n\n']
+    export_shard(write_shard(tmp_path / "a.arrow", documents, ["s"] * len(documents)), tmp_path / "o")
+    lines = (tmp_path / "o.jsonl").read_bytes()
+    assert lines == "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode()
+
+
+def test_counts_by_source(tmp_path: Path) -> None:
+    """Documents, characters and bytes of each source, over shards and joined."""
+    write_shard(tmp_path / "0.arrow", ["æ", "b", "cc"], ["x", "y", "x"])
+    write_shard(tmp_path / "1.arrow", ["d"], ["x"])
+    for number in (0, 1):
+        export_shard(tmp_path / f"{number}.arrow", tmp_path / f"shards/shard-0000{number}")
+    counts = join(tmp_path / "shards", 2, tmp_path / "corpus")
+    assert counts.sources == {
+        "x": {"documents": 3, "characters": 4, "bytes": 5},
+        "y": {"documents": 1, "characters": 1, "bytes": 1},
+    }
+    report = tmp_path / "shards/shard-00001.json"
+    report.write_text(report.read_text().replace('"documents": 1', '"documents": 2', 1))
+    with pytest.raises(UserError, match=r"shard-00001\.json: the counts of the sources do not add up"):
+        join(tmp_path / "shards", 2, tmp_path / "corpus")
+
+
+def test_a_shard_that_is_not_what_its_counts_say(tmp_path: Path) -> None:
+    """Documents lost or doubled since deduplication, and counts that are none, stop the export."""
+    shard = write_shard(tmp_path / "a.arrow", ["x", "y"], ["s", "s"])
+    (tmp_path / "a.json").write_text('{"documents": 3}')
+    with pytest.raises(UserError, match=r"a\.arrow has 2 documents, a\.json says 3"):
+        export_shard(shard, tmp_path / "o")
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(UserError, match=r"a\.json does not hold the counts of a shard"):
+        export_shard(shard, tmp_path / "o")
+    assert not list(tmp_path.glob("*o.*"))
+
+
+def test_parts_damaged_without_a_change_of_size(parts: Path, tmp_path: Path) -> None:
+    """A part in which a line end became another byte is found by the joined file's number of lines."""
+    text = parts / "shard-00000.txt"
+    text.write_bytes(text.read_bytes().replace(b"\n", b" ", 1))
+    with pytest.raises(UserError, match=r"the \.txt parts have \d+ bytes and 3 lines, their counts say \d+ and 4"):
+        join(parts, 3, tmp_path / "corpus")
+    assert not list(tmp_path.glob("*corpus*"))
+
+
+def test_documents_that_are_not_text(tmp_path: Path) -> None:
+    """A null, and bytes that are not UTF-8, in a shard of somebody else's are errors that name it."""
+    for name, column in {"null": pa.array(["a", None]), "bytes": pa.array([b"\xff"]).view(pa.string())}.items():
+        batch = pa.record_batch({"text": column})
+        write_stream(tmp_path / f"{name}.arrow", batch.schema, [batch])
+        with pytest.raises(UserError, match=rf"{name}\.arrow: a document is (null|not UTF-8)"):
+            export_shard(tmp_path / f"{name}.arrow", tmp_path / "o")

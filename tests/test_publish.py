@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import xxhash
 
-from snakmodel.publish import Marker, Superseded, UserError, publishing, run_main
+from snakmodel.publish import Marker, Superseded, UserError, append_file, publishing, run_main
 
 
 def test_published_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
@@ -110,3 +112,58 @@ def test_leftovers_of_killed_attempts_are_removed_by_the_holder(
         with publishing(tmp_path / "x") as (temporary,):
             temporary.write_text("whole")
         assert leftover.exists() is not claimed
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EIO, 1), (errno.ESTALE, 1)])
+def test_errors_of_the_system_name_the_file(capsys: pytest.CaptureFixture[str], number: int, code: int) -> None:
+    """One line with the file; only what may go away by itself counts as a crash, which is tried again."""
+
+    def main() -> int:
+        raise OSError(number, os.strerror(number), "/corpus/a.txt")
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == f"error: /corpus/a.txt: {os.strerror(number)}\n"
+
+
+def test_an_error_of_the_system_without_a_file_keeps_its_traceback() -> None:
+    """What names no file would say nothing in one line."""
+
+    def main() -> int:
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        run_main(main)
+
+
+def test_a_full_disk_is_a_persons_error(tmp_path: Path) -> None:
+    """What does not fit is not published, and the message says where and what."""
+    full = pytest.raises(UserError, match=r"no room for x \(No space left on device\)")
+    with full, publishing(tmp_path / "x") as (temporary,):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "full")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("within_the_file_system", [True, False])
+def test_appended_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within_the_file_system: bool) -> None:
+    """Bytes follow what was written before, whether the file system copies or this process does, also from half-way."""
+    if not within_the_file_system:
+        real = os.copy_file_range
+        calls = iter([1000, 0])
+
+        def once(source: int, sink: int, size: int) -> int:
+            if (now := next(calls, 0)) == 0:
+                raise OSError(errno.EXDEV, "between file systems")
+            return real(source, sink, now)
+
+        monkeypatch.setattr(os, "copy_file_range", once)
+    parts = [os.urandom(size) for size in (5000, 0, 3)]
+    with (tmp_path / "all").open("wb") as sink:
+        sink.write(b"first")
+        for number, part in enumerate(parts):
+            (tmp_path / str(number)).write_bytes(part)
+            append_file(sink, tmp_path / str(number))
+        sink.write(b"last")
+    assert (tmp_path / "all").read_bytes() == b"first" + b"".join(parts) + b"last"

@@ -73,6 +73,25 @@ def test_only_empty_files(desk: Desk) -> None:
     assert "empty" in desk.refused()
 
 
+def test_shares_formats_and_cleaning_of_a_recipe(desk: Desk) -> None:
+    """What a recipe says of its sources reaches the tasks, and what is not read is noted before anything starts."""
+    (desk.text / "b.jsonl").write_text("".join(json.dumps({"body": f" {line} "}) + "\n" for line in LINES))
+    (desk.text / "notes.md").write_text("x")
+    clean = {"trim": True, "min_characters": 20}
+    desk.recipe["data"].update(sources=[{"a": 0.5}, "b"], key="body", clean=clean, errors="skip", seed=3)
+    done = desk.submit("--only", "prepare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = [json.loads(path.read_text()) for path in sorted((desk.root / "arrow").glob("*.json"))]
+    assert sum(one["sources"].get("b", {"documents": 0})["documents"] for one in counts) == len(LINES)
+    assert 60 < sum(one["sources"].get("a", {"documents": 0})["documents"] for one in counts) < 140
+    assert sum(one["trimmed"] for one in counts) == len(LINES)
+    desk.recipe["data"]["sources"] = None
+    assert (
+        f"note: {desk.text}: not read"
+        in desk.submit("--only", "prepare", "--dry-run", "--restart-from", "prepare").stdout
+    )
+
+
 def test_an_empty_file_among_others(desk: Desk) -> None:
     """An empty file is counted and does no harm."""
     (desk.text / "b.txt").write_text("")

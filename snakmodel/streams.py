@@ -1,0 +1,147 @@
+"""The bytes of a raw file, compressed or not, in blocks of whole lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from snakmodel.publish import UserError
+
+BOM = b"\xef\xbb\xbf"
+BLOCK = 1 << 21
+END = sys.maxsize
+"""The end of a range that reaches to the end of a compressed file, whatever its content's length is."""
+_READ = 1 << 17
+_ZSTD_WINDOW = 1 << 31
+"""The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a compressed file as a stream."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._block = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, short only at the end."""
+        filled = 0
+        while filled < len(buffer):
+            if not self._block and (block := next(self._blocks, None)) is not None:
+                self._block = memoryview(block)
+            elif not self._block:
+                break
+            size = min(len(buffer) - filled, len(self._block))
+            buffer[filled : filled + size] = self._block[:size]
+            self._block = self._block[size:]
+            filled += size
+        return filled
+
+
+def _unpack(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of all members of a .gz, or all frames of a .zst.
+
+    Raises EOFError where the file ends within one, which the readers of both libraries may take for a good end.
+    """
+    frame, packed, first = begin(), b"", True
+    while packed := packed or file.read(_READ):
+        if frame is None:
+            packed = packed.lstrip(b"\0")  # gzip allows padding after a member
+            frame = begin() if packed else None
+            continue
+        yield frame.decompress(packed)
+        packed, first = b"", False
+        if frame.eof:
+            packed, frame = frame.unused_data, None
+    if frame is not None and not first:
+        raise EOFError("the file ends in the middle of its data")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """The content of a file, without compression. Raises UserError if it cannot be read or unpacked."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                yield io.BufferedReader(_Unpacked(_unpack(file, lambda: zlib.decompressobj(31))), _READ)
+            elif path.suffix == ".zst":
+                zstd = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+                yield io.BufferedReader(_Unpacked(_unpack(file, zstd.decompressobj)), _READ)
+            else:
+                yield file
+    except (EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path} is damaged, or not what its name says: {error}. Fetch or pack it again (gzip -t, zstd -t test it)"
+        ) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def first_line(file: io.BufferedReader, start: int) -> tuple[int, int]:
+    """Move to the first line that begins at `start` or later; give its offset, and that of the file's first byte.
+
+    Of a compressed file only the start can be asked for: it is not sought in.
+    """
+    origin = len(BOM) if file.peek(len(BOM)).startswith(BOM) else 0
+    file.read(origin)
+    if start <= origin:
+        return origin, origin
+    file.seek(start - 1)
+    return start - 1 + len(file.readline()), origin
+
+
+def line_blocks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of blocks of whole lines: those that begin before `end`.
+
+    A block is longer than BLOCK only by the rest of its last line.
+    """
+    while position < end and (block := file.read(min(BLOCK, end - position))):
+        if not block.endswith(b"\n") and (rest := file.readline()):
+            block += rest
+        yield position, block
+        position += len(block)
+
+
+def line_number(path: Path, offset: int) -> int:
+    """The number, from 1, of the line that holds a byte of the file's content."""
+    line = 1
+    with open_bytes(path) as file:
+        while offset and (block := file.read(min(offset, BLOCK))):
+            line, offset = line + block.count(b"\n"), offset - len(block)
+    return line
+
+
+def lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Start and size of each line of a block without its end, and whether that was CRLF rather than LF."""
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(block))
+    starts = np.concatenate((np.zeros(1, np.int64), ends[:-1] + 1))
+    returns = (ends > starts) & (data[ends - 1] == ord("\r"))
+    returns[-1] &= block.endswith(b"\n")
+    return starts, ends - starts - returns, returns
+
+
+def one_by_one(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each line, its end included."""
+    for line in io.BytesIO(block):
+        yield offset, line
+        offset += len(line)
+
+
+def byte_place(path: Path, position: int, at: int) -> str:
+    """Where byte `at` of what begins at `position` is, for people."""
+    return f"{path}: byte {position + at} (line {line_number(path, position + at)})"

@@ -1,0 +1,184 @@
+"""Which files and which documents are taken: selection, shares, cleaning, and what is said about the rest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from snakmodel.documents import Cleaning, Counts, documents, in_share
+from snakmodel.publish import UserError
+from snakmodel.readers import Reading
+from snakmodel.sources import Part, input_files, plan_shards, skipped_note, source_names
+
+LINES = [f"linje {number}" for number in range(4000)]
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def taken(
+    folder: Path, shares: dict[str, float] | None, shards: int = 1, seed: int = 1, counts: Counts | None = None
+) -> Any:
+    found = [
+        (part.source, text)
+        for parts in plan_shards(folder, shares, shards, 1, seed)
+        for part in parts
+        for array in documents(part, Reading(), Cleaning(), counts or Counts())
+        for text in array.to_pylist()
+    ]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three sources with the same 4000 lines, of different formats."""
+    text = "\n".join(LINES).encode()
+    write(tmp_path / "news/a.txt", text)
+    write(tmp_path / "tales/b.jsonl", "\n".join(json.dumps({"text": line}) for line in LINES).encode())
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": LINES}).save_to_disk(tmp_path / "forum")
+    return tmp_path
+
+
+def test_a_share_is_the_same_however_the_files_are_cut(folder: Path) -> None:
+    """A quarter of one source, half of another: about so many, in order, the same for any number of shards."""
+    shares = {"news": 0.25, "tales": 0.5, "forum": 0.9}
+    counts = Counts()
+    whole = taken(folder, shares, counts=counts)
+    numbers = {name: sum(source == name for source, _ in whole) for name in shares}
+    for name, share in shares.items():
+        assert abs(numbers[name] / len(LINES) - share) < 0.03
+    assert counts.beyond_share + len(whole) == 3 * len(LINES)
+    for shards in (2, 7, 40):
+        assert taken(folder, shares, shards) == whole
+
+
+def test_a_larger_share_holds_the_smaller_one(folder: Path) -> None:
+    """More of a source means the same documents and others; another seed means other ones; 1 means all."""
+    some, more = ([text for _, text in taken(folder, {"news": share})] for share in (0.2, 0.4))
+    assert set(some) < set(more)
+    assert [text for _, text in taken(folder, {"news": 1.0})] == LINES
+    other = [text for _, text in taken(folder, {"news": 0.2}, seed=2)]
+    assert len(set(some) & set(other)) < len(some) // 2
+
+
+def test_shares_of_many_small_files(tmp_path: Path) -> None:
+    """Documents at the same place in different files are chosen apart, and moving the folder changes nothing."""
+    for number in range(2000):
+        write(tmp_path / f"one/s/{number}.txt", b"x%d" % number)
+    chosen = taken(tmp_path / "one", {"s": 0.3})
+    assert 500 < len(chosen) < 700
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert taken(tmp_path / "two", {"s": 0.3}) == chosen
+
+
+def test_shares_are_spread_evenly() -> None:
+    """The choice does not follow the position: each tenth of the file, odd and even rows, give the same share."""
+    chosen = in_share(np.arange(200_000), 0.37, 12345)
+    assert np.abs(chosen.reshape(10, -1).mean(1) - 0.37).max() < 0.015
+    assert np.abs(chosen.reshape(-1, 2).mean(0) - 0.37).max() < 0.01
+    assert in_share(np.arange(1000), 1e-9, 5).sum() == 0
+
+
+def test_names_without_their_endings(tmp_path: Path) -> None:
+    """A file directly in the folder is named with or without its ending, compressed or not; `all` is everything."""
+    for name in ("news.jsonl.gz", "old.txt.zst", "wiki.danish", "sub/x.parquet"):
+        write(tmp_path / "raw" / name, b"x")
+    raw = tmp_path / "raw"
+    names = ["news", "old", "wiki", "sub"]
+    assert source_names(raw) == names
+    assert [one.source for one in input_files(raw, dict.fromkeys(names, 1.0))] == names
+    assert [one.source for one in input_files(raw, {"news.jsonl.gz": 1.0})] == ["news"]
+    everything = input_files(raw, None)
+    assert [one.path.name for one in everything] == ["news.jsonl.gz", "old.txt.zst", "wiki.danish", "x.parquet"]
+    assert input_files(raw, {"all": 1.0}) == everything
+    assert [one.source for one in input_files(raw, {"sub": 0.5, "all": 1.0})] == ["sub"]
+    assert input_files(raw, {"news.jsonl.gz": 0.5})[0].share == 0.5
+    write(raw / "all/y.txt", b"y")
+    assert [one.path.name for one in input_files(raw, {"all": 1.0})] == ["y.txt"]
+
+
+def test_an_estimate_of_the_text(tmp_path: Path) -> None:
+    """Compressed files count three times, and every file by its share: what the disk forecast works with."""
+    for name in ("a.txt", "b.txt.gz", "c.parquet"):
+        write(tmp_path / name, b"x" * 100)
+    assert [one.text_bytes() for one in input_files(tmp_path, {"a": 0.5, "b": 1.0, "c": 0.5})] == [50, 300, 150]
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    """Files of unknown kinds among the selected are named; hidden ones, README, LICENSE and dataset records are not."""
+    for name in ("a/x.txt", "a/notes.md", "a/.hidden", "a/README.md", "a/LICENSE", "b/y.txt", "b/z.pdf"):
+        write(tmp_path / name, b"x")
+    assert skipped_note(tmp_path, {"a": 1.0}) == [
+        f"{tmp_path}: not read, as no kind of text that is known: 1 file(s): a/notes.md"
+    ]
+    assert "2 file(s): a/notes.md, b/z.pdf" in skipped_note(tmp_path, None)[0]
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "c")
+    assert skipped_note(tmp_path, {"c": 1.0}) == []
+
+
+def test_a_dataset_is_what_its_record_lists(tmp_path: Path) -> None:
+    """Results of map and filter that `datasets` keeps in the same folder are not taken for data, and are named."""
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "d")
+    data = tmp_path / "d/data-00000-of-00001.arrow"
+    write(tmp_path / "d/cache-1234.arrow", data.read_bytes())
+    write(tmp_path / "d/data-00001-of-00002.arrow", data.read_bytes())
+    assert taken(tmp_path, None) == [("d", "a")]
+    assert "2 file(s): d/cache-1234.arrow, d/data-00001-of-00002.arrow" in skipped_note(tmp_path, None)[0]
+    write(tmp_path / "d/state.json", b"{")
+    with pytest.raises(UserError, match=r"d/state\.json does not list the data files"):
+        plan_shards(tmp_path, None, 1, 1)
+
+
+def test_compressed_files_stay_whole_in_the_plan(tmp_path: Path) -> None:
+    """A .gz goes to the shard in which it begins; shards that would be empty are not made."""
+    write(tmp_path / "a.txt.gz", b"x" * 100)
+    write(tmp_path / "b.txt", b"y" * 50)
+    plan = plan_shards(tmp_path, None, 10, 1)
+    borders = [[(part.start, part.end) for part in parts] for parts in plan]
+    assert borders == [[(0, 100)], [(0, 5)], [(5, 20)], [(20, 35)], [(35, 50)]]
+
+
+def test_cleaning_is_counted(tmp_path: Path) -> None:
+    """Trimming, composing and the least length each change what they say, in that order, and are counted."""
+    path = write(tmp_path / "a.txt", " æ\u3000\nra\u030ad\n\u00a0ab \nabc\n\u1680\n".encode())
+    part = Part(str(path), "s", 0, path.stat().st_size)
+
+    def cleaned(cleaning: Cleaning) -> tuple[list[str], Counts]:
+        counts = Counts()
+        arrays = documents(part, Reading(), cleaning, counts)
+        return [text for array in arrays for text in array.to_pylist()], counts
+
+    plain, counts = cleaned(Cleaning())
+    assert plain == [" æ\u3000", "ra\u030ad", "\u00a0ab ", "abc"]
+    assert counts == Counts(empty=1)
+    every, counts = cleaned(Cleaning(trim=True, nfc=True, min_characters=3))
+    assert every == ["råd", "abc"]
+    assert counts == replace(Counts(empty=1), trimmed=2, composed=1, short=2)
+    assert str(counts) == "0 documents, 0 bytes, 1 empty ones left out, 2 trimmed, 1 composed, 2 short"
+    assert cleaned(Cleaning(min_characters=99))[0] == []
+    assert cleaned(Cleaning(min_characters=3))[0] == plain
+
+
+def test_every_kind_of_white_space_is_trimmed(tmp_path: Path) -> None:
+    """Trimming takes what str.strip takes, no more and no less."""
+    words = [f"{chr(point)}x{chr(point)}" for point in range(1, 0x3100) if chr(point) not in "\n\r"]
+    path = tmp_path / "a.arrow"
+    table = pa.table({"text": words})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    part = Part(str(path), "s", 0, path.stat().st_size)
+    arrays = documents(part, Reading(), Cleaning(trim=True), Counts())
+    assert [text for array in arrays for text in array.to_pylist()] == [word.strip() for word in words]
