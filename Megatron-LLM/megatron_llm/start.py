@@ -147,7 +147,7 @@ def load_model(
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
     """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
-    decay = (args.lr_decay_iters or args.train_iters) * global_batch
+    decay = args.lr_decay_iters * global_batch if args.lr_decay_iters else args.samples(global_batch)[0]
     warmup = args.lr_warmup_iters * global_batch if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
     flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style)
     if not saved:

@@ -253,7 +253,8 @@ def _trainer(
     """Data, model and optimizer, standing where the run was found."""
     global_batch, micro_batches = batch_layout(args, world.size)
     schedule = start.schedule(args, global_batch, found.saved)
-    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch))
+    indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
+    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
     _set_random_state(args.seed, found.saved)
     model, optimizer = _model_and_optimizer(args, world, found, weights)
     progress = found.progress
