@@ -45,6 +45,8 @@ class Arguments:
     save_interval: Annotated[int | None, "iterations between checkpoints; default: only at the end or when stopped"] = (
         None
     )
+    keep_last: Annotated[int | None, "of the checkpoints in --save keep so many, the newest; default: all"] = None
+    keep_every: Annotated[int | None, "beside --keep_last: keep those of iterations divisible by this for ever"] = None
     finetune: Annotated[bool, "take only the weights of --load and begin at iteration 0"] = False
     use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
@@ -100,7 +102,13 @@ class Arguments:
     global_batch_size: Annotated[int | None, "samples of an update; default: micro_batch_size * ranks"] = None
     train_iters: Annotated[int, "updates of the whole run, over all its restarts"]
     train_samples: Annotated[int | None, "the same in samples; needs --global_batch_size"] = None
+    skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
+        None
+    )
     exit_interval: Annotated[int | None, "save and exit 75 after an iteration divisible by this"] = None
+    exit_duration_in_mins: Annotated[float | None, "save and exit 75 after the iteration that ends later than this"] = (
+        None
+    )
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
@@ -196,7 +204,7 @@ def _options(hint: Any, default: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return options | {"choices": get_args(kind)}
     if get_origin(kind) is list:
-        return options | {"nargs": "+"}
+        return options | {"nargs": "+", "type": get_args(kind)[0]}
     return options | {"type": kind}
 
 
@@ -221,12 +229,26 @@ def _check_supported(args: Arguments) -> None:
 
 def _check_numbers(args: Arguments) -> None:
     at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
-    for name in (*at_least_one, "exit_interval", "log_interval", "eval_interval", "lr_decay_iters"):
+    for name in (
+        *at_least_one,
+        "exit_interval",
+        "keep_last",
+        "keep_every",
+        "log_interval",
+        "eval_interval",
+        "lr_decay_iters",
+    ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
         if (value := getattr(args, name)) < 0:
             raise UserError(f"--{name} {value}: must not be negative")
+    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
+        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
+    if args.keep_every and not args.keep_last:
+        raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
+    if args.skip_iters and min(args.skip_iters) < 1:
+        raise UserError(f"--skip_iters {min(args.skip_iters)}: iterations are numbered from 1")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
     if args.lr_warmup_fraction is not None and (args.lr_warmup_iters or not 0 <= args.lr_warmup_fraction < 1):

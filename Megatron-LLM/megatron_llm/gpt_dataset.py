@@ -105,7 +105,7 @@ class Plan:
         return sum(order.samples for order in self.orders)
 
     def bytes(self) -> int:
-        """Size of the arrays; building them takes no more memory than this and the mapped sizes of the documents."""
+        """Size of the arrays. Building them takes little more: 4 bytes a document where there are several epochs."""
         return sum(order.bytes() for order in self.orders) + (10 * self.samples() if self.weights else 0)
 
     def build(self) -> dict[str, NDArray[Any]]:

@@ -28,6 +28,8 @@ class Progress:
     consumed_valid_samples: int = 0
     optimizer_steps: int = 0
     """Updates that Adam's moments have seen: fewer than iterations when only weights were taken over."""
+    skipped_train_samples: int = 0
+    """Consumed in iterations that made no update: the learning rate does not count them."""
     evaluation_due: bool = False
     """The evaluation after this iteration has not been made, or was interrupted."""
     losses_since_log: list[float] = field(default_factory=list)

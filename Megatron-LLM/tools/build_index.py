@@ -51,9 +51,9 @@ def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> li
 
 
 def forecast(plans: list[Plan]) -> int:
-    """Bytes of memory: the arrays of the largest split, the mapped document tables, and Python with its libraries."""
-    tables = {dataset.prefix: 12 * len(dataset) for one in plans for dataset in one.datasets}
-    return max(one.bytes() for one in plans) + sum(tables.values()) + 300_000_000
+    """Bytes of memory: the arrays of the largest split, the mapped .idx files, and Python with its libraries."""
+    tables = {dataset.prefix: 20 * len(dataset) for one in plans for dataset in one.datasets}
+    return max(one.bytes() for one in plans) + sum(tables.values()) + 150_000_000
 
 
 def build(one: Plan, folder: Path) -> None:
