@@ -140,7 +140,7 @@ def test_log_lines_count_skipped_iterations(tmp_path: Path, tiny_data: Path) -> 
 
 
 def test_a_time_limit_of_its_own_and_retention(tmp_path: Path, tiny_data: Path) -> None:
-    """--exit_duration_in_mins lets an iteration pass, saves and exits 75; --keep_last leaves the newest and every tenth."""
+    """--exit_duration_in_mins lets an iteration pass, then exits 75; --keep_last leaves the newest and every tenth."""
     save = tmp_path / "save"
     argv = flags(tiny_data, save, "--save_interval", 5, "--keep_last", 1, "--keep_every", 10, "--eval_iters", 0)
     codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_duration_in_mins", "0.00001"])
