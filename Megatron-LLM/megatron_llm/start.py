@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from megatron_llm import any_weights, checkpoint, megatron_weights
+from megatron_llm import any_weights, checkpoint, gpt_dataset, megatron_weights
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
@@ -113,6 +113,10 @@ def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
 
 def _check_continues(start: Start, args: Arguments, identity: DataIdentity, global_batch: int) -> None:
     """What decides the order of samples may not change within a run."""
+    given = start.saved["arguments"]
+    earlier = replace(args, train_iters=given["train_iters"], train_samples=given["train_samples"])
+    if (wanted := args.samples(global_batch)[0]) != (before := earlier.samples(global_batch)[0]):
+        _check_order(start, args, before, wanted)
     now = {
         "global_batch_size": global_batch,
         "seq_length": args.seq_length,
@@ -126,6 +130,20 @@ def _check_continues(start: Start, args: Arguments, identity: DataIdentity, glob
                 f"{start.folder} was trained with {name} {before}, now it is {value}: samples would be repeated or "
                 "lost; keep it, or begin a new run from it with --finetune and another --save folder"
             )
+
+
+def _check_order(start: Start, args: Arguments, before: int, wanted: int) -> None:
+    """Another length of the run is fine as long as its samples come in the same order."""
+    plans = [
+        gpt_dataset.plan(args.data(), args.seed, args.seq_length, (samples, 0, 0))[0] for samples in (before, wanted)
+    ]
+    orders = [plan.orders for plan in plans if plan]
+    if orders[0] != orders[1]:
+        raise UserError(
+            f"{start.folder} is of a run of {before} samples, now it is to have {wanted}: the passes over the data "
+            "would be shuffled in another way, and samples repeated or lost; keep --train_iters, or begin a new run from it "
+            "with --finetune and another --save folder"
+        )
 
 
 def weights_in_order(

@@ -283,10 +283,24 @@ def test_what_decides_the_sample_order_may_not_change(
     codes, text = engine_ranks.run(tmp_path, flags(tiny_data, straight[0], "--seed", 5), size=1)
     assert codes == [2]
     assert "trained with seed 1234, now it is 5" in text
+    longer = flags(tiny_data, straight[0], "--train_iters", 60, "--override_opt_param_scheduler")
+    codes, text = engine_ranks.run(tmp_path, longer, size=1)
+    assert codes == [2]
+    assert "is of a run of 320 samples, now it is to have 480: the passes over the data" in text
     new = flags(tiny_data, tmp_path / "save", "--seed", 5, "--load", straight[0], "--finetune", "--exit_interval", 1)
     codes, text = engine_ranks.run(tmp_path, new, size=1)
     assert codes == [75], text
     assert metrics(tmp_path / "save")[0]["iteration"] == 1
+
+
+def test_a_run_may_become_longer(tmp_path: Path, tiny_data: Path) -> None:
+    """As long as the samples keep their order, more iterations go on from where the shorter run ended."""
+    save = tmp_path / "save"
+    argv = flags(tiny_data, save, "--override_opt_param_scheduler", "--eval_iters", 0)
+    assert engine_ranks.run(tmp_path, [*argv, "--train_iters", 10], size=1)[0] == [0]
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--train_iters", 12], size=1)
+    assert codes == [0], text
+    assert [record["consumed_samples"] for record in metrics(save)] == [8 * n for n in range(1, 13)]
 
 
 def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path, tiny_data: Path) -> None:
