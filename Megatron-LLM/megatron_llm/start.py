@@ -141,8 +141,8 @@ def _check_order(start: Start, args: Arguments, before: int, wanted: int) -> Non
     if orders[0] != orders[1]:
         raise UserError(
             f"{start.folder} is of a run of {before} samples, now it is to have {wanted}: the passes over the data "
-            "would be shuffled in another way, and samples repeated or lost; keep --train_iters, or begin a new run from it "
-            "with --finetune and another --save folder"
+            "would be shuffled in another way, and samples repeated or lost; keep the run as long as it was, or begin "
+            "a new one from it with --finetune and another --save folder"
         )
 
 
