@@ -93,7 +93,7 @@ def measure(documents: int, epochs: float) -> dict[str, Any]:
 def at_published(measured: list[dict[str, Any]], part: str, name: str) -> float:
     """A number on the line through the two measurements."""
     (n, low), (m, high) = ((one["documents"], one[part][name]) for one in measured)
-    return round(low + (high - low) / (m - n) * (PUBLISHED - n), 1)
+    return round(float(low + (high - low) / (m - n) * (PUBLISHED - n)), 1)
 
 
 def main() -> None:
