@@ -148,7 +148,7 @@ class Trainer:
     def skip(self) -> None:
         """Pass over the samples of an iteration without an update."""
         began, first = time.perf_counter(), self.progress.consumed_train_samples
-        for _ in range(self.micro_batches):
+        for _ in range(batch_layout(self.args, self.world.size)[1]):
             next(self.train_batches)
         self.world.say(
             f"iteration {self.progress.iteration + 1} is skipped (--skip_iters): "
