@@ -1,12 +1,12 @@
 """python jobs/tokenization.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-Deduplicated shards to one token file: a part of jobs/submit_all.py.
+Deduplicated shards to one token file and the order of its samples: a part of jobs/submit_all.py.
 """
 
 from snakmodel.launch import launch
 from snakmodel.publish import run_main
 
-STAGES = ["tokenize", "merge-tokens"]
+STAGES = ["tokenize", "merge-tokens", "index"]
 
 if __name__ == "__main__":
     run_main(lambda: launch(__doc__, STAGES))

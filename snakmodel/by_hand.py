@@ -38,7 +38,7 @@ from snakmodel.slurm import active_packs, read_submissions
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],
     "1.container": [],
-    "2.tokenize": ["tokenize", "merge-tokens"],
+    "2.tokenize": ["tokenize", "merge-tokens", "index"],
     "3.convert": ["convert"],
     "4.verify": ["verify"],
     "5.shard": ["shard"],

@@ -1,7 +1,7 @@
 """The chain of a run: every stage, its commands and what each reads and writes, declared in order.
 
 prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
-                                                         \\-> dedup-report      \\-> tokenize -> merge-tokens --\\
+                                                         \\-> dedup-report      \\-> tokenize -> merge-tokens -> index --\\
 convert -> verify -> shard ------------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
 """
@@ -29,6 +29,7 @@ STAGES = [
     "join-text",
     "tokenize",
     "merge-tokens",
+    "index",
     "convert",
     "verify",
     "shard",

@@ -13,6 +13,7 @@ from snakmodel.sources import Part
 from snakmodel.stage import Input, Stage, Task, fingerprint
 
 CORPUS = "tokens/corpus_text_document"
+INDEX = "index"
 TRACKER = "latest_checkpointed_iteration.txt"
 CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 

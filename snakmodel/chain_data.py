@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from snakmodel.chain_context import CORPUS, Context, flags, shard_name, shard_task, token_files
+from snakmodel.chain_context import CORPUS, INDEX, Context, flags, shard_name, shard_task, token_files
 from snakmodel.stage import Input, Stage, Task, fingerprint
 
 _DEDUP = ("python", "-m", "snakmodel.dedup")
 _EXPORT_TEXT = ("python", "-m", "snakmodel.export_text")
 _PREPROCESS = ("python", "Megatron-LLM/tools/preprocess_data.py")
 _MERGE_DATASETS = ("python", "Megatron-LLM/tools/merge_datasets.py")
+_BUILD_INDEX = ("python", "Megatron-LLM/tools/build_index.py")
 
 
 def data_stages(c: Context) -> list[Stage]:
-    """Raw text to deduplicated shards, the joined text files and the tokens, in order."""
+    """Raw text to deduplicated shards, the joined text files, the tokens and the order of samples, in order."""
     return [
         prepare(c),
         dedup_signatures(c),
@@ -27,6 +28,7 @@ def data_stages(c: Context) -> list[Stage]:
         join_text(c),
         tokenize(c),
         merge_tokens(c),
+        index(c),
     ]
 
 
@@ -176,3 +178,20 @@ def merge_tokens(c: Context) -> Stage:
     paths = flags(input=c.path("tokens/shards"), output_prefix=c.path(CORPUS))
     task = Task((*_MERGE_DATASETS, *paths), token_files(CORPUS), (Input("tokenize"),), f"{CORPUS}.json")
     return c.stage("merge-tokens", [task], {"tokenize": "all"})
+
+
+def index(c: Context) -> Stage:
+    """The order of the training run's samples, built once for all ranks."""
+    t = c.recipe.training
+    settings = flags(
+        split=t.split,
+        seed=t.seed,
+        seq_length=t.seq_length,
+        train_iters=t.train_iters,
+        global_batch_size=t.global_batch_size,
+        eval_interval=t.eval_interval,
+        eval_iters=t.eval_iters,
+    )
+    paths = flags(data_path=c.path(CORPUS), index_path=c.path(INDEX))
+    task = Task((*_BUILD_INDEX, *paths, *settings), (INDEX,), (Input("merge-tokens"),))
+    return c.stage("index", [task], {"merge-tokens": "all"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakmodel.chain_context import CHECKPOINT_UTIL, CORPUS, TRACKER, Context, flags, shard_name
+from snakmodel.chain_context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags, shard_name
 from snakmodel.stage import Input, Stage, Task, fingerprint
 
 _HF_TO_MEGATRON = "Megatron-LLM/weights_conversion/hf_to_megatron.py"
@@ -48,13 +48,13 @@ def train_stage(c: Context) -> Stage:
     task = Task(
         ("python", _FINETUNE, *_training_flags(c)),
         (*outputs, "checkpoints/metrics.jsonl"),
-        (Input("merge-tokens"), Input("shard")),
+        (Input("merge-tokens"), Input("index"), Input("shard")),
         outside=c.vocabulary,
     )
     return c.stage(
         "train",
         [task],
-        {"merge-tokens": "all", "shard": "all"},
+        {"merge-tokens": "all", "index": "all", "shard": "all"},
         resumable=True,
         progress=f"checkpoints/{TRACKER}",
         environment={"OMP_NUM_THREADS": str(c.recipe.training.threads)},
@@ -147,7 +147,7 @@ def _training_flags(c: Context) -> tuple[str, ...]:
         *flags(**named),
         *flags(tensor_model_parallel_size=t.tensor_parallel, pipeline_model_parallel_size=t.pipeline_parallel),
         *flags(load=c.path("sharded"), save=c.path("checkpoints"), tensorboard_dir=c.path("checkpoints/tensorboard")),
-        *flags(data_path=c.path(CORPUS), model_name=c.recipe.model.family),
+        *flags(data_path=c.path(CORPUS), index_path=c.path(INDEX), model_name=c.recipe.model.family),
         *c.tokenizer_flags(),
         *("--use_checkpoint_args", "--use_flash_attn", "--hidden_dropout", "0.0", "--attention_dropout", "0.0"),
         *("--use_rms_norm", "--glu_activation", "swiglu", "--no_tie_embed_logits", "--no_new_tokens"),

@@ -8,6 +8,7 @@ iterations:
     dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
     text        4 B                jsonl and txt, a shard and joined
     tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
+    index       p (4 D + 7 B / L)  order of the training samples: p passes at 5 bytes a token, L tokens a sample
     weights     2 P W              converted, then sharded
     checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments; n = saves in the whole run, one half-written
     exports     3 E P W            merged, Hugging Face, and pushed to a folder (2 E P W when pushed to the Hub)
@@ -53,6 +54,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
     text = sum(files.values())
     documents = _documents(recipe, files, text)
     width = _WIDTHS[training.dtype]
+    passes = 1 + 5 * training.train_iters * training.global_batch_size * training.seq_length // max(1, text)
     saves = -(-training.train_iters // training.save_interval)
     exported = len(recipe.exported_iterations) * parameters * _WIDTHS[recipe.export.dtype or training.dtype]
     parts = {
@@ -60,6 +62,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
         "dedup": text * 11 // 10 + 24 * documents * bands,
         "text": 4 * text,
         "tokens": 2 * text * (2 if vocabulary < _SMALL_VOCABULARY else 4) // 3,
+        "index": passes * (4 * documents + 7 * text // training.seq_length),
         "weights": 2 * parameters * width,
         "checkpoints": 12 * parameters * (saves + 1),
         "exports": exported * (2 if recipe.push.repository else 3),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from megatron_llm.files import UserError
+from megatron_llm.gpt_dataset import DataPaths
 from megatron_llm.model_config import ModelConfig
 
 NO_EFFECT = {
@@ -44,6 +45,8 @@ class Arguments:
     save_interval: Annotated[int | None, "iterations between checkpoints; default: only at the end or when stopped"] = (
         None
     )
+    keep_last: Annotated[int | None, "of the checkpoints in --save keep so many, the newest; default: all"] = None
+    keep_every: Annotated[int | None, "beside --keep_last: keep those of iterations divisible by this for ever"] = None
     finetune: Annotated[bool, "take only the weights of --load and begin at iteration 0"] = False
     use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
@@ -79,7 +82,15 @@ class Arguments:
     fp16: Annotated[bool, "not supported"] = False
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
     # data
-    data_path: Annotated[list[str], "one prefix of .bin and .idx, or: weight prefix weight prefix …"]
+    data_path: Annotated[list[str] | None, "one prefix of .bin and .idx, or: weight prefix weight prefix …"] = None
+    train_data_path: Annotated[list[str] | None, "training data of its own, in the form of --data_path"] = None
+    valid_data_path: Annotated[list[str] | None, "validation data, beside --train_data_path"] = None
+    test_data_path: Annotated[list[str] | None, "test data, beside --train_data_path"] = None
+    index_path: Annotated[
+        Path | None,
+        "folder of the sample indices that tools/build_index.py wrote; default: PREFIX.index if it is there, "
+        "else every rank builds them in memory",
+    ] = None
     split: Annotated[str, "proportions of documents for training, validation and test"] = "969,30,1"
     tokenizer_type: Annotated[Literal["SentencePieceTokenizer"], "kind of tokenizer"] = "SentencePieceTokenizer"
     vocab_file: Annotated[Path | None, "tokenizer.model; checked against the data and the model"] = None
@@ -90,7 +101,14 @@ class Arguments:
     micro_batch_size: Annotated[int, "samples a rank computes at once"]
     global_batch_size: Annotated[int | None, "samples of an update; default: micro_batch_size * ranks"] = None
     train_iters: Annotated[int, "updates of the whole run, over all its restarts"]
+    train_samples: Annotated[int | None, "the same in samples; needs --global_batch_size"] = None
+    skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
+        None
+    )
     exit_interval: Annotated[int | None, "save and exit 75 after an iteration divisible by this"] = None
+    exit_duration_in_mins: Annotated[float | None, "save and exit 75 after the iteration that ends later than this"] = (
+        None
+    )
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
@@ -113,6 +131,18 @@ class Arguments:
     no_effect: tuple[str, ...] = ()
     """The given ones among NO_EFFECT; not a flag."""
 
+    def data(self) -> DataPaths:
+        """Where the documents of train, valid and test come from. Raises UserError."""
+        return DataPaths.of(
+            self.data_path, (self.train_data_path, self.valid_data_path, self.test_data_path), self.split
+        )
+
+    def samples(self, global_batch: int) -> tuple[int, int, int]:
+        """Train, valid and test samples that the whole run needs: upstream evaluates once more than intervals fit."""
+        evaluations = self.train_iters // self.eval_interval + 1
+        train = self.train_samples or self.train_iters * global_batch
+        return train, evaluations * self.eval_iters * global_batch, self.eval_iters * global_batch
+
     def as_json(self) -> dict[str, Any]:
         """The flags as JSON values, for state.json."""
         values = dataclasses.asdict(self)
@@ -124,21 +154,39 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; run with --help for the list")
 
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """Parse and check what can be checked without files or ranks. Raises UserError."""
-    parser = _Parser("finetune.py", description="Train a Llama on tokenised text.", allow_abbrev=False)
+def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) -> Arguments:
+    """Parse and check what can be checked without files or ranks. Raises UserError.
+
+    Another program that takes these flags says which it can do without, and its `prog` and `description`.
+    """
+    texts = {"prog": "finetune.py", "description": "Train a Llama on tokenised text.", **about}
+    parser = _Parser(**texts, allow_abbrev=False)  # type: ignore[arg-type]  # no other keyword is in `about`
     hints = get_type_hints(Arguments, include_extras=True)
     for entry in dataclasses.fields(Arguments):
         if entry.name != "no_effect":
-            parser.add_argument(f"--{entry.name}", **_options(hints[entry.name], entry.default))
+            default = None if entry.name in (*optional, "train_iters") else entry.default
+            parser.add_argument(f"--{entry.name}", **_options(hints[entry.name], default))
     for name, reason in NO_EFFECT.items():
         parser.add_argument(f"--{name}", action="store_true", help=f"no effect: {reason}")
     values = vars(parser.parse_args(argv))
     no_effect = tuple(name for name in NO_EFFECT if values.pop(name))
+    values["train_iters"] = _iterations(values)
     args = Arguments(**values, no_effect=no_effect)
     _check_supported(args)
     _check_numbers(args)
     return args
+
+
+def _iterations(values: dict[str, Any]) -> int:
+    """--train_iters, or --train_samples in whole global batches, as upstream counts them."""
+    iterations, samples, batch = (values[name] for name in ("train_iters", "train_samples", "global_batch_size"))
+    if (iterations is None) == (samples is None):
+        raise UserError("give either --train_iters or --train_samples")
+    if samples is None:
+        return int(iterations)
+    if batch is None or not 0 < batch <= samples:
+        raise UserError(f"--train_samples {samples} needs --global_batch_size, and at least so many samples")
+    return int(samples // batch)
 
 
 def _options(hint: Any, default: Any) -> dict[str, Any]:
@@ -156,7 +204,7 @@ def _options(hint: Any, default: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return options | {"choices": get_args(kind)}
     if get_origin(kind) is list:
-        return options | {"nargs": "+"}
+        return options | {"nargs": "+", "type": get_args(kind)[0]}
     return options | {"type": kind}
 
 
@@ -176,16 +224,33 @@ def _check_supported(args: Arguments) -> None:
         raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
     if args.use_checkpoint_args and args.load is None:
         raise UserError("--use_checkpoint_args needs a checkpoint; give --load")
+    args.data()
 
 
 def _check_numbers(args: Arguments) -> None:
     at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
-    for name in (*at_least_one, "exit_interval", "log_interval", "eval_interval", "lr_decay_iters"):
+    for name in (
+        *at_least_one,
+        "exit_interval",
+        "keep_last",
+        "keep_every",
+        "log_interval",
+        "eval_interval",
+        "lr_decay_iters",
+    ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
         if (value := getattr(args, name)) < 0:
             raise UserError(f"--{name} {value}: must not be negative")
+    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
+        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
+    if args.keep_every and not args.keep_last:
+        raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
+    if args.skip_iters and min(args.skip_iters) < 1:
+        raise UserError(f"--skip_iters {min(args.skip_iters)}: iterations are numbered from 1")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
     if args.lr_warmup_fraction is not None and (args.lr_warmup_iters or not 0 <= args.lr_warmup_fraction < 1):
         raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from megatron_llm import gpt_dataset, tokenizer
 from megatron_llm.arguments import Arguments
 from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.gpt_dataset import Samples
+from megatron_llm.gpt_dataset import Plan, Samples
 from megatron_llm.indexed_dataset import Manifest
 from megatron_llm.signals import shield_worker
 
@@ -35,9 +36,9 @@ class DataIdentity:
 
 def identify(args: Arguments) -> DataIdentity:
     """Read the manifests and the tokenizer, and check that they belong together. Raises UserError, InputsMissing."""
-    fingerprint = gpt_dataset.data_fingerprint(args.data_path)
+    fingerprint = args.data().fingerprint()
     known: dict[str, tuple[str, int]] = {}
-    for prefix in gpt_dataset.parse_data_path(args.data_path)[1]:
+    for prefix in args.data().prefixes():
         try:
             manifest = Manifest.read(prefix)
         except InputsMissing:
@@ -63,8 +64,8 @@ def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_pos
     """The data's vocabulary and --seq_length must fit the model. Raises UserError."""
     if identity.vocab_size is not None and identity.vocab_size > vocab_size:
         raise UserError(
-            f"the data {' '.join(args.data_path)} has {identity.vocab_size} kinds of tokens and the model's embedding "
-            f"only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens"
+            f"the data {', '.join(map(str, args.data().prefixes()))} has {identity.vocab_size} kinds of tokens and the "
+            f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens"
         )
     if args.seq_length > max_position_embeddings:
         raise UserError(
@@ -73,13 +74,44 @@ def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_pos
         )
 
 
-def datasets(args: Arguments, global_batch: int) -> tuple[Samples, Samples | None]:
+def find_indices(args: Arguments, global_batch: int) -> list[Path | None]:
+    """The indices of the training and the validation samples that tools/build_index.py wrote, verified (rank 0).
+
+    Without --index_path None stands for one that is not there. Raises UserError, InputsMissing.
+    """
+    folder = args.index_path or args.data().index_folder()
+    needed, plans = args.index_path is not None, _plans(args, global_batch)
+    return [_find_index(plan, folder, needed=needed) if plan else None for plan in plans]
+
+
+def _find_index(plan: Plan, folder: Path, *, needed: bool) -> Path | None:
+    manifest = gpt_dataset.find_index(plan, folder)
+    if manifest is None and needed:
+        raise InputsMissing(
+            f"--index_path {folder} has no index of {plan.samples()} samples for {plan.split} with these data flags; "
+            "build it by tools/build_index.py with the flags of this run, or leave --index_path out"
+        )
+    if manifest is None:
+        print(
+            f"no index of the {plan.split} samples in {folder}: every rank builds it in {plan.bytes() / 1e9:.2f} GB of "
+            "memory; tools/build_index.py builds it once",
+            flush=True,
+        )
+    return manifest
+
+
+def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> tuple[Samples, Samples | None]:
     """The training and the validation samples (None with --eval_iters 0), as many as the whole run needs."""
-    evaluations = args.train_iters // args.eval_interval + 1
-    wanted = (args.train_iters * global_batch, evaluations * args.eval_iters * global_batch, 0)
-    train, valid, _ = gpt_dataset.build(args.data_path, args.split, args.seed, args.seq_length, wanted)
+    plans = zip(_plans(args, global_batch), indices, strict=True)
+    train, valid = (gpt_dataset.open_split(plan, manifest) if plan else None for plan, manifest in plans)
     assert train is not None
     return train, valid
+
+
+def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
+    """What is read for training and validation; nothing is evaluated on the test split."""
+    train, valid, _ = args.samples(global_batch)
+    return gpt_dataset.plan(args.data(), args.seed, args.seq_length, (train, valid, 0))[:2]
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,27 @@
 """Training samples in Megatron's exact order: prefixes -> split -> documents shuffled -> samples shuffled -> tokens.
 
-`build` gives three map-style datasets (train, valid, test). Sample k depends only on the data, the split, the seed, the
+`plan` works out what the train, valid and test splits read; `open_split` makes one of them a map-style dataset, from an
+index on disk (tools/build_index.py) or one built in memory. Sample k depends only on the data, the split, the seed, the
 sequence length and the number of samples asked for: not on the number of ranks, and not on what was consumed before.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megatron_llm import index_files, sample_index
 from megatron_llm.files import UserError
-from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.indexed_dataset import IndexedDataset, beside
+from megatron_llm.sample_index import Order, Routes, SampleIndex
 
 SPLITS = ("train", "valid", "test")
 
@@ -31,29 +34,141 @@ class Samples(Protocol):
     def __getitem__(self, k: int) -> NDArray[np.int64]: ...
 
 
-Datasets = tuple[Samples | None, Samples | None, Samples | None]
-"""Train, valid, test; None for a split of which no samples were asked."""
+@dataclass(frozen=True)
+class DataPaths:
+    """Where the documents of train, valid and test come from: one prefix or `weight prefix weight prefix …` each."""
+
+    train: Sequence[str]
+    valid: Sequence[str]
+    test: Sequence[str]
+    split: str | None
+    """Proportions of documents, `969,30,1`, when all three are the same data; None: each takes all its documents."""
+
+    @classmethod
+    def of(
+        cls,
+        data_path: Sequence[str] | None,
+        separate: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
+        split: str,
+    ) -> DataPaths:
+        """From --data_path or --train_data_path, --valid_data_path and --test_data_path. Raises UserError."""
+        train, valid, test = separate
+        if bool(data_path) == bool(train) or (data_path and (valid or test)):
+            raise UserError(
+                "give either --data_path, which --split divides, or --train_data_path and, as needed, "
+                "--valid_data_path and --test_data_path, which are read whole"
+            )
+        if data_path:
+            return cls(data_path, data_path, data_path, split)
+        return cls(train or (), valid or (), test or (), None)
+
+    def prefixes(self) -> list[Path]:
+        """Every dataset once, in the order of the flags."""
+        named = [prefix for path in (self.train, self.valid, self.test) if path for prefix in parse_data_path(path)[1]]
+        return list(dict.fromkeys(named))
+
+    def index_folder(self) -> Path:
+        """Where their sample indices are when nothing else is said: PREFIX.index, beside the first dataset."""
+        return beside(self.prefixes()[0], ".index")
+
+    def fingerprint(self) -> str:
+        """Names the data without reading the tokens: weights and the .idx headers and sizes, in order."""
+        paths = [self.train] if self.split is not None else [self.train, self.valid, self.test]
+        parts: list[str] = []
+        for number, path in enumerate(paths):
+            parts += [SPLITS[number]] if number else []
+            for weight, prefix in zip(*parse_data_path(path), strict=True) if path else ():
+                parts.append(f"{weight!r} {IndexedDataset(prefix).fingerprint()}")
+        return xxhash.xxh3_128("\n".join(parts).encode()).hexdigest()
 
 
-def build(data_path: Sequence[str], split: str, seed: int, seq_length: int, samples: tuple[int, int, int]) -> Datasets:
-    """Datasets that hold at least `samples` samples for train, valid and test.
+@dataclass(frozen=True)
+class Plan:
+    """What one split reads, and in which order."""
 
-    data_path is one prefix or `weight prefix weight prefix …`; split is proportions of documents, `969,30,1`.
-    Raises UserError for a wrong data_path or split, or a split whose documents do not fill one sample.
+    split: str
+    datasets: Sequence[IndexedDataset]
+    orders: Sequence[Order]
+    weights: Sequence[float] | None
+    """Of a blend; None for a single dataset."""
+
+    def description(self) -> dict[str, Any]:
+        """Everything that the index depends on, as JSON values."""
+        parts = [
+            {"data": dataset.fingerprint(), **asdict(order)}
+            for dataset, order in zip(self.datasets, self.orders, strict=True)
+        ]
+        return {"weights": self.weights and list(self.weights), "datasets": parts}
+
+    def samples(self) -> int:
+        """Length of the dataset."""
+        return sum(order.samples for order in self.orders)
+
+    def bytes(self) -> int:
+        """Size of the arrays. Building them takes little more: 4 bytes a document where there are several epochs."""
+        return sum(order.bytes() for order in self.orders) + (10 * self.samples() if self.weights else 0)
+
+    def build(self) -> dict[str, NDArray[Any]]:
+        """The arrays, by the names that they have on disk."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for number, (dataset, order) in enumerate(zip(self.datasets, self.orders, strict=True)):
+            built = sample_index.build(dataset.sizes, order)
+            arrays |= {f"{number}.{name}": array for name, array in built._asdict().items()}
+        if self.weights:
+            arrays |= sample_index.build_routes(self.weights, self.samples())._asdict()
+        return arrays
+
+
+def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, int]) -> list[Plan | None]:
+    """What train, valid and test read to have at least `samples` samples; None where none are asked for.
+
+    Raises UserError for a wrong data_path or split, or one whose documents do not fill one sample.
     """
-    weights, prefixes = parse_data_path(data_path)
-    parts = [IndexedDataset(prefix) for prefix in prefixes]
-    built = [_build_split(parts, weights, index, split, seed, seq_length, samples[index]) for index in range(3)]
-    return built[0], built[1], built[2]
-
-
-def data_fingerprint(data_path: Sequence[str]) -> str:
-    """Names the data of a run without reading the tokens: weights and the .idx headers and sizes, in order."""
-    weights, prefixes = parse_data_path(data_path)
-    parts = [
-        f"{weight!r} {IndexedDataset(prefix).fingerprint()}" for weight, prefix in zip(weights, prefixes, strict=True)
+    opened = {prefix: IndexedDataset(prefix) for prefix in paths.prefixes()}
+    return [
+        plan_split(paths, opened, number, wanted, seed, seq_length) if wanted else None
+        for number, wanted in enumerate(samples)
     ]
-    return xxhash.xxh3_128("\n".join(parts).encode()).hexdigest()
+
+
+def plan_split(
+    paths: DataPaths, opened: Mapping[Path, IndexedDataset], number: int, samples: int, seed: int, seq_length: int
+) -> Plan:
+    """What train (0), valid (1) or test (2) reads of the opened datasets."""
+    name, path = SPLITS[number], (paths.train, paths.valid, paths.test)[number]
+    if not path:
+        raise UserError(f"{samples} samples of {name} are asked for: give --{name}_data_path, or --eval_iters 0")
+    weights, prefixes = parse_data_path(path)
+    datasets, orders, blend = [opened[prefix] for prefix in prefixes], [], len(path) > 1
+    for dataset, weight in zip(datasets, weights, strict=True):
+        first, last = 0, len(dataset)
+        if paths.split is not None:
+            first, last = split_boundaries(paths.split, last)[number : number + 2]
+        _check_tokens(dataset, first, last, name, paths.split, seq_length)
+        wanted = int(np.ceil(samples * weight * 1.005)) if blend else samples
+        orders.append(Order.of(dataset.sizes, first, last, wanted, seq_length, seed))
+    return Plan(name, datasets, orders, weights if blend else None)
+
+
+def find_index(plan: Plan, folder: Path) -> Path | None:
+    """The manifest of a split's index in a folder, checked; None when there is none. UserError when it is damaged."""
+    manifest = index_files.manifest_path(folder, plan.split, plan.description())
+    if not manifest.exists():
+        return None
+    index_files.verify(manifest)
+    return manifest
+
+
+def open_split(plan: Plan, manifest: Path | None) -> Samples:
+    """The samples of a split, in the order of an index on disk or of one built now."""
+    arrays = index_files.read(manifest) if manifest else plan.build()
+    parts = [
+        GPTDataset(dataset, SampleIndex(*(arrays[f"{number}.{name}"] for name in SampleIndex._fields)))
+        for number, dataset in enumerate(plan.datasets)
+    ]
+    if plan.weights is None:
+        return parts[0]
+    return Blend(parts, Routes(*(arrays[name] for name in Routes._fields)))
 
 
 def parse_data_path(data_path: Sequence[str]) -> tuple[list[float], list[Path]]:
@@ -81,7 +196,7 @@ def split_boundaries(split: str, documents: int) -> list[int]:
         shares = []
     if not 1 <= len(shares) <= 3 or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
         raise UserError(f"--split {split}: give one to three proportions of the documents, such as 969,30,1")
-    total = sum(shares)
+    total = reduce(add, shares)
     boundaries = [0]
     for share in [*shares, 0.0, 0.0][:3]:
         boundaries.append(boundaries[-1] + round(share / total * documents))
@@ -89,25 +204,11 @@ def split_boundaries(split: str, documents: int) -> list[int]:
     return [0, *(max(0, boundary - overshoot) for boundary in boundaries[1:])]
 
 
-def _build_split(
-    parts: list[IndexedDataset], weights: list[float], index: int, split: str, seed: int, seq_length: int, samples: int
-) -> Samples | None:
-    """One of train (0), valid (1), test (2): a GPTDataset, or a Blend of several."""
-    if samples == 0:
-        return None
-    datasets = []
-    for part, weight in zip(parts, weights, strict=True):
-        first, last = split_boundaries(split, len(part))[index : index + 2]
-        _check_tokens(part, first, last, f"--split {split} gives {SPLITS[index]}", seq_length)
-        wanted = samples if len(parts) == 1 else int(np.ceil(samples * weight * 1.005))
-        datasets.append(GPTDataset(part, first, last, wanted, seq_length, seed))
-    return datasets[0] if len(datasets) == 1 else Blend(datasets, weights)
-
-
-def _check_tokens(part: IndexedDataset, first: int, last: int, what: str, seq_length: int) -> None:
+def _check_tokens(part: IndexedDataset, first: int, last: int, name: str, split: str | None, seq_length: int) -> None:
     """One pass over the split's documents must fill at least one sample."""
     tokens = int(part.sizes[first:last].sum(dtype=np.int64))
     if tokens <= seq_length:
+        what = f"--{name}_data_path has" if split is None else f"--split {split} gives {name}"
         raise UserError(
             f"{part.prefix}: {what} {last - first} of {len(part)} documents with {tokens} tokens in all, "
             f"and one sample needs {seq_length + 1}; give it a larger share in --split, use more data "
@@ -116,21 +217,11 @@ def _check_tokens(part: IndexedDataset, first: int, last: int, what: str, seq_le
 
 
 class GPTDataset:
-    """Samples of the documents [first, last) of one dataset, as many epochs as the wanted samples need."""
+    """The samples of one dataset, in the order of its index."""
 
-    def __init__(
-        self, dataset: IndexedDataset, first: int, last: int, samples: int, seq_length: int, seed: int
-    ) -> None:
+    def __init__(self, dataset: IndexedDataset, index: SampleIndex) -> None:
         self.dataset = dataset
-        documents = np.arange(first, last, dtype=np.int32)
-        tokens = int(dataset.sizes[first:last].sum(dtype=np.int64))
-        epochs = max(1, -(-(samples * seq_length + 1) // tokens))
-        together = samples_shuffled_together(tokens, epochs, samples, seq_length)
-        total = (epochs * tokens - 1) // seq_length
-        random = np.random.RandomState(seed)
-        self.doc_idx = build_doc_idx(documents, epochs, random, separate=together < total)
-        self.sample_idx = build_sample_idx(dataset.sizes, self.doc_idx, total, seq_length)
-        self.shuffle_idx = build_shuffle_idx(together, total, random)
+        self.doc_idx, self.sample_idx, self.shuffle_idx = index
 
     def __len__(self) -> int:
         return len(self.shuffle_idx)
@@ -148,75 +239,15 @@ class GPTDataset:
 
 
 class Blend:
-    """Samples of several datasets in proportion to their weights: each next one goes to the dataset most behind.
+    """Samples of several datasets, each from where its route says."""
 
-    Who gets sample s depends on all before it, so the routes are worked out up to the largest sample asked for so far.
-    """
-
-    def __init__(self, datasets: Sequence[Samples], weights: Sequence[float]) -> None:
-        self.datasets, self.weights = datasets, weights
-        self._taken = [0] * len(datasets)
-        self._source = array("H")
-        self._number = array("q")
+    def __init__(self, datasets: Sequence[Samples], routes: Routes) -> None:
+        self.datasets = datasets
+        self.dataset_index, self.dataset_sample_index = routes
 
     def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
+        return len(self.dataset_index)
 
     def __getitem__(self, k: int) -> NDArray[np.int64]:
         """The seq_length + 1 tokens of sample k, int64; IndexError when its dataset has no more samples."""
-        self._route(k)
-        return self.datasets[self._source[k]][self._number[k]]
-
-    def _route(self, k: int) -> None:
-        taken, weights, indices = self._taken, self.weights, range(len(self.datasets))
-        for s in range(len(self._source), k + 1):
-            scale = max(s, 1)
-            source = max(indices, key=lambda i: weights[i] * scale - taken[i])  # the first of equals
-            self._source.append(source)
-            self._number.append(taken[source])
-            taken[source] += 1
-
-
-def samples_shuffled_together(tokens: int, epochs: int, samples: int, seq_length: int) -> int:
-    """How many samples the first shuffle covers: all, unless little of the last epoch is needed, which stays apart."""
-    total = (epochs * tokens - 1) // seq_length
-    if epochs == 1:
-        return total
-    before_last = ((epochs - 1) * tokens - 1) // seq_length
-    apart = samples - before_last < int(0.80 * ((tokens - 1) // seq_length))
-    return before_last if apart else total
-
-
-def build_doc_idx(
-    documents: NDArray[np.int32], epochs: int, random: np.random.RandomState, separate: bool
-) -> NDArray[np.int32]:
-    """Document numbers (epochs * n,) int32 in the order of reading; the last epoch shuffled by itself if separate."""
-    runs = [epochs - 1, 1] if separate else [epochs]
-    shuffled = [np.tile(documents, run) for run in runs]
-    for run in shuffled:
-        random.shuffle(run)
-    return np.concatenate(shuffled)
-
-
-def build_sample_idx(
-    sizes: NDArray[np.int32], doc_idx: NDArray[np.int32], samples: int, seq_length: int
-) -> NDArray[np.int64]:
-    """Where each sample starts, (samples + 1, 2) int64: the position in doc_idx and the offset in that document.
-
-    Sample k starts at token k * seq_length of the documents laid end to end, which is also the last token of k - 1.
-    """
-    lengths = sizes[doc_idx]
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = np.arange(samples + 1, dtype=np.int64) * seq_length
-    positions = np.searchsorted(ends, starts, side="right")
-    return np.stack([positions, starts - ends[positions] + lengths[positions]], axis=1)
-
-
-def build_shuffle_idx(together: int, total: int, random: np.random.RandomState) -> NDArray[np.uint32 | np.int64]:
-    """A permutation (total,) of the samples: [0, together) and [together, total) shuffled apart."""
-    dtype = np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
-    shuffle_idx = np.arange(total, dtype=dtype)
-    random.shuffle(shuffle_idx[:together])
-    if together < total:
-        random.shuffle(shuffle_idx[together:])
-    return shuffle_idx
+        return self.datasets[int(self.dataset_index[k])][int(self.dataset_sample_index[k])]

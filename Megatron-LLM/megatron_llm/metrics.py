@@ -30,15 +30,18 @@ class Interval:
     """After this iteration's step, as upstream prints it: the next update uses it."""
     lm_loss: float
     grad_norm: float
+    """Of the last update."""
+    skipped: int = 0
+    """Iterations of the interval that made no update, by --skip_iters."""
 
     def line(self, train_iters: int, global_batch_size: int) -> str:
-        """The log line that people's scripts parse. A non-finite step stops the run, so none is ever skipped."""
+        """The log line that people's scripts parse. A non-finite step stops the run, so there is no nan iteration."""
         return (
             f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
             f"elapsed time per iteration (ms): {1000 * self.seconds_per_iteration:.1f} | "
             f"rate (tokens/sec): {self.tokens_per_second:.2f} | learning rate: {self.learning_rate:.3E} | "
             f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | loss scale: {1.0:.1f} | "
-            f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {0:3d} | "
+            f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {self.skipped:3d} | "
             f"number of nan iterations: {0:3d} |"
         )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from megatron_llm import any_weights, checkpoint, megatron_weights
+from megatron_llm import any_weights, checkpoint, gpt_dataset, megatron_weights
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
@@ -28,6 +28,8 @@ class Progress:
     consumed_valid_samples: int = 0
     optimizer_steps: int = 0
     """Updates that Adam's moments have seen: fewer than iterations when only weights were taken over."""
+    skipped_train_samples: int = 0
+    """Consumed in iterations that made no update: the learning rate does not count them."""
     evaluation_due: bool = False
     """The evaluation after this iteration has not been made, or was interrupted."""
     losses_since_log: list[float] = field(default_factory=list)
@@ -111,6 +113,10 @@ def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
 
 def _check_continues(start: Start, args: Arguments, identity: DataIdentity, global_batch: int) -> None:
     """What decides the order of samples may not change within a run."""
+    given = start.saved["arguments"]
+    earlier = replace(args, train_iters=given["train_iters"], train_samples=given["train_samples"])
+    if (wanted := args.samples(global_batch)[0]) != (before := earlier.samples(global_batch)[0]):
+        _check_order(start, args, before, wanted)
     now = {
         "global_batch_size": global_batch,
         "seq_length": args.seq_length,
@@ -124,6 +130,20 @@ def _check_continues(start: Start, args: Arguments, identity: DataIdentity, glob
                 f"{start.folder} was trained with {name} {before}, now it is {value}: samples would be repeated or "
                 "lost; keep it, or begin a new run from it with --finetune and another --save folder"
             )
+
+
+def _check_order(start: Start, args: Arguments, before: int, wanted: int) -> None:
+    """Another length of the run is fine as long as its samples come in the same order."""
+    plans = [
+        gpt_dataset.plan(args.data(), args.seed, args.seq_length, (samples, 0, 0))[0] for samples in (before, wanted)
+    ]
+    orders = [plan.orders for plan in plans if plan]
+    if orders[0] != orders[1]:
+        raise UserError(
+            f"{start.folder} is of a run of {before} samples, now it is to have {wanted}: the passes over the data "
+            "would be shuffled in another way, and samples repeated or lost; keep the run as long as it was, or begin "
+            "a new one from it with --finetune and another --save folder"
+        )
 
 
 def weights_in_order(
@@ -147,7 +167,7 @@ def load_model(
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
     """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
-    decay = (args.lr_decay_iters or args.train_iters) * global_batch
+    decay = args.lr_decay_iters * global_batch if args.lr_decay_iters else args.samples(global_batch)[0]
     warmup = args.lr_warmup_iters * global_batch if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
     flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style)
     if not saved:

@@ -10,14 +10,14 @@ import base64
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_llm import batches, checkpoint, parallel, start
+from megatron_llm import batches, checkpoint, parallel, retention, start
 from megatron_llm.arguments import NO_EFFECT, Arguments, batch_layout
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
@@ -69,6 +69,9 @@ class Trainer:
     seconds: float = 0.0
     """Spent in steps since the last log line."""
     steps_timed: int = 0
+    norm: float = 0.0
+    """Gradient norm of the last update."""
+    began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
         """Train to the last iteration or until asked to stop; gives the exit code."""
@@ -82,12 +85,14 @@ class Trainer:
                 return self.leave(request)
             if self.progress.evaluation_due:
                 self.evaluate()
+            elif self.progress.iteration + 1 in (self.args.skip_iters or ()):
+                self.skip()
             else:
                 self.step()
             if not self.progress.evaluation_due and self.progress.iteration > first:
                 if self.divides(self.args.save_interval):
                     self.save_if_new()
-                if self.divides(self.args.exit_interval) and not self.finished():
+                if (self.divides(self.args.exit_interval) or self.out_of_time()) and not self.finished():
                     return self.leave(SIGNALLED)
         self.save_if_new()
         return 0
@@ -99,6 +104,11 @@ class Trainer:
     def divides(self, interval: int | None) -> bool:
         """Whether something is to be done every `interval` iterations, now."""
         return interval is not None and self.progress.iteration % interval == 0
+
+    def out_of_time(self) -> bool:
+        """Whether --exit_duration_in_mins is over, by rank 0's clock. Collective."""
+        minutes = self.args.exit_duration_in_mins
+        return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
         """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer."""
@@ -128,9 +138,29 @@ class Trainer:
         mean, norm = self.world.mean(total / self.micro_batches), gradient_norm(self.model)
         self.check_finite(mean, float(norm))
         clip_gradients(self.model, norm, self.args.clip_grad)
-        update(self.optimizer, self.schedule.at(self.progress.consumed_train_samples))
+        update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
-        self.advance(mean, float(norm))
+        self.norm = float(norm)
+        self.progress.optimizer_steps += 1
+        self.progress.losses_since_log.append(mean)
+        self.advance()
+
+    def skip(self) -> None:
+        """Pass over the samples of an iteration without an update."""
+        began, first = time.perf_counter(), self.progress.consumed_train_samples
+        for _ in range(batch_layout(self.args, self.world.size)[1]):
+            next(self.train_batches)
+        self.world.say(
+            f"iteration {self.progress.iteration + 1} is skipped (--skip_iters): "
+            f"samples {first} to {first + self.global_batch - 1} are not trained on"
+        )
+        self.progress.skipped_train_samples += self.global_batch
+        self.seconds += time.perf_counter() - began
+        self.advance()
+
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
 
     def loss(self, batch: Tensor) -> Tensor:
         """Mean next-token cross-entropy, fp32, of a micro-batch (b, seq_length + 1)."""
@@ -150,35 +180,35 @@ class Trainer:
                 f"checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
             )
 
-    def advance(self, loss: float, norm: float) -> None:
-        """Count a finished update, and log when the interval is full."""
+    def advance(self) -> None:
+        """Count a finished iteration, and log when the interval is full."""
         progress = self.progress
         progress.iteration += 1
-        progress.optimizer_steps += 1
         progress.consumed_train_samples += self.global_batch
-        progress.losses_since_log.append(loss)
         self.steps_timed += 1
         last = progress.iteration == self.args.train_iters
         progress.evaluation_due = self.valid is not None and (last or self.divides(self.args.eval_interval))
         if self.divides(self.args.log_interval):
-            self.log(norm)
+            if progress.losses_since_log:
+                self.log()
+            progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
 
-    def log(self, norm: float) -> None:
-        """One log line; then the next interval begins."""
+    def log(self) -> None:
+        """The log line of an interval in which there was an update."""
         progress, seconds = self.progress, self.seconds / self.steps_timed
         interval = Interval(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_train_samples,
             seconds_per_iteration=seconds,
             tokens_per_second=self.global_batch * self.args.seq_length / seconds,
-            learning_rate=self.schedule.at(progress.consumed_train_samples),
+            learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
-            grad_norm=norm,
+            grad_norm=self.norm,
+            skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
         )
         self.world.say(interval.line(self.args.train_iters, self.global_batch))
         if self.metrics:
             self.metrics.log_interval(interval)
-        progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -208,6 +238,7 @@ class Trainer:
         began = time.perf_counter()
         checkpoint.save(self.args.save, self.model, self.optimizer, self.model.config, self.state(), self.world)
         self.saved_iteration = self.progress.iteration
+        self.world.on_rank0(lambda: retention.prune(self.args.save, self.args.keep_last, self.args.keep_every))
         elapsed = time.perf_counter() - began
         self.world.say(f"saved {checkpoint.iteration_folder(self.args.save, self.saved_iteration)} in {elapsed:.1f} s")
 
@@ -253,7 +284,8 @@ def _trainer(
     """Data, model and optimizer, standing where the run was found."""
     global_batch, micro_batches = batch_layout(args, world.size)
     schedule = start.schedule(args, global_batch, found.saved)
-    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch))
+    indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
+    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
     _set_random_state(args.seed, found.saved)
     model, optimizer = _model_and_optimizer(args, world, found, weights)
     progress = found.progress

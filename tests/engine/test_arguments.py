@@ -8,6 +8,7 @@ import pytest
 
 from megatron_llm.arguments import batch_layout, config_from_flags, parse
 from megatron_llm.files import UserError
+from megatron_llm.start import schedule
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
 REQUIRED = REQUIRED_FLAGS.split()
@@ -56,6 +57,13 @@ def test_defaults_are_upstreams() -> None:
         ("--train_iters ten", "invalid int value: 'ten'"),
         ("--train_iters 0", "--train_iters 0: must be at least 1"),
         ("--eval_iters -1", "must not be negative"),
+        ("--exit_duration_in_mins 0", "must be above 0"),
+        ("--keep_every 10", "give --keep_last too"),
+        ("--skip_iters 0 4", "numbered from 1"),
+        ("--skip_iters 1.5", "invalid int value"),
+        ("--seed -1", "--seed -1: must be from 0 to 4294967295"),
+        ("--train_samples 80", "either --train_iters or --train_samples"),
+        ("--train_data_path d", "give either --data_path, which --split divides, or --train_data_path"),
         ("--lr_warmup_fraction 0.1 --lr_warmup_iters 2", "excludes --lr_warmup_iters"),
         ("--use_checkpoint_args", "give --load"),
     ],
@@ -64,6 +72,20 @@ def test_wrong_flags_are_refused(flags: str, message: str) -> None:
     """What the engine cannot do is an error that says what to do, not a surprise during training."""
     with pytest.raises(UserError, match=message):
         parse([*REQUIRED, *flags.split()])
+
+
+def test_a_run_counted_in_samples() -> None:
+    """--train_samples is so many whole global batches, which must be known; the decay ends at the last sample."""
+    required = [*REQUIRED[:8], "--lr", "1e-3"]
+    args = parse([*required, "--train_samples", "83", "--global_batch_size", "8"])
+    assert args.train_iters == 10
+    assert schedule(args, 8, {}).decay_samples == 83
+    assert schedule(parse([*required, "--train_iters", "10"]), 8, {}).decay_samples == 80
+    for more in (["--train_samples", "83"], ["--train_samples", "7", "--global_batch_size", "8"]):
+        with pytest.raises(UserError, match="needs --global_batch_size, and at least so many samples"):
+            parse([*required, *more])
+    with pytest.raises(UserError, match="give either --train_iters or --train_samples"):
+        parse(required)
 
 
 def test_a_missing_flag_is_named() -> None:

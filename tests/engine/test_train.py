@@ -109,6 +109,49 @@ def test_interruptions_change_nothing(tmp_path: Path, tiny_data: Path, straight:
     assert {k: v for k, v in mine.items() if k != "arguments"} == {k: v for k, v in other.items() if k != "arguments"}
 
 
+def test_skipped_iterations(tmp_path: Path, tiny_data: Path, straight: tuple[Path, str]) -> None:
+    """Their samples are passed over, without an update and without a step of the schedule, over a restart too."""
+    save = tmp_path / "save"
+    argv = flags(tiny_data, save, "--skip_iters", 3, 4, 7, "--log_interval", 2)
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 3])
+    assert codes == [75, 75], text
+    assert "iteration 3 is skipped (--skip_iters): samples 16 to 23 are not trained on" in text
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 9, "--log_interval", 1])
+    assert codes == [75, 75], text
+    found = {record["iteration"]: record for record in metrics(save) if "lm_loss" in record}
+    plain = {record["iteration"]: record for record in metrics(straight[0]) if "lm_loss" in record}
+    assert list(found) == [2, 5, 6, 8, 9]
+    assert found[2]["lm_loss"] == pytest.approx((plain[1]["lm_loss"] + plain[2]["lm_loss"]) / 2)
+    assert found[5]["consumed_samples"] == 40
+    assert [found[n]["learning_rate"] for n in (5, 6, 8, 9)] == [plain[n]["learning_rate"] for n in (3, 4, 5, 6)]
+    state = json.loads((save / "iter_0000009" / "state.json").read_text())
+    assert (state["optimizer_steps"], state["consumed_train_samples"], state["skipped_train_samples"]) == (6, 72, 24)
+
+
+def test_log_lines_count_skipped_iterations(tmp_path: Path, tiny_data: Path) -> None:
+    """An interval's line gives the mean over its updates and the number of iterations without; without any, no line."""
+    argv = flags(tiny_data, tmp_path / "save", "--skip_iters", 3, 4, 5, "--log_interval", 2, "--exit_interval", 6)
+    codes, text = engine_ranks.run(tmp_path, argv)
+    assert codes == [75, 75], text
+    lines = [line for line in text.splitlines() if line.startswith(" iteration ")]
+    assert [int(line.split("/")[0].split()[-1]) for line in lines] == [2, 6]
+    assert ["skipped iterations:   0" in line for line in lines] == [True, False]
+    assert "skipped iterations:   1 " in lines[1]
+
+
+def test_a_time_limit_of_its_own_and_retention(tmp_path: Path, tiny_data: Path) -> None:
+    """--exit_duration_in_mins lets an iteration pass, then exits 75; --keep_last leaves the newest and every tenth."""
+    save = tmp_path / "save"
+    argv = flags(tiny_data, save, "--save_interval", 5, "--keep_last", 1, "--keep_every", 10, "--eval_iters", 0)
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_duration_in_mins", "0.00001"])
+    assert codes == [75, 75], text
+    assert "stopped after iteration 1 of 40" in text
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 25, "--exit_duration_in_mins", "60"])
+    assert codes == [75, 75], text
+    assert sorted(path.name for path in save.glob("iter_*")) == ["iter_0000010", "iter_0000020", "iter_0000025"]
+    assert f"deleted {save}/iter_0000001 (--keep_last 1)" in text
+
+
 def test_a_damaged_newest_checkpoint_costs_only_the_way_back(
     tmp_path: Path, tiny_data: Path, straight: tuple[Path, str]
 ) -> None:
@@ -181,7 +224,10 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
     assert codes == [75, 75], text
     model = Llama(tiny_config)
     model.load_state_dict(weights)
-    train, _, _ = gpt_dataset.build([str(tiny_data)], "90,10,0", 1234, 32, (320, 80, 0))
+    paths = gpt_dataset.DataPaths.of([str(tiny_data)], (None, None, None), "90,10,0")
+    plan = gpt_dataset.plan(paths, 1234, 32, (320, 80, 0))[0]
+    assert plan is not None
+    train = gpt_dataset.open_split(plan, None)
     assert train is not None
     batch = torch.from_numpy(np.stack([train[k] for k in range(8)]))
     loss = functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
@@ -237,10 +283,24 @@ def test_what_decides_the_sample_order_may_not_change(
     codes, text = engine_ranks.run(tmp_path, flags(tiny_data, straight[0], "--seed", 5), size=1)
     assert codes == [2]
     assert "trained with seed 1234, now it is 5" in text
+    longer = flags(tiny_data, straight[0], "--train_iters", 60, "--override_opt_param_scheduler")
+    codes, text = engine_ranks.run(tmp_path, longer, size=1)
+    assert codes == [2]
+    assert "is of a run of 320 samples, now it is to have 480: the passes over the data" in text
     new = flags(tiny_data, tmp_path / "save", "--seed", 5, "--load", straight[0], "--finetune", "--exit_interval", 1)
     codes, text = engine_ranks.run(tmp_path, new, size=1)
     assert codes == [75], text
     assert metrics(tmp_path / "save")[0]["iteration"] == 1
+
+
+def test_a_run_may_become_longer(tmp_path: Path, tiny_data: Path) -> None:
+    """As long as the samples keep their order, more iterations go on from where the shorter run ended."""
+    save = tmp_path / "save"
+    argv = flags(tiny_data, save, "--override_opt_param_scheduler", "--eval_iters", 0)
+    assert engine_ranks.run(tmp_path, [*argv, "--train_iters", 10], size=1)[0] == [0]
+    codes, text = engine_ranks.run(tmp_path, [*argv, "--train_iters", 12], size=1)
+    assert codes == [0], text
+    assert [record["consumed_samples"] for record in metrics(save)] == [8 * n for n in range(1, 13)]
 
 
 def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path, tiny_data: Path) -> None:

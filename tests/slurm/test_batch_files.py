@@ -163,7 +163,7 @@ def test_chain_of_the_steps(run: ByHand) -> None:
     assert {row["State"] for row in rows} == {"COMPLETED"}, f"{rows}\n{run.logs()}"
     assert {stage: len(run.markers(stage)) for stage in STAGES[7:]} == {
         **dict.fromkeys(["tokenize", "merge", "export-hf", "verify-export", "push"], 2),
-        **dict.fromkeys(["merge-tokens", "convert", "verify", "shard", "train"], 1),
+        **dict.fromkeys(["merge-tokens", "index", "convert", "verify", "shard", "train"], 1),
     }
     attempts = {path.name for path in (run.root / "attempts" / "train" / "00000").iterdir()}
     assert attempts == {f"{jobs['6.train']}_0.r0", f"{jobs['6.train']}_0.r1"}, run.logs()
@@ -192,7 +192,7 @@ def test_by_hand_sees_what_the_launcher_did(run: ByHand) -> None:
     run.finish(new["job"])
     job = run.submit("2.tokenize")
     assert [row["State"] for row in run.finish(job)] == ["COMPLETED"], run.logs()
-    assert "Nothing to do: tokenize, merge-tokens" in run.output("2.tokenize", job)
+    assert "Nothing to do: tokenize, merge-tokens, index" in run.output("2.tokenize", job)
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""python Megatron-LLM/tools/build_index.py --data_path PREFIX --seq_length N --train_iters N --global_batch_size N …
+
+The order of a training run's samples -> index files in --index_path (default: PREFIX.index), which every rank of
+finetune.py maps instead of building them. It takes finetune.py's flags; those that decide the order count: the data
+paths, --split, --seed, --seq_length, --global_batch_size, --train_iters or --train_samples, --eval_interval and
+--eval_iters. What is there already and whole is left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from megatron_llm import arguments, gpt_dataset, index_files
+from megatron_llm.arguments import Arguments
+from megatron_llm.files import UserError, run_main
+from megatron_llm.gpt_dataset import SPLITS, DataPaths, Plan
+from megatron_llm.indexed_dataset import IndexedDataset
+
+NOT_NEEDED = ("save", "lr", "micro_batch_size")
+
+
+def main() -> None:
+    """Plan the three splits, then build what is missing."""
+    args = arguments.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
+    if args.global_batch_size is None:
+        raise UserError("--global_batch_size is missing: the number of samples of the run depends on it")
+    paths = args.data()
+    folder = args.index_path or paths.index_folder()
+    plans = plan(args, paths, args.samples(args.global_batch_size))
+    print(f"memory: up to {forecast(plans) / 1e9:.2f} GB", flush=True)
+    for one in plans:
+        build(one, folder)
+
+
+def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> list[Plan]:
+    """What each split reads. A test split that fills no sample is left out: training does not read it."""
+    opened = {prefix: IndexedDataset(prefix) for prefix in paths.prefixes()}
+    plans = []
+    for number, wanted in enumerate(samples):
+        if not wanted or (SPLITS[number] == "test" and paths.split is None and not paths.test):
+            continue
+        try:
+            plans.append(gpt_dataset.plan_split(paths, opened, number, wanted, args.seed, args.seq_length))
+        except UserError as error:
+            if SPLITS[number] != "test":
+                raise
+            print(f"no index for test: {error}", flush=True)
+    return plans
+
+
+def forecast(plans: list[Plan]) -> int:
+    """Bytes of memory: the arrays of the largest split, the mapped .idx files, and Python with its libraries."""
+    tables = {dataset.prefix: 20 * len(dataset) for one in plans for dataset in one.datasets}
+    return max(one.bytes() for one in plans) + sum(tables.values()) + 150_000_000
+
+
+def build(one: Plan, folder: Path) -> None:
+    """Build and publish the index of a split unless it is there."""
+    began, description = time.perf_counter(), one.description()
+    manifest = index_files.manifest_path(folder, one.split, description)
+    if manifest.exists():
+        try:
+            index_files.verify(manifest)
+        except UserError as error:
+            print(f"{error} (this is done now)", flush=True)
+        else:
+            print(f"{one.split}: {manifest} is there already", flush=True)
+            return
+    index_files.write(manifest, description, one.build())
+    print(
+        f"{one.split}: {one.samples()} samples of {sum(order.last - order.first for order in one.orders)} documents, "
+        f"{max(order.epochs for order in one.orders)} epoch(s), {one.bytes() / 1e6:.1f} MB "
+        f"in {time.perf_counter() - began:.1f} s: {manifest}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
