@@ -1,8 +1,8 @@
 """The chain of a run: every stage, its commands and what each reads and writes, declared in order.
 
 prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
-                                                         \\-> dedup-report      \\-> tokenize -> merge-tokens -> index --\\
-convert -> verify -> shard ------------------------------------------------------------------------------------> train
+                                                     \\-> dedup-report   \\-> tokenize -> merge-tokens -> index --\\
+convert -> verify -> shard --------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
 """
 
