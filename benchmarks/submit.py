@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sentencepiece import SentencePieceTrainer
+
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT, Cluster, Config, Recipe
 from snakmodel.limits import pack_for_queue
@@ -48,7 +50,11 @@ def configuration(folder: Path, shards: int) -> Config:
     (folder / "text" / "all.txt").write_bytes(b"x" * (_SHARD_BYTES - 1) + b"\n" * (_SHARD_BYTES * (shards - 1) + 1))
     (folder / "base").mkdir()
     (folder / "base" / "config.json").write_text('{"vocab_size": 32000}')
-    (folder / "base" / "tokenizer.model").write_bytes(bytes(1000))
+    with (folder / "base" / "tokenizer.model").open("wb") as model:
+        words = ["en lille model, den mindste, som planen vil læse"] * 10
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(words), model_writer=model, vocab_size=40, hard_vocab_limit=False, minloglevel=2
+        )
     recipe = {
         "name": "bench",
         "data": {"path": str(folder / "text"), "shards": shards},

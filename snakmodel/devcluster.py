@@ -66,7 +66,9 @@ def _start_munge(cluster: Cluster) -> None:
 def _start_accounting(cluster: Cluster) -> None:
     """MariaDB without a port, slurmdbd, then the cluster's name and account."""
     home = cluster.folder / "mariadb"
-    options = ["--no-defaults", f"--datadir={home}/data", f"--user={user_name()}"]
+    # A server that starts removes the temporary tables of others in a shared folder.
+    (home / "tmp").mkdir(exist_ok=True)
+    options = ["--no-defaults", f"--datadir={home}/data", f"--tmpdir={home}/tmp", f"--user={user_name()}"]
     if not (home / "data").exists():
         first = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user_name()}", "--skip-test-db"]
         cluster.must("mariadb-install-db", *options, *first, seconds=300)
