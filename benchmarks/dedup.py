@@ -302,7 +302,7 @@ def scale(folder: Path, count: int) -> dict[str, Any]:
         "buckets": {"tasks": ranges, **slowest},
         "components": {
             "seconds": round(joined["seconds"] * factor),
-            "memory_mb": round(GOAL * 8 / 1e6 + slowest["peak_mb"]),
+            "memory_mb": round((GOAL - count) * 8 / 1e6 + joined["peak_mb"]),
         },
     }
     return {
