@@ -5,10 +5,6 @@
   minima      the hashes of a document -> its signature
   keys        signatures -> records of 128-bit keys
 
-Each is compiled on first use and kept on disk by Numba, in `NUMBA_CACHE_DIR` if that is set, else in `__pycache__`
-beside this file, else in the user's cache folder, else not at all. A cached function is renewed when this file
-changes, but not when another one does: what it calls must be defined here.
-
 Document d has the tokens tokens[d] … tokens[d + 1] - 1; token k is text[starts[k] : starts[k + 1] - 1].
 """
 # mypy: allow-untyped-decorators, no-warn-return-any
@@ -22,7 +18,7 @@ from snakmodel.minhash import PRIME
 from snakmodel.minhash_numba import Bytes, Longs, Numbers, Words, compiled, high_product, inner
 
 SLACK = 64
-"""Bytes that must follow the text in its buffer: blocks are read whole."""
+"""Bytes that must follow the text in its buffer: hashing reads whole blocks."""
 SEPARATOR = 0x20
 SIGMA, EXPANDED = 1 << 31, 1 << 30
 CASED, IGNORABLE = 1 << 29, 1 << 28

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from snakmodel.minhash_numba import Bytes, Longs, Numbers, Words, compiled, high_product, inner
+from snakmodel.minhash_numba import Bytes, Longs, Numbers, Words, compiled, high_product, inner, long_at
 
 _SECRET = np.frombuffer(
     bytes.fromhex(
@@ -23,21 +23,6 @@ _P64_3, _P64_4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
 _P64_5 = np.uint64(0x27D4EB2F165667C5)
 _MIX_1, _MIX_2 = np.uint64(0x165667919E3779F9), np.uint64(0x9FB21C651E98DF25)
 _LOW = np.uint64(0xFFFFFFFF)
-
-
-@inner
-def word(data: Bytes, at: int) -> np.uint64:
-    """A little-endian uint32."""
-    value = np.uint64(0)
-    for place in range(4):
-        value |= np.uint64(data[at + place]) << np.uint64(8 * place)
-    return value
-
-
-@inner
-def long(data: Bytes, at: int) -> np.uint64:
-    """A little-endian uint64."""
-    return word(data, at) | word(data, at + 4) << np.uint64(32)
 
 
 @inner
@@ -62,20 +47,21 @@ def avalanche_64(value: np.uint64) -> np.uint64:
 @inner
 def mixed_16(data: Bytes, at: int, secret: int) -> np.uint64:
     """16 bytes of the input with 16 of the secret."""
-    return folded(long(data, at) ^ long(_SECRET, secret), long(data, at + 8) ^ long(_SECRET, secret + 8))
+    return folded(long_at(data, at) ^ long_at(_SECRET, secret), long_at(data, at + 8) ^ long_at(_SECRET, secret + 8))
 
 
 @inner
 def up_to_16(data: Bytes, at: int, size: int) -> np.uint64:
     if size > 8:
-        low = long(data, at) ^ long(_SECRET, 24) ^ long(_SECRET, 32)
-        high = long(data, at + size - 8) ^ long(_SECRET, 40) ^ long(_SECRET, 48)
+        low = long_at(data, at) ^ long_at(_SECRET, 24) ^ long_at(_SECRET, 32)
+        high = long_at(data, at + size - 8) ^ long_at(_SECRET, 40) ^ long_at(_SECRET, 48)
         swapped = np.uint64(0)
         for place in range(8):
             swapped |= (low >> np.uint64(8 * place) & np.uint64(0xFF)) << np.uint64(56 - 8 * place)
         return avalanche(np.uint64(size) + swapped + high + folded(low, high))
     if size >= 4:
-        value = word(data, at + size - 4) + (word(data, at) << np.uint64(32)) ^ long(_SECRET, 8) ^ long(_SECRET, 16)
+        value = (long_at(data, at + size - 4) & _LOW) + (long_at(data, at) << np.uint64(32))
+        value ^= long_at(_SECRET, 8) ^ long_at(_SECRET, 16)
         value ^= (value << np.uint64(49) | value >> np.uint64(15)) ^ (value << np.uint64(24) | value >> np.uint64(40))
         value *= _MIX_2
         value = (value ^ (value >> np.uint64(35)) + np.uint64(size)) * _MIX_2
@@ -83,8 +69,8 @@ def up_to_16(data: Bytes, at: int, size: int) -> np.uint64:
     if size > 0:
         first, middle, last = np.uint64(data[at]), np.uint64(data[at + size // 2]), np.uint64(data[at + size - 1])
         value = first << np.uint64(16) | middle << np.uint64(24) | last | np.uint64(size << 8)
-        return avalanche_64(value ^ word(_SECRET, 0) ^ word(_SECRET, 4))
-    return avalanche_64(long(_SECRET, 56) ^ long(_SECRET, 64))
+        return avalanche_64(value ^ long_at(_SECRET, 0) & _LOW ^ long_at(_SECRET, 0) >> np.uint64(32))
+    return avalanche_64(long_at(_SECRET, 56) ^ long_at(_SECRET, 64))
 
 
 @inner
@@ -107,8 +93,8 @@ def up_to_240(data: Bytes, at: int, size: int) -> np.uint64:
 def accumulate(sums: Longs, data: Bytes, at: int, secret: int) -> None:
     """Add one stripe of 64 bytes to the eight sums."""
     for lane in range(8):
-        value = long(data, at + 8 * lane)
-        keyed = value ^ long(_SECRET, secret + 8 * lane)
+        value = long_at(data, at + 8 * lane)
+        keyed = value ^ long_at(_SECRET, secret + 8 * lane)
         sums[lane ^ 1] += value
         sums[lane] += (keyed & _LOW) * (keyed >> np.uint64(32))
 
@@ -120,12 +106,12 @@ def beyond_240(data: Bytes, at: int, size: int) -> np.uint64:
         accumulate(sums, data, at + 64 * stripe, stripe % 16 * 8)
         if stripe % 16 == 15:
             for lane in range(8):
-                value = sums[lane] ^ sums[lane] >> np.uint64(47) ^ long(_SECRET, 128 + 8 * lane)
+                value = sums[lane] ^ sums[lane] >> np.uint64(47) ^ long_at(_SECRET, 128 + 8 * lane)
                 sums[lane] = value * _P32_1
     accumulate(sums, data, at + size - 64, 121)
     result = np.uint64(size) * _P64_1
     for pair in range(4):
-        left, right = long(_SECRET, 11 + 16 * pair), long(_SECRET, 19 + 16 * pair)
+        left, right = long_at(_SECRET, 11 + 16 * pair), long_at(_SECRET, 19 + 16 * pair)
         result += folded(sums[2 * pair] ^ left, sums[2 * pair + 1] ^ right)
     return avalanche(result)
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from snakmodel import minhash, minhash_numba
 from snakmodel.minhash import RECORD, SHORT_POLICIES, BandHasher, Parameters, optimal_bands
-from snakmodel.minhash_fallback import ReferenceEngine
-from snakmodel.minhash_kernel import SLACK, normalise
+from snakmodel.minhash_fallback import ReferenceEngine, half_key
+from snakmodel.minhash_kernel import SLACK, minima, normalise
+from snakmodel.minhash_kernel import keys as compute_keys
 from snakmodel.minhash_unicode import decoded, table
 from snakmodel.publish import UserError
 from tests.conftest import PROJECT
@@ -168,6 +169,35 @@ def test_every_code_point() -> None:
 def test_final_sigma(text: str) -> None:
     """Σ depends on the nearest letters that are not ignorable, in both directions, within the document."""
     assert normalised(text) == re.sub(r"\W", " ", text.lower())
+
+
+def test_residues_at_the_borders() -> None:
+    """Products around multiples of 2⁶¹ - 1 and 2⁶⁴, which no text is likely to hit, are reduced as integers are."""
+    prime, full = minhash.PRIME, 1 << 64
+    products = [
+        near + step for near in (0, prime, 2 * prime, 7 * prime, 8 * prime, 1 << 61, full) for step in range(-9, 10)
+    ]
+    offsets = np.array([product % full for product in products], np.uint64)
+    found, tokens = np.empty((1, len(products)), np.uint32), np.array([0, 1])
+    minima(np.array([1], np.uint32), tokens, 1, 0, np.zeros_like(offsets), offsets, found)
+    assert found[0].tolist() == [product % full % prime & 0xFFFFFFFF for product in products]
+
+
+def test_keys_at_the_borders() -> None:
+    """Keys of extreme values, at extreme points too, are the polynomials in Python's unbounded integers."""
+    highest = (1 << 32) - 1
+    rows = np.array([[highest] * 6, [0] * 6, [0, highest, 0, highest, 1, 2], [1, 0, 0, 0, 0, 0]], np.uint32)
+    for points in ((minhash.PRIME - 1, minhash.PRIME - 2), (1, 0), (2, minhash.PRIME // 2), minhash.KEY_POINTS):
+        found = np.empty((len(rows) * 2, 5), np.uint32)
+        nothing, tokens = np.empty(0, np.uint8), np.arange(len(rows) + 1)
+        chosen = np.array(points, np.uint64)
+        compute_keys(nothing, np.zeros(len(rows) + 1, np.int64), tokens, 0, -1, False, rows, 2, 3, chosen, 9, found)
+        expected = [
+            (*(half_key(band, row[3 * band : 3 * band + 3], point) for point in points), 9 + place)
+            for place, row in enumerate(rows.tolist())
+            for band in (0, 1)
+        ]
+        assert found.view(RECORD).ravel().tolist() == expected
 
 
 def danish() -> list[str]:
@@ -421,18 +451,45 @@ def doubled(value: int) -> int:
     return value * 2
 
 
-def test_compiling_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no folder can be written, or the disk is full, functions are compiled all the same."""
+def test_a_cache_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no folder, the disk is full or a file is cut off, functions are compiled all the same."""
     from numba.core import caching
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(caching.IndexDataCacheFile, "save", full)
-        assert minhash_numba.compiled(doubled)(4) == 8
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(minhash_numba, "_FOLDER", None)
     assert minhash_numba.compiled(doubled)(4) == 8
+    monkeypatch.setattr(minhash_numba, "_FOLDER", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(caching.IndexDataCacheFile, "_save_data", full)
+        assert minhash_numba.compiled(doubled)(4) == 8
+    assert not list(tmp_path.rglob("*.nbc"))
+    assert minhash_numba.compiled(doubled)(4) == 8
+    for suffix in ("nbc", "nbi"):
+        (file,) = tmp_path.rglob(f"*.{suffix}")
+        file.write_bytes(file.read_bytes()[:40])
+        assert minhash_numba.compiled(doubled)(4) == 8
+
+
+def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first root that can be written, apart for each kind of processor; nowhere if none can."""
+    import numba
+
+    (tmp_path / "file").touch()
+    folder = minhash_numba.cache_folder([tmp_path / "file", tmp_path / "a", tmp_path / "b"])
+    assert folder is not None
+    assert folder.parent == tmp_path / "a"
+    assert folder == minhash_numba.cache_folder([tmp_path / "a"])
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
+    other = minhash_numba.cache_folder([tmp_path / "a"])
+    assert other is not None
+    assert (other.parent, other != folder) == (folder.parent, True)
+    assert minhash_numba.cache_folder([tmp_path / "file" / "x"]) is None
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "given"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    roots = [tmp_path / "given", PROJECT / "snakmodel/__pycache__", tmp_path / "user/snakmodel"]
+    assert minhash_numba.cache_roots() == roots
 
 
 def test_fingerprint_tells_parameters_apart() -> None:
