@@ -220,7 +220,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 def test_a_giant_document(tmp_path: Path) -> None:
     """A document of 50 MB and one that differs in its last word are duplicates among small ones."""
-    giant = " ".join(f"ord{number}" for number in range(4_600_000))
+    giant = " ".join(f"ord{number}" for number in range(4_700_000))
     assert len(giant) > 50_000_000
     stats = whole(tmp_path, ["en lang tekst med mange ord", giant, "kort", f"{giant} til"], 2, 2, Parameters())
     assert stats["largest_clusters"] == [{"size": 2, "document": 1}]
