@@ -218,7 +218,7 @@ def datatrove(texts: list[str], folder: Path, python: str | None) -> dict[str, A
     if python is None:
         python = str(folder / "venv" / "bin" / "python")
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        packages = ["datatrove[io,processing]", "spacy"]
+        packages = ["datatrove[io,processing]==0.10.1", "spacy"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     version = "import importlib.metadata as m; print(m.version('datatrove'))"
     installed = subprocess.run([python, "-c", version], check=True, capture_output=True, text=True).stdout.strip()
@@ -302,7 +302,7 @@ def scale(folder: Path, count: int) -> dict[str, Any]:
         "buckets": {"tasks": ranges, **slowest},
         "components": {
             "seconds": round(joined["seconds"] * factor),
-            "memory_mb": round(GOAL * 8 / 1e6 + slowest["peak_mb"]),
+            "memory_mb": round((GOAL - count) * 8 / 1e6 + joined["peak_mb"]),
         },
     }
     return {

@@ -1,4 +1,4 @@
-"""Near-duplicate removal in four steps that any number of machines can share, or in one command on one machine.
+"""Near-duplicate removal in steps that any number of machines can share, or in one command on one machine.
 
   signatures   a shard's documents -> its band keys, sorted and cut into P ranges of the key space   (one task a shard)
   buckets      range p of every shard -> documents that share a key, as few links as connect them    (one task a range)
@@ -8,7 +8,7 @@
 
 Documents are numbered through the shards in order. The lowest number of a cluster survives, so the result depends
 neither on the number of shards nor on that of ranges. Every file names the texts and parameters it was made from.
-Without the name of a step the command takes text-dedup's flags and does the four steps itself: dedup_command.py.
+Without the name of a step the command takes text-dedup's flags and does the first four itself: dedup_command.py.
 """
 
 from __future__ import annotations

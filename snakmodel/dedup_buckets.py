@@ -99,8 +99,8 @@ def verify(
     verifier = Verifier(texts, corpus.files[0].header["parameters"])
     found: list[tuple[int, int]] = []
     with progress("verifying", len(starts), "buckets") as advance:
-        for start, end in zip(starts, [*starts[1:], len(documents)], strict=True):
-            found += verifier.links(np.unique(documents[start:end]))
+        for start, size in zip(starts, np.diff(starts, append=len(documents)), strict=True):
+            found += verifier.links(np.unique(documents[start : start + size]))
             advance(1)
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1], verifier.counts

@@ -166,7 +166,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         add(f"--{name}", help=f"`{name}` in load_dataset")
     add("--split", help="the split to take of a dataset that has several")
     add("--cache_dir", default=".cache", help="`cache_dir` in load_dataset (default %(default)s)")
-    add("--use_auth_token", type=boolean, default=False, help="use the stored token of the Hub: true or false")
+    token = "use the stored token of the Hub: true or false"
+    add("--use_auth_token", type=boolean, nargs="?", const=True, default=False, help=token)
     add("--local", action=switch, default=False, help="the path is a folder written by save_to_disk")
     add("--output", required=True, help="the folder of the deduplicated dataset, for datasets.load_from_disk")
     add("--debug", action=switch, default=False, help="also write clusters.parquet: document and cluster numbers")

@@ -69,7 +69,7 @@ def cut(data: Any, processes: int, work: Path) -> list[Rows]:
         schema = data.features.arrow_schema
         tables = data.with_format("arrow").iter(1000)
         write_stream(files[0], schema, (batch for table in tables for batch in table.cast(schema).to_batches()))
-    size = min(_MOST, max(_LEAST, -(-len(data) // (4 * processes))))
+    size = min(_MOST, max(_LEAST, -(-len(data) // (8 * processes))))
     shards = []
     for file, count in zip(files, counts, strict=True):
         pieces = -(-count // size)

@@ -49,7 +49,7 @@ def pool(processes: int) -> Iterator[Run]:
     except BrokenProcessPool as error:
         raise UserError(
             "a process of the pool was killed, most likely for lack of memory; nothing was published. "
-            f"Give fewer than {processes} processes: --num_proc"
+            f"Give fewer processes than {processes} (--num_proc), or more memory."
         ) from error
     except KeyboardInterrupt:
         raise UserError("interrupted; nothing was published") from None

@@ -216,3 +216,26 @@ def test_command_line(tmp_path: Path) -> None:
         "removed": 1,
         "sources": {"even": 1},
     }
+
+
+def test_a_giant_document(tmp_path: Path) -> None:
+    """A document of 50 MB and one that differs in its last word are duplicates among small ones."""
+    giant = " ".join(f"ord{number}" for number in range(4_700_000))
+    assert len(giant) > 50_000_000
+    stats = whole(tmp_path, ["en lang tekst med mange ord", giant, "kort", f"{giant} til"], 2, 2, Parameters())
+    assert stats["largest_clusters"] == [{"size": 2, "document": 1}]
+    assert kept(tmp_path) == ["en lang tekst med mange ord", giant, "kort"]
+
+
+def test_a_hundred_thousand_identical_documents(tmp_path: Path) -> None:
+    """One survives; verified, each is compared once a band with the first and not with every other."""
+    documents = ["en lang tekst med mange ord"] * 100_000
+    write_shards(tmp_path / "arrow", documents, 2, batch=20_000)
+    sign(tmp_path, 2, 2, Parameters(num_perm=16, threshold=0.9))
+    bands = Parameters(num_perm=16, threshold=0.9).banding()[0]
+    for verify in (False, True):
+        link(tmp_path, 2, 2, verify)
+        stats = join(tmp_path, 2, 2)
+        assert (stats["kept"], stats["clusters"], stats["sizes"]) == (1, 1, [(100_000, 1)])
+    assert stats["verified"] == {"checked": bands * 99_999, "kept": bands * 99_999, "rejected": 0}
+    assert [keep(tmp_path, shard)["documents"] for shard in range(2)] == [1, 0]

@@ -20,11 +20,11 @@ RECIPE = "--local --split train --column text --seed 42 --batch_size 4096 --num_
 TEXT = "en lang tekst med mange ord"
 
 
-def command(module: str, folder: Path, *words: str) -> str:
-    """What `python -m module` prints, run in a folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def command(module: str, folder: Path, *words: str, first: Path | None = None) -> str:
+    """What `python -m module` prints, run in a folder, with another folder first on Python's path."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(first)} if first else ENVIRONMENT
+    argv = [sys.executable, "-m", module, *words]
+    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -108,6 +108,18 @@ def test_the_command_drops_in_for_text_dedup(reference: Reference) -> None:
     assert (summary["Before"], summary["After"]) == (str(len(found)), str(len(made)))
     assert all(summary[step].endswith("s") for step in ("Loading", "MinHashing", "Clustering", "Filtering", "Saving"))
     assert sorted(path.name for path in reference.folder.glob(".*")) == []
+
+
+def test_the_command_drops_in_for_the_published_version(tmp_path: Path, text_dedup_0_3_1: Path) -> None:
+    """The rows that `--compat text-dedup-0.3.1` keeps are exactly those that text-dedup 0.3.1's own command keeps."""
+    documents = [text.upper() if number % 17 == 0 else text for number, text in enumerate(corpus(100))]
+    datasets.Dataset.from_dict({"text": documents, "n": range(len(documents))}).save_to_disk(str(tmp_path / "in"))
+    words = ["--path", "in", *RECIPE.split(), "--output"]
+    command("text_dedup.minhash", tmp_path, *words, "theirs", first=text_dedup_0_3_1)
+    command("snakmodel.dedup", tmp_path, *words, "ours", "--compat", "text-dedup-0.3.1")
+    ours, theirs = (datasets.load_from_disk(str(tmp_path / name)) for name in ("ours", "theirs"))
+    assert ours.to_list() == theirs.to_list()
+    assert 50 < len(ours) < 400
 
 
 def run(folder: Path, data: Any, *words: str) -> Any:
