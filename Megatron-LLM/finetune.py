@@ -27,7 +27,8 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     args = arguments.parse(argv)
     arguments.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
-    return train.run(args, parallel.start(), stop)
+    world = parallel.start(args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    return train.run(args, world, stop)
 
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:

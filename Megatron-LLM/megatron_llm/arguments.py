@@ -21,15 +21,18 @@ NO_EFFECT = {
     "no_bias_dropout_fusion": "there is no such fusion here",
     "no_masked_softmax_fusion": "there is no such fusion here",
     "no_gradient_accumulation_fusion": "there is no such fusion here",
-    "no_async_tensor_model_parallel_allreduce": "there is no tensor parallelism here",
+    "no_async_tensor_model_parallel_allreduce": "these sums are never overlapped here",
     "no_persist_layer_norm": "there is no such kernel here",
     "accumulate_allreduce_grads_in_fp32": "gradients are always reduced in fp32",
-    "use_distributed_optimizer": "the optimizer is always sharded over all ranks",
-    "sequence_parallel": "it needs a tensor parallel size above 1",
+    "use_distributed_optimizer": "the optimizer is always sharded over the data ranks",
     "use_multiquery_attn": "the number of kv heads decides",
 }
 """Flags of published scripts that change nothing in this engine, and why."""
-PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+)
 GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
 
 
@@ -73,8 +76,12 @@ class Arguments:
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
     # parallelism and precision
-    tensor_model_parallel_size: Annotated[int, "only 1: this engine trains with sharded data parallelism"] = 1
-    pipeline_model_parallel_size: Annotated[int, "only 1"] = 1
+    tensor_model_parallel_size: Annotated[int, "ranks that share each layer's matrices"] = 1
+    sequence_parallel: Annotated[bool, "between these matrices each tensor rank holds its part of the sequence"] = False
+    pipeline_model_parallel_size: Annotated[int, "ranks that hold different layers; the rest is data parallel"] = 1
+    num_layers_per_virtual_pipeline_stage: Annotated[
+        int | None, "interleaved pipeline: layers of one of the several stages of a rank"
+    ] = None
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
     fp16: Annotated[bool, "not supported"] = False
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
@@ -88,7 +95,7 @@ class Arguments:
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]
-    global_batch_size: Annotated[int | None, "samples of an update; default: micro_batch_size * ranks"] = None
+    global_batch_size: Annotated[int | None, "samples of an update; default: one micro-batch a rank"] = None
     train_iters: Annotated[int, "updates of the whole run, over all its restarts"]
     exit_interval: Annotated[int | None, "save and exit 75 after an iteration divisible by this"] = None
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
@@ -161,12 +168,6 @@ def _options(hint: Any, default: Any) -> dict[str, Any]:
 
 
 def _check_supported(args: Arguments) -> None:
-    for name in PARALLEL:
-        if (size := getattr(args, name)) != 1:
-            raise UserError(
-                f"--{name} {size}: this engine trains with sharded data parallelism, so use 1; "
-                "checkpoints of any tensor and pipeline parallel size can be loaded"
-            )
     if args.fp16:
         raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
     for name in ("hidden_dropout", "attention_dropout"):
@@ -180,7 +181,7 @@ def _check_supported(args: Arguments) -> None:
 
 def _check_numbers(args: Arguments) -> None:
     at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
-    for name in (*at_least_one, "exit_interval", "log_interval", "eval_interval", "lr_decay_iters"):
+    for name in (*at_least_one, *PARALLEL, "exit_interval", "log_interval", "eval_interval", "lr_decay_iters"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
@@ -191,15 +192,31 @@ def _check_numbers(args: Arguments) -> None:
 
 
 def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
-    """(global batch size, micro-batches a rank computes for each update). Raises UserError when it does not divide."""
-    together = args.micro_batch_size * ranks
-    total = args.global_batch_size or together
+    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
+    divide."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if ranks % (tensor * pipeline):
+        raise UserError(
+            f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
+            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
+        )
+    copies = ranks // (tensor * pipeline)
+    together = args.micro_batch_size * copies
+    total = args.global_batch_size or together * pipeline
     if total % together:
         raise UserError(
             f"--global_batch_size {total} is not a multiple of {together} "
-            f"(--micro_batch_size {args.micro_batch_size} x {ranks} ranks); change one of the three"
+            f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
         )
-    return total, total // together
+    micro_batches = total // together
+    interleaved = args.num_layers_per_virtual_pipeline_stage is not None
+    if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
+        kind = "a multiple of" if interleaved else "at least"
+        raise UserError(
+            f"--global_batch_size {total} gives each rank {micro_batches} micro-batches an update; a pipeline of "
+            f"{pipeline} stages needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
+        )
+    return total, micro_batches
 
 
 def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:

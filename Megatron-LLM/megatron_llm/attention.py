@@ -1,0 +1,57 @@
+"""Grouped-query self-attention with rotary positions, in Hugging Face's two-halves layout."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.recompute import Recompute, recomputed
+from megatron_llm.tensor_parallel import ColumnLinear, RowLinear, TensorParallel, enter, key_value_linear, leave
+
+
+def rotary_angles(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, kv_channels), fp32, of positions 0 … length-1; both halves hold the same angles."""
+    exponents = torch.arange(0, config.kv_channels, 2, dtype=torch.int64, device=device).float() / config.kv_channels
+    frequencies = 1.0 / config.rope_theta**exponents / config.rope_scaling_factor
+    angles = torch.outer(torch.arange(length, device=device).float(), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embeddings to (b, heads, s, kv_channels)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Causal attention with rotary positions: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class Attention(nn.Module):
+    """Each tensor rank computes its own query heads and the key/value heads that these use."""
+
+    def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
+        super().__init__()
+        self.head_size, self.selective, self.tp = config.kv_channels, recompute == "selective", tp
+        hidden, queries, groups = config.hidden_size, config.num_attention_heads, config.num_attention_heads_kv
+        self.wq = ColumnLinear(hidden, queries * self.head_size)
+        self.wk = key_value_linear(hidden, groups, self.head_size, tp)
+        self.wv = key_value_linear(hidden, groups, self.head_size, tp)
+        self.wo = RowLinear(queries * self.head_size, hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(b, s, hidden) -> (b, s, hidden); with sequence parallelism this rank's part of s."""
+        x = enter(x, self.tp)
+        q, k, v = (self._heads(projection(x)) for projection in (self.wq, self.wk, self.wv))
+        mixed = recomputed(attend, q, k, v, cos, sin, when=self.selective)
+        return leave(cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2))), self.tp)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
