@@ -52,7 +52,10 @@ class Arguments:
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
     # model
-    model_name: Annotated[Literal["llama", "llama2"], "architecture"] = "llama2"
+    model_name: Annotated[
+        Literal["llama", "llama2", "llama3", "codellama", "mistral", "falcon"],
+        "architecture; the Llamas and Mistral differ only in other flags",
+    ] = "llama2"
     num_layers: Annotated[int | None, "transformer layers"] = None
     hidden_size: Annotated[int | None, "width of the residual stream"] = None
     ffn_hidden_size: Annotated[int | None, "width of the MLP"] = None
@@ -63,10 +66,17 @@ class Arguments:
     seq_length: Annotated[int, "tokens of a training sample"]
     layernorm_epsilon: Annotated[float, "added to the variance in norms"] = 1e-05
     rope_theta: Annotated[float, "base of the rotary frequencies"] = 10000.0
-    rope_scaling_factor: Annotated[float, "linear position interpolation"] = 1.0
+    rope_scaling_factor: Annotated[float, "position interpolation"] = 1.0
+    rope_scaling_type: Annotated[Literal["linear", "llama3"], "which rotary frequencies it divides"] = "linear"
+    rope_low_freq_factor: Annotated[float, "llama3: original positions / this: waves above are scaled in full"] = 1.0
+    rope_high_freq_factor: Annotated[float, "llama3: original positions / this: waves below are kept"] = 4.0
+    rope_original_max_positions: Annotated[int, "llama3: positions before the interpolation"] = 8192
+    sliding_window_size: Annotated[int | None, "positions that a position sees; default: all before it"] = None
     position_embedding_type: Annotated[Literal["rotary"], "kind of position embedding"] = "rotary"
-    glu_activation: Annotated[Literal["swiglu"], "gate of the MLP"] = "swiglu"
-    use_rms_norm: Annotated[bool, "RMSNorm, which these models always have"] = False
+    glu_activation: Annotated[Literal["swiglu"], "gate of the MLP; falcon has none"] = "swiglu"
+    use_rms_norm: Annotated[bool, "RMSNorm, which all but falcon have"] = False
+    parallel_attn: Annotated[bool, "falcon: attention and MLP side by side, which it always has"] = False
+    parallel_layernorm: Annotated[bool, "falcon: a norm for each of the two, as in the 40B"] = False
     no_tie_embed_logits: Annotated[bool, "an output layer of its own instead of the embedding's weight"] = False
     init_method_std: Annotated[float, "standard deviation of random weights"] = 0.02
     hidden_dropout: Annotated[float, "only 0.0"] = 0.0
@@ -173,6 +183,12 @@ def _check_supported(args: Arguments) -> None:
     for name in ("hidden_dropout", "attention_dropout"):
         if (value := getattr(args, name)) != 0.0:
             raise UserError(f"--{name} {value}: only 0.0 is supported")
+    falcon = args.model_name == "falcon"
+    for name in ("parallel_attn", "parallel_layernorm"):
+        if getattr(args, name) and not falcon:
+            raise UserError(f"--{name}: only for --model_name falcon")
+    if args.use_rms_norm and falcon:
+        raise UserError("--use_rms_norm: --model_name falcon has LayerNorm; leave it out")
     if args.use_checkpoint_opt_param_scheduler and args.override_opt_param_scheduler:
         raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
     if args.use_checkpoint_args and args.load is None:
@@ -181,7 +197,16 @@ def _check_supported(args: Arguments) -> None:
 
 def _check_numbers(args: Arguments) -> None:
     at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
-    for name in (*at_least_one, *PARALLEL, "exit_interval", "log_interval", "eval_interval", "lr_decay_iters"):
+    for name in (
+        *at_least_one,
+        *PARALLEL,
+        *GEOMETRY,
+        "sliding_window_size",
+        "exit_interval",
+        "log_interval",
+        "eval_interval",
+        "lr_decay_iters",
+    ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
@@ -221,21 +246,21 @@ def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
 
 def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
     """The geometry that the flags describe. Raises UserError when a part is missing or wrong."""
-    sizes: dict[str, int | None] = {name: getattr(args, name) for name in GEOMETRY}
-    if missing := [f"--{name}" for name, size in sizes.items() if size is None]:
+    if missing := [f"--{name}" for name in GEOMETRY if getattr(args, name) is None]:
         raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
-    given = {name: size for name, size in sizes.items() if size is not None}
-    heads = given["num_attention_heads"]
+    falcon, heads = args.model_name == "falcon", args.num_attention_heads
+    assert heads is not None
+    derived: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "num_attention_heads_kv": args.num_attention_heads_kv or heads,
+        "kv_channels": args.kv_channels or (args.hidden_size or 0) // heads,
+        "tie_embed_logits": not args.no_tie_embed_logits,
+        "use_rms_norm": not falcon,
+        "glu_activation": None if falcon else args.glu_activation,
+        "parallel_attn": falcon,
+    }
+    flags: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(ModelConfig)}
     try:
-        return ModelConfig(
-            **given,
-            vocab_size=vocab_size,
-            num_attention_heads_kv=args.num_attention_heads_kv or heads,
-            kv_channels=args.kv_channels or given["hidden_size"] // heads,
-            layernorm_epsilon=args.layernorm_epsilon,
-            rope_theta=args.rope_theta,
-            rope_scaling_factor=args.rope_scaling_factor,
-            tie_embed_logits=not args.no_tie_embed_logits,
-        )
+        return ModelConfig(**flags | derived)
     except ValueError as error:
         raise UserError(str(error)) from error

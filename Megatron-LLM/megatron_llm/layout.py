@@ -17,8 +17,6 @@ def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
             f"--pipeline_model_parallel_size {pipeline}: this model's output layer is its embedding, which the first "
             "and the last pipeline stage cannot share; use 1 and more tensor or data parallelism"
         )
-    if pipeline > 1:
-        raise UserError(f"--pipeline_model_parallel_size {pipeline}: only 1 is supported yet")
     _check_pipeline(config.num_layers, pipeline, args.num_layers_per_virtual_pipeline_stage)
 
 

@@ -1,4 +1,4 @@
-"""The Llama model: tokens -> embedding -> layers (attention, SwiGLU MLP, RMSNorm before each) -> logits.
+"""Llama and its relatives: tokens -> embedding -> layers (attention, MLP, a norm before each) -> norm -> logits.
 
 `state_dict()` is the engine's canonical state. A process may hold a part of the layers (pipeline parallelism) and a
 part of each matrix (tensor parallelism); names and whole shapes stay those of the whole model.
@@ -56,37 +56,64 @@ class RMSNorm(nn.Module):
         return local(self.weight, partial=self.tp.sequence) * normed.to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm with bias over the last dimension."""
+
+    def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.epsilon, self.tp = epsilon, tp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, size) -> the same shape and dtype."""
+        weight, bias = (local(parameter, partial=self.tp.sequence) for parameter in (self.weight, self.bias))
+        return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+
+
+def norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm | LayerNorm:
+    """The model's kind of norm."""
+    return (RMSNorm if config.use_rms_norm else LayerNorm)(config.hidden_size, config.layernorm_epsilon, tp)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     return functional.silu(gate) * up
 
 
 class MLP(nn.Module):
-    """w2(silu(w1 x) * w3 x)."""
+    """w2(silu(w1 x) * w3 x), or, without a gate, w2(gelu(w3 x))."""
 
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
-        self.selective, self.tp = recompute == "selective", tp
-        self.w1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size)
+        self.gated, self.selective, self.tp = config.glu_activation is not None, recompute == "selective", tp
+        if self.gated:
+            self.w1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size)
         self.w3 = ColumnLinear(config.hidden_size, config.ffn_hidden_size)
         self.w2 = RowLinear(config.ffn_hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
         x = enter(x, self.tp)
-        inner = recomputed(swiglu, self.w1(x), self.w3(x), when=self.selective)
+        if self.gated:
+            inner = recomputed(swiglu, self.w1(x), self.w3(x), when=self.selective)
+        else:
+            inner = recomputed(functional.gelu, self.w3(x), when=self.selective)
         return leave(cast(Tensor, self.w2(inner)), self.tp)
 
 
 class Layer(nn.Module):
-    """One transformer layer: two residual branches, each normed first."""
+    """One transformer layer: two residual branches, each normed first, in sequence or (Falcon) side by side."""
 
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
         self.full, self.selective = recompute == "full", recompute == "selective"
-        self.input_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon, tp)
+        self.parallel, self.parallel_norm = config.parallel_attn, config.parallel_layernorm
+        self.input_layernorm = norm(config, tp)
         self.attention = Attention(config, recompute, tp)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon, tp)
+        if self.parallel_norm:
+            self.mlp_layernorm = norm(config, tp)
+        elif not self.parallel:
+            self.post_attention_layernorm = norm(config, tp)
         self.mlp = MLP(config, recompute, tp)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,11 +121,17 @@ class Layer(nn.Module):
         return recomputed(self._branches, x, cos, sin, when=self.full)
 
     def _branches(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self._normed(self.input_layernorm, x), cos, sin)
+        normed = self._normed(self.input_layernorm, x)
+        attended = self.attention(normed, cos, sin)
+        if self.parallel:
+            if self.parallel_norm:
+                normed = self._normed(self.mlp_layernorm, x)
+            return cast(Tensor, x + (self.mlp(normed) + attended))
+        x = x + attended
         return cast(Tensor, x + self.mlp(self._normed(self.post_attention_layernorm, x)))
 
-    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return recomputed(norm, x, when=self.selective)
+    def _normed(self, layernorm: nn.Module, x: Tensor) -> Tensor:
+        return recomputed(layernorm, x, when=self.selective)
 
 
 class Llama(nn.Module):
@@ -118,7 +151,7 @@ class Llama(nn.Module):
             self.embedding = VocabEmbedding(config.vocab_size, config.hidden_size, tp)
         self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
         if part.last:
-            self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon, tp)
+            self.final_layernorm = norm(config, tp)
             if not config.tie_embed_logits:
                 self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
 
@@ -158,7 +191,7 @@ def initial_weights(config: ModelConfig, seed: int, std: float) -> Iterator[tupl
     residual_std = std / (2.0 * config.num_layers) ** 0.5
     for name, shape in shapes(config).items():
         if "norm" in name:
-            yield name, torch.ones(shape)
+            yield name, torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         else:
             narrow = name.endswith(("attention.wo.weight", "mlp.w2.weight"))
             yield name, torch.empty(shape).normal_(0.0, residual_std if narrow else std, generator=generator)

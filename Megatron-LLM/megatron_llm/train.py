@@ -248,7 +248,7 @@ def _trainer(
     train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch))
     _set_random_state(args.seed, found.saved)
     models = _models(args, world, found.config)
-    parameters = sharding.parameters_by_name(models)
+    parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
     progress = found.progress
     first = progress.consumed_train_samples
@@ -263,7 +263,7 @@ def _trainer(
         global_batch=global_batch,
         config=found.config,
         parameters=parameters,
-        steps=Direct(models[0], micro_batches, world.device),
+        steps=_steps(args, world, models, micro_batches),
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
@@ -274,16 +274,20 @@ def _trainer(
     )
 
 
-def _models(args: Arguments, world: World, config: ModelConfig) -> list[Llama]:
-    """This rank's parts of the model, sharded, without values."""
-    models = []
-    for part in pipeline.parts(config, args, world):
+def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
+    """This rank's pipeline stages by their number, sharded, without values."""
+    tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
+    for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
-            tp = world.tensor_parallel(sequence=args.sequence_parallel)
-            model = Llama(config, args.recompute_granularity, part, tp)
-        sharding.shard(model, world, bf16=args.bf16)
-        models.append(model)
+            models[number] = Llama(config, args.recompute_granularity, part, tp)
+        sharding.shard(models[number], world, bf16=args.bf16)
     return models
+
+
+def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int) -> Steps:
+    if args.pipeline_model_parallel_size > 1:
+        return pipeline.Pipelined(models, args, world, micro_batches)
+    return Direct(models[0], micro_batches, world.device)
 
 
 def _filled_optimizer(

@@ -131,9 +131,9 @@ class Ranks:
             assert time.monotonic() < until, self.text(rank)
             time.sleep(0.002)
 
-    def wait(self) -> list[int]:
+    def wait(self, timeout: float = TIMEOUT) -> list[int]:
         """Exit codes of all ranks; kills them when they hang."""
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
         hanging = [process for process in self.processes if process.exitcode is None]
@@ -150,7 +150,7 @@ def _strings(argv: Any) -> Any:
 def run_several(folder: Path, argvs: Sequence[list[object]], size: int) -> str:
     """Run several command lines in one world of ranks: what rank 0 printed. Each must end with code 0 or 75."""
     ranks = Ranks(folder, argvs, size, {}, main=_several)
-    codes = ranks.wait()
+    codes = ranks.wait(TIMEOUT * len(argvs))
     assert codes == [0] * size, "\n".join(ranks.text(rank) for rank in range(size))
     return ranks.text()
 

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_llm.arguments import batch_layout, config_from_flags, parse
 from megatron_llm.files import UserError
+from megatron_llm.model_config import ModelConfig
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
 REQUIRED = REQUIRED_FLAGS.split()
@@ -53,7 +54,10 @@ def test_defaults_are_upstreams() -> None:
         ("--fp16", "use --bf16"),
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
-        ("--model_name falcon", "choose from"),
+        ("--model_name gemma", "choose from"),
+        ("--parallel_attn", "--parallel_attn: only for --model_name falcon"),
+        ("--model_name falcon --use_rms_norm", "has LayerNorm"),
+        ("--sliding_window_size 0", "--sliding_window_size 0: must be at least 1"),
         ("--lrr 1", "unrecognized arguments: --lrr"),
         ("--train_iters ten", "invalid int value: 'ten'"),
         ("--train_iters 0", "--train_iters 0: must be at least 1"),
@@ -110,3 +114,19 @@ def test_geometry_comes_from_flags() -> None:
     assert (config.kv_channels, config.num_attention_heads_kv, config.tie_embed_logits) == (8, 4, True)
     with pytest.raises(UserError, match="missing --max_position_embeddings;"):
         config_from_flags(parse([*REQUIRED, *sizes.split()]), 100)
+
+
+def test_families_have_their_own_geometry() -> None:
+    """Falcon's layers and norms come with its name, Mistral's window and Llama 3.1's frequencies from their flags."""
+    sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48 --max_position_embeddings 64"
+
+    def config(flags: str) -> ModelConfig:
+        return config_from_flags(parse([*REQUIRED, *sizes.split(), *flags.split()]), 100)
+
+    falcon = config("--model_name falcon --parallel_attn --parallel_layernorm --num_attention_heads_kv 1")
+    assert (falcon.use_rms_norm, falcon.glu_activation, falcon.tie_embed_logits) == (False, None, True)
+    assert (falcon.parallel_attn, falcon.parallel_layernorm, falcon.num_attention_heads_kv) == (True, True, 1)
+    mistral = config("--model_name mistral --sliding_window_size 16 --num_attention_heads_kv 2")
+    assert (mistral.sliding_window_size, mistral.use_rms_norm, mistral.glu_activation) == (16, True, "swiglu")
+    llama = config("--model_name llama3 --rope_scaling_type llama3 --rope_scaling_factor 8 --rope_theta 500000")
+    assert (llama.rope_scaling_type, llama.rope_scaling_factor, llama.rope_theta) == ("llama3", 8.0, 500000.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 GEOMETRY = (
-    "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
+    "--num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
     "--max_position_embeddings 64 --no_tie_embed_logits"
 )
 RUN = (
