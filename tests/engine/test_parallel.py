@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hf_reference import hf_model, theirs
-from tiny_run import flags, metrics, tensors
+from tiny_run import FALCON, flags, metrics, tensors
 from torch.nn import functional
 
 from megatron_llm import checkpoint, gpt_dataset
@@ -40,6 +40,9 @@ LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
     },
     8: {"2,2,2": (TP, 2, PP, 2, SEQUENCE, "--recompute_granularity", "selective")},
 }
+BRIEF = ("--train_iters", 6, "--lr_decay_iters", 20, "--eval_interval", 6)
+BF16: dict[int, tuple[object, ...]] = {1: (), 2: (TP, 2, SEQUENCE), 4: (TP, 2, PP, 2, SEQUENCE)}
+"""In bfloat16, on so many ranks."""
 STOPPED = ("--exit_interval", 11)
 RESUMED = "2,2,1 interleaved"
 """The layout at which a run is stopped and continued."""
@@ -63,6 +66,13 @@ def saves(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str
     several[4].append(argv("resumed", *LAYOUTS[4][RESUMED]))
     several[4].append(argv("moved", *LAYOUTS[4]["4,1,1 with 2 kv heads"]))
     several[8].append(argv("spread", *LAYOUTS[8]["2,2,2"]))
+    for size, more in BF16.items():
+        folders[f"bf16 {size}"] = root / f"bf16-{size}"
+        several[size].append(argv(f"bf16 {size}", *BRIEF, "--bf16", *more))
+    for size in (1, 2):
+        folders[f"falcon {size}"] = root / f"falcon-{size}"
+        more = (*BRIEF, "--init_method_std", 0.1, *((TP, size, SEQUENCE) if size > 1 else ()))
+        several[size].append(flags(tiny_data, folders[f"falcon {size}"], *more, geometry=FALCON))
     for size, argvs in several.items():
         engine_ranks.run_several(root, argvs, size)
     return folders
@@ -80,6 +90,23 @@ def test_another_layout_goes_on(saves: dict[str, Path], name: str) -> None:
     losses of the straight one."""
     for one, other in zip(metrics(saves["1,1,1"]), metrics(saves[name]), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_falcon_on_tensor_ranks(saves: dict[str, Path]) -> None:
+    """One key/value head, norms with bias, parallel branches and tied embeddings give the losses of one process."""
+    for one, other in zip(metrics(saves["falcon 1"]), metrics(saves["falcon 2"]), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_bf16_on_tensor_and_pipeline_ranks(saves: dict[str, Path], size: int) -> None:
+    """Losses in bfloat16 stay within its precision of one process's, which are not those in fp32; weights are fp32."""
+    alone, spread, exact = (metrics(saves[name])[:6] for name in ("bf16 1", f"bf16 {size}", "1,1,1"))
+    for one, other in zip(alone, spread, strict=True):
+        assert other["lm_loss"] == pytest.approx(one["lm_loss"], rel=1e-3)
+    assert alone[0]["lm_loss"] != exact[0]["lm_loss"]
+    _, weights, _ = checkpoint.load_model_state(checkpoint.iteration_folder(saves[f"bf16 {size}"], 6))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_one_process_equals_a_plain_loop_over_transformers(

@@ -174,6 +174,8 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
     ("more", "code", "message"),
     [
         ("--global_batch_size 6", 2, "--global_batch_size 6 is not a multiple of 4"),
+        ("--tensor_model_parallel_size 3", 2, "2 ranks are not a multiple of 3"),
+        ("--tensor_model_parallel_size 2 --ffn_hidden_size 47", 2, "does not divide ffn_hidden_size 47"),
         ("--seq_length 65", 2, "--seq_length 65 is more than the model's max_position_embeddings 64"),
         ("--load /nonexistent/folder", 3, "/nonexistent/folder is not a checkpoint folder"),
         ("--data_path /nonexistent/data", 3, "/nonexistent/data"),

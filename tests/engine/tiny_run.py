@@ -16,9 +16,15 @@ RUN = (
 )
 
 
-def flags(data: Path, save: Path, *more: object) -> list[object]:
+FALCON = (
+    "--model_name falcon --num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
+    "--ffn_hidden_size 128 --max_position_embeddings 64"
+)
+
+
+def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
     """The command line of the tiny run."""
-    return [*GEOMETRY.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
+    return [*geometry.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
