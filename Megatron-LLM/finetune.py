@@ -1,9 +1,9 @@
 """python Megatron-LLM/finetune.py --load DIR --save DIR --data_path PREFIX --train_iters N … (one process per rank)
 
-Continue the pre-training of a Llama. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by running the
-same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped by a file
-`stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
+Continue the pre-training of a language model. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by
+running the same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped
+by a file `stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
 """
 
 from __future__ import annotations

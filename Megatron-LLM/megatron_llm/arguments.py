@@ -143,7 +143,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Parse and check what can be checked without files or ranks. Raises UserError."""
-    parser = _Parser("finetune.py", description="Train a Llama on tokenised text.", allow_abbrev=False)
+    parser = _Parser("finetune.py", description="Train a language model on tokenised text.", allow_abbrev=False)
     hints = get_type_hints(Arguments, include_extras=True)
     for entry in dataclasses.fields(Arguments):
         if entry.name != "no_effect":

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.recompute import Recompute, recomputed
-from megatron_llm.tensor_parallel import ColumnLinear, RowLinear, TensorParallel, enter, key_value_linear, leave
+from megatron_llm.tensor_parallel import ColumnLinear, RowLinear, TensorParallel, key_value_linear, leave, products
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
@@ -66,8 +66,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden); with sequence parallelism this rank's part of s."""
-        x = enter(x, self.tp)
-        q, k, v = (self._heads(projection(x)) for projection in (self.wq, self.wk, self.wv))
+        weights = self.wq.used(), self.wk.used(), self.wv.used()
+        q, k, v = (self._heads(projected) for projected in products(x, weights, self.tp))
         mixed = recomputed(self._attend, q, k, v, cos, sin, when=self.selective)
         return leave(cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2))), self.tp)
 

@@ -24,9 +24,9 @@ from megatron_llm.tensor_parallel import (
     TensorParallel,
     VocabEmbedding,
     cross_entropy,
-    enter,
     leave,
     local,
+    products,
 )
 
 
@@ -93,11 +93,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
-        x = enter(x, self.tp)
         if self.gated:
-            inner = recomputed(swiglu, self.w1(x), self.w3(x), when=self.selective)
+            gate_up = products(x, (self.w1.used(), self.w3.used()), self.tp)
+            inner = recomputed(swiglu, *gate_up, when=self.selective)
         else:
-            inner = recomputed(functional.gelu, self.w3(x), when=self.selective)
+            inner = recomputed(functional.gelu, *products(x, (self.w3.used(),), self.tp), when=self.selective)
         return leave(cast(Tensor, self.w2(inner)), self.tp)
 
 
@@ -172,7 +172,7 @@ class Llama(nn.Module):
         if not self.part.last:
             return x
         head = self.embedding if self.config.tie_embed_logits else self.lm_head
-        logits = functional.linear(enter(self.final_layernorm(x), self.tp), local(head.weight))
+        (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
         return logits if targets is None else cross_entropy(logits, targets, self.config.vocab_size, self.tp)
 
 

@@ -1,14 +1,14 @@
 """Tensor parallelism: a layer's matrices are cut over the ranks of a group, which exchange activations.
 
-A region of cut matrices begins with `enter` and ends with `leave`. With sequence parallelism each rank holds only its
-part of the sequence outside these regions. Parameters are DTensors on the group's mesh (so that sharding over data
+A region of cut matrices begins with `products` and ends with `leave`. With sequence parallelism each rank holds only
+its part of the sequence outside these regions. Parameters are DTensors on the group's mesh (so that sharding over data
 ranks and checkpoints know their place in the whole); the computation is on their local parts. Without a group
 everything here is the plain operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -75,14 +75,6 @@ class _Collective(torch.autograd.Function):
         return ctx.back(gradients[0], ctx.tp), None, None, None
 
 
-def enter(x: Tensor, tp: TensorParallel) -> Tensor:
-    """What every rank's part of a matrix is applied to; its gradient is the sum of theirs."""
-    if tp.size == 1:
-        return x
-    there, back = (gather, reduce_scatter) if tp.sequence else (identity, all_reduce)
-    return cast(Tensor, _Collective.apply(x, tp, there, back))  # type: ignore[no-untyped-call]
-
-
 def leave(x: Tensor, tp: TensorParallel) -> Tensor:
     """The sum of every rank's partial result."""
     if tp.size == 1:
@@ -99,7 +91,7 @@ def local(parameter: Tensor, *, partial: bool = False) -> Tensor:
 
 
 class ColumnLinear(nn.Linear):
-    """A linear layer without bias whose outputs are cut over the ranks."""
+    """The weight of a linear layer without bias whose outputs are cut over the ranks; see `products`."""
 
     split = 0
     """Dimension of the weight that is cut."""
@@ -107,9 +99,9 @@ class ColumnLinear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) -> (…, outputs / size)."""
-        return functional.linear(x, local(self.weight))
+    def used(self) -> Tensor:
+        """The rows that this rank computes."""
+        return local(self.weight)
 
 
 class RowLinear(nn.Linear):
@@ -132,9 +124,9 @@ class KeyValueLinear(nn.Linear):
         super().__init__(inputs, heads * head_size, bias=False)
         self.rows = slice(tp.rank * heads // tp.size * head_size, (tp.rank * heads // tp.size + 1) * head_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) -> (…, head_size)."""
-        return functional.linear(x, local(self.weight, partial=True)[self.rows])
+    def used(self) -> Tensor:
+        """The rows that this rank computes."""
+        return local(self.weight, partial=True)[self.rows]
 
 
 def key_value_linear(inputs: int, heads: int, head_size: int, tp: TensorParallel) -> ColumnLinear | KeyValueLinear:
@@ -142,6 +134,36 @@ def key_value_linear(inputs: int, heads: int, head_size: int, tp: TensorParallel
     if heads < tp.size:
         return KeyValueLinear(inputs, heads, head_size, tp)
     return ColumnLinear(inputs, heads * head_size)
+
+
+class _Products(torch.autograd.Function):
+    """The whole sequence times each weight; keeps this rank's part of it, which is gathered again for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.tp = tp
+        ctx.save_for_backward(x, *weights)
+        whole = gather(x, tp)
+        return tuple(functional.linear(whole, weight) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        whole = gather(x, ctx.tp).flatten(0, 1)
+        inner = functional.linear(gradients[0], weights[0].t())
+        for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+            inner += functional.linear(gradient, weight.t())
+        own = [gradient.flatten(0, 1).t() @ whole for gradient in gradients]
+        return reduce_scatter(inner, ctx.tp), None, *own
+
+
+def products(x: Tensor, weights: Sequence[Tensor], tp: TensorParallel) -> tuple[Tensor, ...]:
+    """Enter a region: x (b, s, inputs), or its part of s, times each rank's own rows (outputs / size, inputs)."""
+    if tp.sequence:
+        return cast("tuple[Tensor, ...]", _Products.apply(x, tp, *weights))  # type: ignore[no-untyped-call]
+    if tp.size > 1:
+        x = cast(Tensor, _Collective.apply(x, tp, identity, all_reduce))  # type: ignore[no-untyped-call]
+    return tuple(functional.linear(x, weight) for weight in weights)
 
 
 class VocabEmbedding(nn.Embedding):
