@@ -1,9 +1,9 @@
 """python Megatron-LLM/finetune.py --load DIR --save DIR --data_path PREFIX --train_iters N … (one process per rank)
 
-Continue the pre-training of a Llama. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by running the
-same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped by a file
-`stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
+Continue the pre-training of a language model. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by
+running the same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped
+by a file `stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     args = arguments.parse(argv)
     arguments.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
-    return train.run(args, parallel.start(), stop)
+    world = parallel.start(args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    return train.run(args, world, stop)
 
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:

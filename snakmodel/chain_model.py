@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snakmodel.chain_context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags, shard_name
+from snakmodel.publish import UserError
 from snakmodel.stage import Input, Stage, Task, fingerprint
 
 _HF_TO_MEGATRON = "Megatron-LLM/weights_conversion/hf_to_megatron.py"
@@ -43,7 +44,8 @@ def weight_stages(c: Context) -> list[Stage]:
 
 
 def train_stage(c: Context) -> Stage:
-    """The training job."""
+    """The training job. Raises UserError when its ranks are not a multiple of the parallel sizes."""
+    _check_ranks(c)
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
         ("python", _FINETUNE, *_training_flags(c)),
@@ -59,6 +61,16 @@ def train_stage(c: Context) -> Stage:
         progress=f"checkpoints/{TRACKER}",
         environment={"OMP_NUM_THREADS": str(c.recipe.training.threads)},
     )
+
+
+def _check_ranks(c: Context) -> None:
+    t, ranks = c.recipe.training, c.cluster.resources("train").ranks
+    if ranks % (t.tensor_parallel * t.pipeline_parallel):
+        raise UserError(
+            f"stages.train has {ranks} ranks (nodes x ranks_per_node in cluster.yaml), not a multiple of the recipe's "
+            f"training.tensor_parallel {t.tensor_parallel} x training.pipeline_parallel {t.pipeline_parallel}; "
+            "change either"
+        )
 
 
 def export_stages(c: Context) -> list[Stage]:

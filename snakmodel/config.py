@@ -191,7 +191,9 @@ class Training(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; master weights and reductions are always fp32."""
     tensor_parallel: int = Field(default=1, ge=1)
+    """Ranks that share each layer's matrices, with sequence parallelism."""
     pipeline_parallel: int = Field(default=1, ge=1)
+    """Ranks that hold different layers. What remains of the ranks is data parallel."""
     recompute_granularity: Literal["selective", "full"] | None = None
     threads: int = Field(default=1, ge=1)
     """CPU threads of a rank. Part of the recipe because it changes the last bits of the result."""
@@ -246,10 +248,10 @@ class Recipe(Section):
                     f"export.iterations: {iteration} is never saved; checkpoints are written every "
                     f"{t.save_interval} steps and at {t.train_iters}"
                 )
-        if t.tensor_parallel * t.pipeline_parallel > 1:
+        if t.seq_length % t.tensor_parallel:
             raise ValueError(
-                f"training.tensor_parallel = {t.tensor_parallel}, training.pipeline_parallel = {t.pipeline_parallel}: "
-                "only 1 is valid for both; the engine shards weights and optimizer state over all ranks instead"
+                f"training.tensor_parallel is {t.tensor_parallel} and does not divide training.seq_length "
+                f"{t.seq_length}; each tensor rank takes an equal part of the sequence"
             )
         if t.lr_warmup_iters >= t.train_iters:
             raise ValueError(

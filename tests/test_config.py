@@ -35,6 +35,7 @@ def test_shipped_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"demo", "snakmodel-7b"} <= set(found)
     training = found["snakmodel-7b"].recipe.training
     assert (training.train_iters, training.global_batch_size, training.lr, training.min_lr) == (12500, 512, 15e-6, 5e-8)
+    assert (training.tensor_parallel, training.pipeline_parallel) == (4, 1)
     assert found["demo"].cluster.resources("train").ranks == 2
 
 
@@ -69,6 +70,13 @@ def test_export_of_an_iteration_that_is_never_saved(tmp_path: Path) -> None:
     """An exported iteration must be one that a checkpoint is written at."""
     with pytest.raises(UserError, match="3 is never saved; checkpoints are written every 2 steps and at 4"):
         load(tmp_path, toy.recipe(export={"iterations": [3]}))
+
+
+def test_tensor_ranks_share_the_sequence(tmp_path: Path) -> None:
+    """A sequence length that the tensor parallel size does not divide is refused."""
+    assert load(tmp_path, with_training(tensor_parallel=4)).recipe.training.tensor_parallel == 4
+    with pytest.raises(UserError, match=r"training\.tensor_parallel is 3 and does not divide training\.seq_length 8"):
+        load(tmp_path, with_training(tensor_parallel=3))
 
 
 def test_stage_resources(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from snakmodel.config import PROJECT
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:
-    """The launcher's command line for a short version of the demonstration."""
+    """The launcher's command line for a short version of the demonstration, trained by two tensor ranks."""
     recipe = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
     recipe["data"] = {"path": "demo/text", "shards": 2}
     recipe["dedup"]["ranges"] = 2
@@ -27,7 +27,7 @@ def command(folder: Path, base: Path, run: str) -> list[str]:
     recipe["training"].update(
         train_iters=12, save_interval=3, eval_interval=6, eval_iters=1, global_batch_size=8, seq_length=64
     )
-    recipe["training"].update(lr_warmup_iters=2)
+    recipe["training"].update(lr_warmup_iters=2, tensor_parallel=2)
     recipe["export"] = {"iterations": [6, 12], "verify_batches": 1}
     cluster = {"runs": str(folder), "logs": str(folder / "logs"), "stages": {"train": {"ranks_per_node": 2}}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -55,6 +55,17 @@ def contents(run: Path) -> dict[str, bytes]:
     files = [path for name in names for path in sorted((run / name).rglob("*")) if path.is_file()]
     assert not [path for path in files if ".tmp-" in str(path)], "a temporary was left behind"
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_ranks_must_fit_the_recipe(folder: Path, demo_base: Path) -> None:
+    """Fewer ranks than the recipe's tensor parallel size are refused before anything is started."""
+    argv = command(folder, demo_base, "refused")
+    cluster = folder / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("ranks_per_node: 2", "ranks_per_node: 3"))
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "stages.train has 3 ranks" in done.stderr
+    assert not (folder / "refused" / "markers").exists()
 
 
 def test_export_loads_and_gives_the_engines_logits(finished: Path) -> None:

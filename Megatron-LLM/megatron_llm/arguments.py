@@ -22,15 +22,18 @@ NO_EFFECT = {
     "no_bias_dropout_fusion": "there is no such fusion here",
     "no_masked_softmax_fusion": "there is no such fusion here",
     "no_gradient_accumulation_fusion": "there is no such fusion here",
-    "no_async_tensor_model_parallel_allreduce": "there is no tensor parallelism here",
+    "no_async_tensor_model_parallel_allreduce": "these sums are never overlapped here",
     "no_persist_layer_norm": "there is no such kernel here",
     "accumulate_allreduce_grads_in_fp32": "gradients are always reduced in fp32",
-    "use_distributed_optimizer": "the optimizer is always sharded over all ranks",
-    "sequence_parallel": "it needs a tensor parallel size above 1",
+    "use_distributed_optimizer": "the optimizer is always sharded over the data ranks",
     "use_multiquery_attn": "the number of kv heads decides",
 }
 """Flags of published scripts that change nothing in this engine, and why."""
-PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+)
 GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
 
 
@@ -52,7 +55,10 @@ class Arguments:
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
     # model
-    model_name: Annotated[Literal["llama", "llama2"], "architecture"] = "llama2"
+    model_name: Annotated[
+        Literal["llama", "llama2", "llama3", "codellama", "mistral", "falcon"],
+        "architecture; the Llamas and Mistral differ only in other flags",
+    ] = "llama2"
     num_layers: Annotated[int | None, "transformer layers"] = None
     hidden_size: Annotated[int | None, "width of the residual stream"] = None
     ffn_hidden_size: Annotated[int | None, "width of the MLP"] = None
@@ -63,10 +69,17 @@ class Arguments:
     seq_length: Annotated[int, "tokens of a training sample"]
     layernorm_epsilon: Annotated[float, "added to the variance in norms"] = 1e-05
     rope_theta: Annotated[float, "base of the rotary frequencies"] = 10000.0
-    rope_scaling_factor: Annotated[float, "linear position interpolation"] = 1.0
+    rope_scaling_factor: Annotated[float, "position interpolation"] = 1.0
+    rope_scaling_type: Annotated[Literal["linear", "llama3"], "which rotary frequencies it divides"] = "linear"
+    rope_low_freq_factor: Annotated[float, "llama3: original positions / this: waves above are scaled in full"] = 1.0
+    rope_high_freq_factor: Annotated[float, "llama3: original positions / this: waves below are kept"] = 4.0
+    rope_original_max_positions: Annotated[int, "llama3: positions before the interpolation"] = 8192
+    sliding_window_size: Annotated[int | None, "positions that a position sees; default: all before it"] = None
     position_embedding_type: Annotated[Literal["rotary"], "kind of position embedding"] = "rotary"
-    glu_activation: Annotated[Literal["swiglu"], "gate of the MLP"] = "swiglu"
-    use_rms_norm: Annotated[bool, "RMSNorm, which these models always have"] = False
+    glu_activation: Annotated[Literal["swiglu"], "gate of the MLP; falcon has none"] = "swiglu"
+    use_rms_norm: Annotated[bool, "RMSNorm, which all but falcon have"] = False
+    parallel_attn: Annotated[bool, "falcon: attention and MLP side by side, which it always has"] = False
+    parallel_layernorm: Annotated[bool, "falcon: a norm for each of the two, as in the 40B"] = False
     no_tie_embed_logits: Annotated[bool, "an output layer of its own instead of the embedding's weight"] = False
     init_method_std: Annotated[float, "standard deviation of random weights"] = 0.02
     hidden_dropout: Annotated[float, "only 0.0"] = 0.0
@@ -76,8 +89,12 @@ class Arguments:
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
     # parallelism and precision
-    tensor_model_parallel_size: Annotated[int, "only 1: this engine trains with sharded data parallelism"] = 1
-    pipeline_model_parallel_size: Annotated[int, "only 1"] = 1
+    tensor_model_parallel_size: Annotated[int, "ranks that share each layer's matrices"] = 1
+    sequence_parallel: Annotated[bool, "between these matrices each tensor rank holds its part of the sequence"] = False
+    pipeline_model_parallel_size: Annotated[int, "ranks that hold different layers; the rest is data parallel"] = 1
+    num_layers_per_virtual_pipeline_stage: Annotated[
+        int | None, "interleaved pipeline: layers of one of the several stages of a rank"
+    ] = None
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
     fp16: Annotated[bool, "not supported"] = False
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
@@ -99,7 +116,7 @@ class Arguments:
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]
-    global_batch_size: Annotated[int | None, "samples of an update; default: micro_batch_size * ranks"] = None
+    global_batch_size: Annotated[int | None, "samples of an update; default: one micro-batch a rank"] = None
     train_iters: Annotated[int, "updates of the whole run, over all its restarts"]
     train_samples: Annotated[int | None, "the same in samples; needs --global_batch_size"] = None
     skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
@@ -159,7 +176,7 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
 
     Another program that takes these flags says which it can do without, and its `prog` and `description`.
     """
-    texts = {"prog": "finetune.py", "description": "Train a Llama on tokenised text.", **about}
+    texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
     parser = _Parser(**texts, allow_abbrev=False)  # type: ignore[arg-type]  # no other keyword is in `about`
     hints = get_type_hints(Arguments, include_extras=True)
     for entry in dataclasses.fields(Arguments):
@@ -209,17 +226,17 @@ def _options(hint: Any, default: Any) -> dict[str, Any]:
 
 
 def _check_supported(args: Arguments) -> None:
-    for name in PARALLEL:
-        if (size := getattr(args, name)) != 1:
-            raise UserError(
-                f"--{name} {size}: this engine trains with sharded data parallelism, so use 1; "
-                "checkpoints of any tensor and pipeline parallel size can be loaded"
-            )
     if args.fp16:
         raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
     for name in ("hidden_dropout", "attention_dropout"):
         if (value := getattr(args, name)) != 0.0:
             raise UserError(f"--{name} {value}: only 0.0 is supported")
+    falcon = args.model_name == "falcon"
+    for name in ("parallel_attn", "parallel_layernorm"):
+        if getattr(args, name) and not falcon:
+            raise UserError(f"--{name}: only for --model_name falcon")
+    if args.use_rms_norm and falcon:
+        raise UserError("--use_rms_norm: --model_name falcon has LayerNorm; leave it out")
     if args.use_checkpoint_opt_param_scheduler and args.override_opt_param_scheduler:
         raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
     if args.use_checkpoint_args and args.load is None:
@@ -231,6 +248,9 @@ def _check_numbers(args: Arguments) -> None:
     at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
     for name in (
         *at_least_one,
+        *PARALLEL,
+        *GEOMETRY,
+        "sliding_window_size",
         "exit_interval",
         "keep_last",
         "keep_every",
@@ -256,34 +276,50 @@ def _check_numbers(args: Arguments) -> None:
 
 
 def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
-    """(global batch size, micro-batches a rank computes for each update). Raises UserError when it does not divide."""
-    together = args.micro_batch_size * ranks
-    total = args.global_batch_size or together
+    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
+    divide."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if ranks % (tensor * pipeline):
+        raise UserError(
+            f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
+            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
+        )
+    copies = ranks // (tensor * pipeline)
+    together = args.micro_batch_size * copies
+    total = args.global_batch_size or together * pipeline
     if total % together:
         raise UserError(
             f"--global_batch_size {total} is not a multiple of {together} "
-            f"(--micro_batch_size {args.micro_batch_size} x {ranks} ranks); change one of the three"
+            f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
         )
-    return total, total // together
+    micro_batches = total // together
+    interleaved = args.num_layers_per_virtual_pipeline_stage is not None
+    if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
+        kind = "a multiple of" if interleaved else "at least"
+        raise UserError(
+            f"--global_batch_size {total} gives each rank {micro_batches} micro-batches an update; a pipeline of "
+            f"{pipeline} stages needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
+        )
+    return total, micro_batches
 
 
 def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
     """The geometry that the flags describe. Raises UserError when a part is missing or wrong."""
-    sizes: dict[str, int | None] = {name: getattr(args, name) for name in GEOMETRY}
-    if missing := [f"--{name}" for name, size in sizes.items() if size is None]:
+    if missing := [f"--{name}" for name in GEOMETRY if getattr(args, name) is None]:
         raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
-    given = {name: size for name, size in sizes.items() if size is not None}
-    heads = given["num_attention_heads"]
+    falcon, heads = args.model_name == "falcon", args.num_attention_heads
+    assert heads is not None
+    derived: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "num_attention_heads_kv": args.num_attention_heads_kv or heads,
+        "kv_channels": args.kv_channels or (args.hidden_size or 0) // heads,
+        "tie_embed_logits": not args.no_tie_embed_logits,
+        "use_rms_norm": not falcon,
+        "glu_activation": None if falcon else args.glu_activation,
+        "parallel_attn": falcon,
+    }
+    flags: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(ModelConfig)}
     try:
-        return ModelConfig(
-            **given,
-            vocab_size=vocab_size,
-            num_attention_heads_kv=args.num_attention_heads_kv or heads,
-            kv_channels=args.kv_channels or given["hidden_size"] // heads,
-            layernorm_epsilon=args.layernorm_epsilon,
-            rope_theta=args.rope_theta,
-            rope_scaling_factor=args.rope_scaling_factor,
-            tie_embed_logits=not args.no_tie_embed_logits,
-        )
+        return ModelConfig(**flags | derived)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -153,9 +153,8 @@ def remove_stale(save_dir: Path) -> None:
             remove(path)
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What is stored, by name: `model.NAME` and `optimizer.MOMENT.NAME`."""
-    parameters = dict(model.named_parameters())
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     for moment in MOMENTS:
         tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
@@ -164,7 +163,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 def save(
     save_dir: Path,
-    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     config: ModelConfig,
     state: dict[str, Any],
@@ -177,7 +176,7 @@ def save(
     final = iteration_folder(save_dir, state["iteration"])
     temporary = world.on_rank0(lambda: _fresh(final.with_name(f".{final.name}.tmp-{attempt_name()}")))
     try:
-        save_tensors(_tensors(model, optimizer), storage_writer=_Writer(temporary))
+        save_tensors(_tensors(parameters, optimizer), storage_writer=_Writer(temporary))
         files = _digest_together(temporary, world)
         world.on_rank0(lambda: _publish(temporary, final, {**state, "model_config": asdict(config), "files": files}))
     finally:
@@ -215,10 +214,10 @@ def _readable(folder: Path) -> Iterator[_Reader]:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill a sharded model and its optimizer's moments in place; any number of ranks. Collective."""
+def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective."""
     with _readable(folder) as reader:
-        load_tensors(_tensors(model, optimizer), storage_reader=reader, planner=_Planner())
+        load_tensors(_tensors(parameters, optimizer), storage_reader=reader, planner=_Planner())
 
 
 def load_model_state(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:

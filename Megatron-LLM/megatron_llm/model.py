@@ -1,56 +1,78 @@
-"""The Llama model: tokens -> embedding -> layers (attention, SwiGLU MLP, RMSNorm before each) -> logits.
+"""Llama and its relatives: tokens -> embedding -> layers (attention, MLP, a norm before each) -> norm -> logits.
 
-`state_dict()` is the engine's canonical state; rotary embeddings use Hugging Face's two-halves layout.
+`state_dict()` is the engine's canonical state. A process may hold a part of the layers (pipeline parallelism) and a
+part of each matrix (tensor parallelism); names and whole shapes stay those of the whole model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from megatron_llm.attention import Attention, rotary_angles
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.recompute import Recompute, recomputed
+from megatron_llm.tensor_parallel import (
+    ALONE,
+    ColumnLinear,
+    RowLinear,
+    TensorParallel,
+    VocabEmbedding,
+    cross_entropy,
+    leave,
+    local,
+    products,
+)
 
-Recompute = Literal["selective", "full"] | None
+
+@dataclass(frozen=True)
+class Part:
+    """Which layers of the model a module holds."""
+
+    layers: range
+    first: bool
+    """With the embedding; takes tokens."""
+    last: bool
+    """With the final norm and the output layer; gives logits or the loss."""
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, computed in fp32."""
 
-    def __init__(self, size: int, epsilon: float) -> None:
+    def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.epsilon = epsilon
+        self.epsilon, self.tp = epsilon, tp
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, size) -> the same shape and dtype."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * normed.to(x.dtype)
+        return local(self.weight, partial=self.tp.sequence) * normed.to(x.dtype)
 
 
-def rotary_angles(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, kv_channels), fp32, of positions 0 … length-1; both halves hold the same angles."""
-    exponents = torch.arange(0, config.kv_channels, 2, dtype=torch.int64, device=device).float() / config.kv_channels
-    frequencies = 1.0 / config.rope_theta**exponents / config.rope_scaling_factor
-    angles = torch.outer(torch.arange(length, device=device).float(), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+class LayerNorm(nn.Module):
+    """Layer norm with bias over the last dimension."""
+
+    def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.epsilon, self.tp = epsilon, tp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, size) -> the same shape and dtype."""
+        weight, bias = (local(parameter, partial=self.tp.sequence) for parameter in (self.weight, self.bias))
+        return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to (b, heads, s, kv_channels)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+def norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm | LayerNorm:
+    """The model's kind of norm."""
+    return (RMSNorm if config.use_rms_norm else LayerNorm)(config.hidden_size, config.layernorm_epsilon, tp)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -58,90 +80,106 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, when: bool) -> Tensor:
-    """Call the function; when asked, keep only its inputs and compute it again in the backward pass."""
-    if not when or not torch.is_grad_enabled():
-        return function(*inputs)
-    return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False))
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
-
-    def __init__(self, config: ModelConfig, recompute: Recompute) -> None:
-        super().__init__()
-        self.head_size, self.selective = config.kv_channels, recompute == "selective"
-        queries, keys = (n * config.kv_channels for n in (config.num_attention_heads, config.num_attention_heads_kv))
-        self.wq = nn.Linear(config.hidden_size, queries, bias=False)
-        self.wk = nn.Linear(config.hidden_size, keys, bias=False)
-        self.wv = nn.Linear(config.hidden_size, keys, bias=False)
-        self.wo = nn.Linear(queries, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(b, s, hidden) -> (b, s, hidden)."""
-        q, k, v = (self._heads(projection(x)) for projection in (self.wq, self.wk, self.wv))
-        mixed = recomputed(attend, rotate(q, cos, sin), rotate(k, cos, sin), v, when=self.selective)
-        return cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
-
-
 class MLP(nn.Module):
-    """w2(silu(w1 x) * w3 x)."""
+    """w2(silu(w1 x) * w3 x), or, without a gate, w2(gelu(w3 x))."""
 
-    def __init__(self, config: ModelConfig, recompute: Recompute) -> None:
+    def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
-        self.selective = recompute == "selective"
-        self.w1 = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.w2 = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
+        self.gated, self.selective, self.tp = config.glu_activation is not None, recompute == "selective", tp
+        if self.gated:
+            self.w1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size)
+        self.w3 = ColumnLinear(config.hidden_size, config.ffn_hidden_size)
+        self.w2 = RowLinear(config.ffn_hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
-        return cast(Tensor, self.w2(recomputed(swiglu, self.w1(x), self.w3(x), when=self.selective)))
+        if self.gated:
+            gate_up = products(x, (self.w1.used(), self.w3.used()), self.tp)
+            inner = recomputed(swiglu, *gate_up, when=self.selective)
+        else:
+            inner = recomputed(functional.gelu, *products(x, (self.w3.used(),), self.tp), when=self.selective)
+        return leave(cast(Tensor, self.w2(inner)), self.tp)
 
 
 class Layer(nn.Module):
-    """One transformer layer: two residual branches, each normed first."""
+    """One transformer layer: two residual branches, each normed first, in sequence or (Falcon) side by side."""
 
-    def __init__(self, config: ModelConfig, recompute: Recompute) -> None:
+    def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
-        self.full = recompute == "full"
-        self.input_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
-        self.attention = Attention(config, recompute)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
-        self.mlp = MLP(config, recompute)
+        self.full, self.selective = recompute == "full", recompute == "selective"
+        self.parallel, self.parallel_norm = config.parallel_attn, config.parallel_layernorm
+        self.input_layernorm = norm(config, tp)
+        self.attention = Attention(config, recompute, tp)
+        if self.parallel_norm:
+            self.mlp_layernorm = norm(config, tp)
+        elif not self.parallel:
+            self.post_attention_layernorm = norm(config, tp)
+        self.mlp = MLP(config, recompute, tp)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
         return recomputed(self._branches, x, cos, sin, when=self.full)
 
     def _branches(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.input_layernorm(x), cos, sin)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        normed = self._normed(self.input_layernorm, x)
+        attended = self.attention(normed, cos, sin)
+        if self.parallel:
+            if self.parallel_norm:
+                normed = self._normed(self.mlp_layernorm, x)
+            return cast(Tensor, x + (self.mlp(normed) + attended))
+        x = x + attended
+        return cast(Tensor, x + self.mlp(self._normed(self.post_attention_layernorm, x)))
+
+    def _normed(self, layernorm: nn.Module, x: Tensor) -> Tensor:
+        return recomputed(layernorm, x, when=self.selective)
 
 
 class Llama(nn.Module):
-    """The whole model. `layers` is keyed by the layer's number in the model, whichever layers a process holds."""
+    """The model or a part of it. `layers` is keyed by the layer's number in the whole model."""
 
-    def __init__(self, config: ModelConfig, recompute: Recompute = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        recompute: Recompute = None,
+        part: Part | None = None,
+        tp: TensorParallel = ALONE,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleDict({str(n): Layer(config, recompute) for n in range(config.num_layers)})
-        self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
-        if not config.tie_embed_logits:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        part = part or Part(range(config.num_layers), first=True, last=True)
+        self.config, self.part, self.tp = config, part, tp
+        if part.first:
+            self.embedding = VocabEmbedding(config.vocab_size, config.hidden_size, tp)
+        self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
+        if part.last:
+            self.final_layernorm = norm(config, tp)
+            if not config.tie_embed_logits:
+                self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (b, s) int64 -> logits (b, s, vocab_size) in the parameters' dtype."""
-        x = self.embedding(tokens)
-        cos, sin = (angles.to(x.dtype) for angles in rotary_angles(self.config, tokens.shape[1], tokens.device))
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Token ids (b, s) int64, or the part before's result, -> the next part's input (b, s, hidden).
+
+        The last part gives logits (b, s, vocab_size) in the parameters' dtype, or, with targets (b, s) int64, their
+        mean cross-entropy in fp32. Under tensor parallelism logits are this rank's part of the vocabulary, and under
+        sequence parallelism what parts exchange is this rank's part of s.
+        """
+        if self.part.first:
+            length, x = x.shape[1], self.embedding(x)
+        else:
+            length = x.shape[1] * (self.tp.size if self.tp.sequence else 1)
+        cos, sin = (angles.to(x.dtype) for angles in rotary_angles(self.config, length, x.device))
         for layer in self.layers.values():
             x = layer(x, cos, sin)
+        if not self.part.last:
+            return x
         head = self.embedding if self.config.tie_embed_logits else self.lm_head
-        return functional.linear(self.final_layernorm(x), head.weight)
+        (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
+        return logits if targets is None else cross_entropy(logits, targets, self.config.vocab_size, self.tp)
+
+
+def shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Every tensor's name and shape, in the model's order."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in Llama(config).state_dict().items()}
 
 
 def initial_weights(config: ModelConfig, seed: int, std: float) -> Iterator[tuple[str, Tensor]]:
@@ -150,12 +188,10 @@ def initial_weights(config: ModelConfig, seed: int, std: float) -> Iterator[tupl
     They depend on the geometry and the seed only, not on how the model is spread over processes.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Llama(config).state_dict().items()}
     residual_std = std / (2.0 * config.num_layers) ** 0.5
-    for name, shape in shapes.items():
+    for name, shape in shapes(config).items():
         if "norm" in name:
-            yield name, torch.ones(shape)
+            yield name, torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         else:
             narrow = name.endswith(("attention.wo.weight", "mlp.w2.weight"))
             yield name, torch.empty(shape).normal_(0.0, residual_std if narrow else std, generator=generator)

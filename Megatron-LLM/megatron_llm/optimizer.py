@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,14 +64,15 @@ class Schedule:
 
 
 def build_optimizer(
-    model: nn.Module, *, betas: tuple[float, float], epsilon: float, weight_decay: float
+    parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW (decoupled decay, none for 1-D parameters) with its moments allocated, so that they can be loaded into."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    own = list(parameters)
+    decayed = [p for p in own if p.ndim > 1]
+    plain = [p for p in own if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon)
-    for parameter in model.parameters():
+    for parameter in own:
         optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {
             name: torch.zeros_like(parameter) for name in MOMENTS
         }
@@ -91,13 +93,24 @@ def update(optimizer: torch.optim.AdamW, lr: float) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
-    """Global L2 norm of all gradients, the same number on every rank."""
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def gradient_norm(
+    parameters: Iterable[nn.Parameter], total: Callable[[Tensor], Tensor], *, count_copies: bool
+) -> Tensor:
+    """Global L2 norm of all gradients, fp32, the same number on every rank.
+
+    total: sums a number over all ranks. Of gradients that tensor ranks hold copies of, only one rank may count its own.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    counted = [gradient for gradient in gradients if count_copies or not _is_copied(gradient)]
+    norm = nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in counted])
+    return total(norm.double().square()).sqrt().float()
 
 
-def clip_gradients(model: nn.Module, norm: Tensor, limit: float) -> None:
+def _is_copied(gradient: Tensor) -> bool:
+    return isinstance(gradient, DTensor) and any(placement.is_replicate() for placement in gradient.placements)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scale all gradients by limit / norm where the norm exceeds a limit above 0."""
     if limit > 0:
-        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)

@@ -1,29 +1,25 @@
-"""Ranks: environment -> process group -> sharded model; and how ranks agree on flags, values and errors.
+"""Ranks: environment -> process group -> mesh of pipeline x data x tensor ranks; and how ranks agree.
 
-Every rank holds a slice of each parameter, gradient and optimizer moment (FSDP2); a layer's whole weights exist only
-while it computes. One process without the environment variables is a world of one.
+One process without the environment variables is a world of one. Tensor ranks are neighbours: on GPUs they belong on one
+node, whose links are the fastest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not marked so
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megatron_llm.files import Superseded, UserError
-
-if TYPE_CHECKING:
-    from megatron_llm.model import Llama
+from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
 STORE_TIMEOUT = timedelta(minutes=10)
@@ -37,7 +33,24 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
-    """One dimension, `dp`, over all ranks."""
+    """Three dimensions, `pp`, `dp` and `tp`, over all ranks."""
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's number among those that compute different samples."""
+        return self.mesh.get_local_rank("dp")
+
+    @property
+    def data_size(self) -> int:
+        """How many ranks compute different samples."""
+        return self.mesh["dp"].size()
+
+    def tensor_parallel(self, *, sequence: bool) -> TensorParallel:
+        """This rank among those that share each layer."""
+        mesh = self.mesh["tp"]
+        if mesh.size() == 1:
+            return ALONE
+        return TensorParallel(mesh.get_local_rank(), mesh.size(), mesh.get_group(), sequence)
 
     def say(self, text: str) -> None:
         """Print a line, from rank 0 only."""
@@ -50,11 +63,15 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
-    def mean(self, value: Tensor) -> float:
-        """Mean of a number over the ranks, as fp64 so that it does not depend on the order of summation."""
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a number over the ranks, as fp64 so that it does not depend on the order of summation."""
         total = value.detach().double().cpu()
         dist.all_reduce(total)
-        return float(total) / self.size
+        return total
+
+    def mean(self, value: Tensor) -> float:
+        """Mean over the data ranks of a number that the tensor ranks of one pipeline stage hold, the others 0."""
+        return float(self.total(value)) / (self.data_size * self.mesh["tp"].size())
 
     def on_rank0(self, function: Callable[[], T]) -> T:
         """Run on rank 0 and give its result, or its UserError or Superseded, to every rank."""
@@ -93,8 +110,11 @@ def world_size_in_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start() -> World:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …)."""
+def start(tensor: int = 1, pipeline: int = 1) -> World:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …).
+
+    Its size must be a multiple of the tensor parallel times the pipeline parallel size; the rest is data parallel.
+    """
     rank, size = rank_in_environment(), world_size_in_environment()
     cuda = torch.cuda.is_available()
     if cuda:
@@ -102,7 +122,13 @@ def start() -> World:
     backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
     dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return World(rank, size, device, init_device_mesh(device.type, (size,), mesh_dim_names=("dp",)))
+    return World(rank, size, device, layout_mesh(device, size, tensor, pipeline))
+
+
+def layout_mesh(device: torch.device, size: int, tensor: int, pipeline: int) -> DeviceMesh:
+    """All ranks as pipeline x data x tensor ranks. Collective."""
+    shape = (pipeline, size // (tensor * pipeline), tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "tp"))
 
 
 def _store(rank: int, size: int) -> Store:
@@ -120,40 +146,3 @@ def _store(rank: int, size: int) -> Store:
         timeout=STORE_TIMEOUT,
         master_listen_fd=int(descriptor) if descriptor else None,
     )
-
-
-def shard(model: Llama, world: World, *, bf16: bool) -> None:
-    """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values)."""
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
-    for layer in model.layers.values():
-        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
-    model.to_empty(device=world.device)
-
-
-def synchronise_gradients(model: nn.Module, *, now: bool) -> None:
-    """Whether the next backward pass reduces gradients over the ranks or only adds them up."""
-    assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(now)
-
-
-def free_gathered_weights(model: nn.Module) -> None:
-    """Back to slices after forward passes without a backward one, which leave the root's weights gathered."""
-    assert isinstance(model, FSDPModule)
-    model.reshard()
-
-
-@torch.no_grad()
-def fill(model: nn.Module, world: World, weights: Iterator[tuple[str, Tensor]]) -> None:
-    """Set the slices of a sharded model from whole tensors that only rank 0 holds, one at a time.
-
-    weights: (name, tensor) in the order of the model's parameters on rank 0; not read elsewhere.
-    """
-    for name, parameter in model.named_parameters():
-        assert isinstance(parameter, DTensor)
-        whole = torch.empty(parameter.shape, device=world.device)
-        if world.rank == 0:
-            given, tensor = next(weights)
-            assert given == name, f"weights come as {given} where the model has {name}"
-            whole.copy_(tensor)
-        parameter.to_local().copy_(distribute_tensor(whole, world.mesh, parameter.placements).to_local())

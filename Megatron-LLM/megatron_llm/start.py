@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from megatron_llm import any_weights, checkpoint, gpt_dataset, megatron_weights
+from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, megatron_weights
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
-from megatron_llm.model import Llama, initial_weights
+from megatron_llm.model import initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import Schedule
-from megatron_llm.parallel import World, fill
+from megatron_llm.parallel import World
+from megatron_llm.sharding import fill
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Start:
     """Its state.json."""
 
 
-def find(args: Arguments, identity: DataIdentity, global_batch: int, weights: dict[str, Tensor]) -> Start:
+def find(args: Arguments, identity: DataIdentity, global_batch: int, ranks: int, weights: dict[str, Tensor]) -> Start:
     """Choose and check the start (rank 0). A Megatron checkpoint's weights are put into `weights`.
 
     Raises UserError when checkpoint, flags and data do not fit together, InputsMissing when --load has no files.
@@ -57,6 +59,7 @@ def find(args: Arguments, identity: DataIdentity, global_batch: int, weights: di
     start = _choose(args, identity, weights)
     if not args.use_checkpoint_args:
         _check_geometry(start.config, config_from_flags(args, start.config.vocab_size))
+    layout.check(start.config, args, ranks)
     check_fits(identity, args, start.config.vocab_size, start.config.max_position_embeddings)
     if start.saved:
         _check_continues(start, args, identity, global_batch)
@@ -146,23 +149,26 @@ def _check_order(start: Start, args: Arguments, before: int, wanted: int) -> Non
         )
 
 
-def weights_in_order(
-    model: Llama, start: Start, weights: dict[str, Tensor], args: Arguments
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) of every parameter, loaded or random (rank 0)."""
+def weights_in_order(start: Start, weights: dict[str, Tensor], args: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) of every parameter in the model's order, loaded or random (rank 0)."""
     if not weights:
         return initial_weights(start.config, args.seed, args.init_method_std)
-    return ((name, weights.pop(name)) for name, _ in model.named_parameters())
+    return ((name, weights.pop(name)) for name in shapes(start.config))
 
 
 def load_model(
-    model: Llama, optimizer: Any, start: Start, weights: dict[str, Tensor], args: Arguments, world: World
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    start: Start,
+    weights: dict[str, Tensor],
+    args: Arguments,
+    world: World,
 ) -> None:
     """Give the sharded model its values, and the optimizer its moments when a run is continued. Collective."""
     if start.folder:
-        checkpoint.load(start.folder, model, optimizer)
+        checkpoint.load(start.folder, parameters, optimizer)
     else:
-        fill(model, world, weights_in_order(model, start, weights, args))
+        fill(parameters, shapes(start.config), world, weights_in_order(start, weights, args))
 
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:

@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from megatron_llm import batches, checkpoint, parallel, retention, start
+from megatron_llm import batches, checkpoint, pipeline, retention, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments, batch_layout
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
 from megatron_llm.gpt_dataset import Samples
 from megatron_llm.metrics import Interval, Metrics
 from megatron_llm.model import Llama
+from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import (
     Schedule,
     build_optimizer,
@@ -35,6 +35,7 @@ from megatron_llm.optimizer import (
 from megatron_llm.parallel import World
 from megatron_llm.signals import StopRequest
 from megatron_llm.start import Progress, Start
+from megatron_llm.steps import Direct, Steps
 
 GO_ON, SAVE, SIGNALLED, STOP = range(4)
 """Requests; ranks agree on the largest."""
@@ -55,8 +56,10 @@ class Trainer:
     stop: StopRequest
     identity: DataIdentity
     global_batch: int
-    micro_batches: int
-    model: Llama
+    config: ModelConfig
+    parameters: dict[str, nn.Parameter]
+    """This rank's slices, by their names in the whole model."""
+    steps: Steps
     optimizer: torch.optim.AdamW
     schedule: Schedule
     progress: Progress
@@ -129,15 +132,11 @@ class Trainer:
     def step(self) -> None:
         """One update from one global batch. Raises Diverged before a non-finite one."""
         began = time.perf_counter()
-        total = torch.zeros((), device=self.world.device)
-        for number in range(self.micro_batches):
-            parallel.synchronise_gradients(self.model, now=number == self.micro_batches - 1)
-            loss = self.loss(next(self.train_batches))
-            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        mean, norm = self.world.mean(total / self.micro_batches), gradient_norm(self.model)
+        mean = self.world.mean(self.steps.train(self.train_batches))
+        first = self.world.mesh.get_local_rank("tp") == 0
+        norm = gradient_norm(self.parameters.values(), self.world.total, count_copies=first)
         self.check_finite(mean, float(norm))
-        clip_gradients(self.model, norm, self.args.clip_grad)
+        clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
         update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
         self.norm = float(norm)
@@ -161,14 +160,6 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the next update."""
         return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
-
-    def loss(self, batch: Tensor) -> Tensor:
-        """Mean next-token cross-entropy, fp32, of a micro-batch (b, seq_length + 1)."""
-        if int(batch.max()) >= self.model.config.vocab_size:
-            raise ValueError(f"the data has token {int(batch.max())}, the model only {self.model.config.vocab_size}")
-        batch = batch.to(self.world.device)
-        logits = self.model(batch[:, :-1])
-        return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
     def check_finite(self, loss: float, norm: float) -> None:
         """Stop the run before it makes an update from a loss or gradient that is not a number."""
@@ -216,17 +207,16 @@ class Trainer:
         assert self.valid is not None
         first = self.progress.consumed_valid_samples
         last = first + self.args.eval_iters * self.global_batch
-        share = Share(first, last, self.args.micro_batch_size, self.world.rank, self.world.size)
+        share = Share(first, last, self.args.micro_batch_size, self.world.data_rank, self.world.data_size)
         micro = batches.load(self.valid, share, 0)
         total = torch.zeros((), device=self.world.device)
         for _ in range(self.args.eval_iters):
             if self.request() >= SIGNALLED:
-                parallel.free_gathered_weights(self.model)
+                self.steps.free()
                 return
-            for _ in range(self.micro_batches):
-                total += self.loss(next(micro))
-        parallel.free_gathered_weights(self.model)
-        loss = self.world.mean(total / (self.args.eval_iters * self.micro_batches))
+            total += self.steps.evaluate(micro)
+        self.steps.free()
+        loss = self.world.mean(total / self.args.eval_iters)
         self.progress.consumed_valid_samples, self.progress.evaluation_due = last, False
         if self.metrics:
             print(self.metrics.log_validation(self.progress.iteration, loss), flush=True)
@@ -236,7 +226,7 @@ class Trainer:
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
         began = time.perf_counter()
-        checkpoint.save(self.args.save, self.model, self.optimizer, self.model.config, self.state(), self.world)
+        checkpoint.save(self.args.save, self.parameters, self.optimizer, self.config, self.state(), self.world)
         self.saved_iteration = self.progress.iteration
         self.world.on_rank0(lambda: retention.prune(self.args.save, self.args.keep_last, self.args.keep_every))
         elapsed = time.perf_counter() - began
@@ -258,10 +248,12 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
     """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
     for name in args.no_effect:
         world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
+    if args.sequence_parallel and args.tensor_model_parallel_size == 1:
+        world.say("--sequence_parallel has no effect: it needs --tensor_model_parallel_size above 1")
     global_batch, _ = batch_layout(args, world.size)
     identity = world.on_rank0(lambda: batches.identify(args))
     weights: dict[str, Tensor] = {}
-    found = world.on_rank0(lambda: start.find(args, identity, global_batch, weights))
+    found = world.on_rank0(lambda: start.find(args, identity, global_batch, world.size, weights))
     if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
         world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
         return 0
@@ -287,11 +279,13 @@ def _trainer(
     indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
     train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
     _set_random_state(args.seed, found.saved)
-    model, optimizer = _model_and_optimizer(args, world, found, weights)
+    models = _models(args, world, found.config)
+    parameters = sharding.parameters_by_name(models.values())
+    optimizer = _filled_optimizer(args, world, found, weights, parameters)
     progress = found.progress
     first = progress.consumed_train_samples
     last = first + (args.train_iters - progress.iteration) * global_batch
-    share = Share(first, last, args.micro_batch_size, world.rank, world.size)
+    share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)
     due = progress.evaluation_due
     return Trainer(
         args=args,
@@ -299,8 +293,9 @@ def _trainer(
         stop=stop,
         identity=identity,
         global_batch=global_batch,
-        micro_batches=micro_batches,
-        model=model,
+        config=found.config,
+        parameters=parameters,
+        steps=_steps(args, world, models, micro_batches),
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
@@ -311,19 +306,31 @@ def _trainer(
     )
 
 
-def _model_and_optimizer(
-    args: Arguments, world: World, found: Start, weights: dict[str, Tensor]
-) -> tuple[Llama, torch.optim.AdamW]:
-    """Sharded over the ranks, with their values."""
-    with torch.device("meta"):
-        model = Llama(found.config, args.recompute_granularity)
-    parallel.shard(model, world, bf16=args.bf16)
-    optimizer = build_optimizer(
-        model, betas=(args.adam_beta1, args.adam_beta2), epsilon=args.adam_eps, weight_decay=args.weight_decay
-    )
-    start.load_model(model, optimizer, found, weights, args, world)
+def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
+    """This rank's pipeline stages by their number, sharded, without values."""
+    tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
+    for number, part in pipeline.stages(config, args, world).items():
+        with torch.device("meta"):
+            models[number] = Llama(config, args.recompute_granularity, part, tp)
+        sharding.shard(models[number], world, bf16=args.bf16)
+    return models
+
+
+def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int) -> Steps:
+    if args.pipeline_model_parallel_size > 1:
+        return pipeline.Pipelined(models, args, world, micro_batches)
+    return Direct(models[0], micro_batches, world.device)
+
+
+def _filled_optimizer(
+    args: Arguments, world: World, found: Start, weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]
+) -> torch.optim.AdamW:
+    """The optimizer; parameters and moments get their values."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    optimizer = build_optimizer(parameters.values(), betas=betas, epsilon=args.adam_eps, weight_decay=args.weight_decay)
+    start.load_model(parameters, optimizer, found, weights, args, world)
     set_steps(optimizer, found.progress.optimizer_steps)
-    return model, optimizer
+    return optimizer
 
 
 def _set_random_state(seed: int, saved: dict[str, Any]) -> None:

@@ -24,11 +24,11 @@ DOCUMENTS = 200
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    """A two-layer GQA model whose vocabulary is odd, so that its shards are uneven."""
+    """A four-layer GQA model whose vocabulary is odd, so that its shards are uneven."""
     return ModelConfig(
         vocab_size=131,
         hidden_size=32,
-        num_layers=2,
+        num_layers=4,
         num_attention_heads=4,
         num_attention_heads_kv=2,
         ffn_hidden_size=48,

@@ -11,7 +11,8 @@ import runpy
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,58 @@ FINETUNE = Path(__file__).parents[2] / "Megatron-LLM" / "finetune.py"
 TIMEOUT = 60.0
 
 
-def _rank(environment: dict[str, str], listener: socket.socket | None, argv: list[str], output: Path) -> None:
+def _finetune(argv: Sequence[str]) -> None:
+    """The script from its first line; ends the process."""
+    sys.argv = [str(FINETUNE), *argv]
+    runpy.run_path(str(FINETUNE), run_name="__main__")
+
+
+def _several(argvs: Sequence[Sequence[str]]) -> None:
+    """Several runs one after another in one world, each at its own layout; prints their exit codes.
+
+    Before each checkpoint it is asserted that what tensor ranks hold copies of is the same to the bit.
+    """
+    import torch
+
+    from megatron_llm import arguments, checkpoint, parallel, signals, train
+
+    def save(*inputs: Any) -> None:
+        _assert_copies_equal(inputs[1])
+        publish(*inputs)
+
+    publish, checkpoint.save = checkpoint.save, save
+    torch.set_num_threads(1)
+    world = parallel.start()
+    for argv in argvs:
+        args = arguments.parse(argv)
+        sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+        mesh = parallel.layout_mesh(world.device, world.size, *sizes)
+        world.say(f"exit {train.run(args, replace(world, mesh=mesh), signals.StopRequest())}")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _assert_copies_equal(parameters: dict[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    for name, parameter in parameters.items():
+        mesh, placements = parameter.device_mesh, parameter.placements
+        for axis, placement in enumerate(placements):
+            if placement.is_replicate():
+                own = parameter.to_local().detach()
+                copies = [torch.empty_like(own) for _ in range(mesh.size(axis))]
+                dist.all_gather(copies, own, group=mesh.get_group(axis))
+                assert all(torch.equal(own, copy) for copy in copies), f"copies of {name} differ"
+
+
+def _rank(
+    environment: dict[str, str],
+    listener: socket.socket | None,
+    main: Callable[[Any], None],
+    argv: Any,
+    output: Path,
+) -> None:
     os.environ.update(environment)
     if listener:
         os.environ["MASTER_LISTEN_FD"] = str(listener.detach())
@@ -28,14 +80,20 @@ def _rank(environment: dict[str, str], listener: socket.socket | None, argv: lis
         os.dup2(file.fileno(), 2)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # stays open to the end of the process
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    sys.argv = [str(FINETUNE), *argv]
-    runpy.run_path(str(FINETUNE), run_name="__main__")
+    main(argv)
 
 
 class Ranks:
     """The started processes of one run; output is in `folder`/rank-N.txt."""
 
-    def __init__(self, folder: Path, argv: Sequence[object], size: int, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        argv: Sequence[object],
+        size: int,
+        environment: dict[str, str],
+        main: Callable[[Any], None] = _finetune,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["megatron_llm.train", "torch._dynamo"])
         self.outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
@@ -51,7 +109,7 @@ class Ranks:
             self.processes: list[Any] = []
             for rank, output in enumerate(self.outputs):
                 own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                arguments = (own, listener if rank == 0 else None, [str(part) for part in argv], output)
+                arguments = (own, listener if rank == 0 else None, main, _strings(argv), output)
                 process = context.Process(target=_rank, args=arguments)
                 process.start()
                 self.processes.append(process)
@@ -73,9 +131,9 @@ class Ranks:
             assert time.monotonic() < until, self.text(rank)
             time.sleep(0.002)
 
-    def wait(self) -> list[int]:
+    def wait(self, timeout: float = TIMEOUT) -> list[int]:
         """Exit codes of all ranks; kills them when they hang."""
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
         hanging = [process for process in self.processes if process.exitcode is None]
@@ -83,6 +141,18 @@ class Ranks:
             process.kill()
         assert not hanging, f"{len(hanging)} ranks hang: {self.text(0)}"
         return [process.exitcode for process in self.processes]
+
+
+def _strings(argv: Any) -> Any:
+    return [_strings(part) if isinstance(part, list) else str(part) for part in argv]
+
+
+def run_several(folder: Path, argvs: Sequence[list[object]], size: int) -> str:
+    """Run several command lines in one world of ranks: what rank 0 printed. Each must end with code 0 or 75."""
+    ranks = Ranks(folder, argvs, size, {}, main=_several)
+    codes = ranks.wait(TIMEOUT * len(argvs))
+    assert codes == [0] * size, "\n".join(ranks.text(rank) for rank in range(size))
+    return ranks.text()
 
 
 def run(folder: Path, argv: Sequence[object], size: int = 2, **environment: str) -> tuple[list[int], str]:

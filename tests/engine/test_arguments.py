@@ -8,12 +8,13 @@ import pytest
 
 from megatron_llm.arguments import batch_layout, config_from_flags, parse
 from megatron_llm.files import UserError
+from megatron_llm.model_config import ModelConfig
 from megatron_llm.start import schedule
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
 REQUIRED = REQUIRED_FLAGS.split()
 PUBLISHED_FLAGS = (
-    "--tensor_model_parallel_size 1 --pipeline_model_parallel_size 1 --load l --save s --tensorboard_dir t "
+    "--tensor_model_parallel_size 4 --pipeline_model_parallel_size 1 --load l --save s --tensorboard_dir t "
     "--data_path d --model_name llama2 --tokenizer_type SentencePieceTokenizer --vocab_file v --bf16 "
     "--use_flash_attn --no_bias_gelu_fusion --micro_batch_size 1 --global_batch_size 512 --seq_length 4096 "
     "--seed 8446 --sequence_parallel --recompute_granularity selective --use_checkpoint_args "
@@ -25,13 +26,15 @@ PUBLISHED_FLAGS = (
 
 
 def test_the_published_command_line_is_understood() -> None:
-    """Every flag of the published recipe (with parallel sizes of 1) gets its value."""
+    """Every flag of the published recipe gets its value."""
     args = parse(PUBLISHED_FLAGS.split())
     assert (args.lr, args.min_lr, args.global_batch_size, args.seed) == (15e-6, 5e-8, 512, 8446)
     assert (args.load, args.data_path, args.recompute_granularity) == (Path("l"), ["d"], "selective")
     assert args.bf16
     assert args.use_checkpoint_args
-    assert set(args.no_effect) == {"use_flash_attn", "no_bias_gelu_fusion", "sequence_parallel"}
+    assert args.sequence_parallel
+    assert args.tensor_model_parallel_size == 4
+    assert set(args.no_effect) == {"use_flash_attn", "no_bias_gelu_fusion"}
 
 
 def test_defaults_are_upstreams() -> None:
@@ -47,12 +50,15 @@ def test_defaults_are_upstreams() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--tensor_model_parallel_size 4", "use 1; checkpoints of any tensor"),
-        ("--pipeline_model_parallel_size 2", "--pipeline_model_parallel_size 2"),
+        ("--tensor_model_parallel_size 0", "--tensor_model_parallel_size 0: must be at least 1"),
+        ("--pipeline_model_parallel_size -2", "--pipeline_model_parallel_size -2: must be at least 1"),
         ("--fp16", "use --bf16"),
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
-        ("--model_name falcon", "choose from"),
+        ("--model_name gemma", "choose from"),
+        ("--parallel_attn", "--parallel_attn: only for --model_name falcon"),
+        ("--model_name falcon --use_rms_norm", "has LayerNorm"),
+        ("--sliding_window_size 0", "--sliding_window_size 0: must be at least 1"),
         ("--lrr 1", "unrecognized arguments: --lrr"),
         ("--train_iters ten", "invalid int value: 'ten'"),
         ("--train_iters 0", "--train_iters 0: must be at least 1"),
@@ -94,12 +100,33 @@ def test_a_missing_flag_is_named() -> None:
         parse(REQUIRED[:-2])
 
 
-def test_the_global_batch_must_divide() -> None:
-    """A global batch is a whole number of micro-batches on every rank, by default one."""
-    assert batch_layout(parse([*REQUIRED, "--global_batch_size", "12"]), 3) == (12, 2)
-    assert batch_layout(parse(REQUIRED), 3) == (6, 1)
-    with pytest.raises(UserError, match="--global_batch_size 12 is not a multiple of 8"):
-        batch_layout(parse([*REQUIRED, "--global_batch_size", "12"]), 4)
+@pytest.mark.parametrize(
+    ("flags", "ranks", "expected"),
+    [
+        ("--global_batch_size 12", 3, (12, 2)),
+        ("", 3, (6, 1)),
+        ("--tensor_model_parallel_size 2 --global_batch_size 12", 4, (12, 3)),
+        ("--pipeline_model_parallel_size 2", 4, (8, 2)),
+        ("--global_batch_size 12", 4, "--global_batch_size 12 is not a multiple of 8"),
+        ("--tensor_model_parallel_size 2", 3, "3 ranks are not a multiple of 2"),
+        ("--tensor_model_parallel_size 2 --pipeline_model_parallel_size 2", 6, "6 ranks are not a multiple of 4"),
+        ("--pipeline_model_parallel_size 4 --global_batch_size 4", 4, "2 micro-batches an update; .* at least 4"),
+        (
+            "--pipeline_model_parallel_size 2 --num_layers_per_virtual_pipeline_stage 1 --global_batch_size 6",
+            2,
+            "3 micro-batches an update; .* a multiple of 2",
+        ),
+    ],
+)
+def test_ranks_and_global_batch_must_divide(flags: str, ranks: int, expected: tuple[int, int] | str) -> None:
+    """Ranks are a whole number of model copies, a global batch a whole number of micro-batches on each, by default
+    one a rank; a pipeline needs enough of them."""
+    args = parse([*REQUIRED, *flags.split()])
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            batch_layout(args, ranks)
+    else:
+        assert batch_layout(args, ranks) == expected
 
 
 def test_geometry_comes_from_flags() -> None:
@@ -109,3 +136,19 @@ def test_geometry_comes_from_flags() -> None:
     assert (config.kv_channels, config.num_attention_heads_kv, config.tie_embed_logits) == (8, 4, True)
     with pytest.raises(UserError, match="missing --max_position_embeddings;"):
         config_from_flags(parse([*REQUIRED, *sizes.split()]), 100)
+
+
+def test_families_have_their_own_geometry() -> None:
+    """Falcon's layers and norms come with its name, Mistral's window and Llama 3.1's frequencies from their flags."""
+    sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48 --max_position_embeddings 64"
+
+    def config(flags: str) -> ModelConfig:
+        return config_from_flags(parse([*REQUIRED, *sizes.split(), *flags.split()]), 100)
+
+    falcon = config("--model_name falcon --parallel_attn --parallel_layernorm --num_attention_heads_kv 1")
+    assert (falcon.use_rms_norm, falcon.glu_activation, falcon.tie_embed_logits) == (False, None, True)
+    assert (falcon.parallel_attn, falcon.parallel_layernorm, falcon.num_attention_heads_kv) == (True, True, 1)
+    mistral = config("--model_name mistral --sliding_window_size 16 --num_attention_heads_kv 2")
+    assert (mistral.sliding_window_size, mistral.use_rms_norm, mistral.glu_activation) == (16, True, "swiglu")
+    llama = config("--model_name llama3 --rope_scaling_type llama3 --rope_scaling_factor 8 --rope_theta 500000")
+    assert (llama.rope_scaling_type, llama.rope_scaling_factor, llama.rope_theta) == ("llama3", 8.0, 500000.0)

@@ -14,25 +14,32 @@ from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
 from megatron_llm import checkpoint
 from megatron_llm.files import Superseded, UserError
-from megatron_llm.model import Llama, initial_weights
+from megatron_llm.model import Llama, initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import MOMENTS, build_optimizer
-from megatron_llm.parallel import World, fill, shard
+from megatron_llm.parallel import World
+from megatron_llm.sharding import fill, parameters_by_name, shard
 
-Parts = tuple[Llama, torch.optim.AdamW]
+Parts = tuple[dict[str, torch.nn.Parameter], torch.optim.AdamW]
+
+
+def build(world: World, config: ModelConfig) -> Parts:
+    """A sharded model's parameters, without values, and their optimizer."""
+    with torch.device("meta"):
+        model = Llama(config)
+    shard(model, world, bf16=False)
+    parameters = parameters_by_name([model])
+    return parameters, build_optimizer(parameters.values(), betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
 
 
 @pytest.fixture(scope="module")
 def parts(world: World, tiny_config: ModelConfig) -> Parts:
     """A sharded tiny model and its optimizer, whose moments are not all zero."""
-    with torch.device("meta"):
-        model = Llama(tiny_config)
-    shard(model, world, bf16=False)
-    fill(model, world, initial_weights(tiny_config, 1, 0.02))
-    optimizer = build_optimizer(model, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
+    parameters, optimizer = build(world, tiny_config)
+    fill(parameters, shapes(tiny_config), world, initial_weights(tiny_config, 1, 0.02))
     for state in optimizer.state.values():
         state["exp_avg"].fill_(0.25)
-    return model, optimizer
+    return parameters, optimizer
 
 
 def save(folder: Path, iteration: int, parts: Parts, world: World, config: ModelConfig) -> Path:
@@ -60,13 +67,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, parts: Parts, world: Wo
 def test_optimizer_moments_come_back(tmp_path: Path, parts: Parts, world: World, tiny_config: ModelConfig) -> None:
     """Loading fills a fresh model and optimizer with the saved values."""
     folder = save(tmp_path, 20, parts, world, tiny_config)
-    with torch.device("meta"):
-        model = Llama(tiny_config)
-    shard(model, world, bf16=False)
-    optimizer = build_optimizer(model, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
-    checkpoint.load(folder, model, optimizer)
-    for parameter, original in zip(model.parameters(), parts[0].parameters(), strict=True):
-        assert torch.equal(parameter.to_local(), original.to_local())  # type: ignore[attr-defined]
+    parameters, optimizer = build(world, tiny_config)
+    checkpoint.load(folder, parameters, optimizer)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter.to_local(), parts[0][name].to_local())  # type: ignore[attr-defined]
         assert (optimizer.state[parameter]["exp_avg"].to_local() == 0.25).all()
 
 

@@ -1,4 +1,4 @@
-"""The model is Hugging Face's Llama, number for number."""
+"""The model is Hugging Face's Llama, Mistral or Falcon, number for number."""
 
 from __future__ import annotations
 
@@ -7,75 +7,48 @@ from typing import Any
 
 import pytest
 import torch
+from hf_reference import hf_model, theirs
 from torch.nn import functional
 
+from megatron_llm.attention import rotary_frequencies
 from megatron_llm.model import Llama, initial_weights
 from megatron_llm.model_config import ModelConfig
 
-TO_HF = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "final_layernorm.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-    "layers.": "model.layers.",
+FALCON = {
+    "use_rms_norm": False,
+    "glu_activation": None,
+    "parallel_attn": True,
+    "tie_embed_logits": True,
+    "ffn_hidden_size": 128,
 }
-
-
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a canonical tensor."""
-    for ours, theirs in TO_HF.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def hf_model(config: ModelConfig) -> Any:
-    """transformers' Llama of the same geometry, with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling_factor != 1.0:
-        rope |= {"rope_type": "linear", "factor": config.rope_scaling_factor}
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.ffn_hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_attention_heads_kv,
-            head_dim=config.kv_channels,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.layernorm_epsilon,
-            rope_parameters=rope,
-            tie_word_embeddings=config.tie_embed_logits,
-            initializer_range=0.2,  # large enough for every part to matter in the logits
-        )
-    )
-
-
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "grouped queries": {},
     "as many kv heads": {"num_attention_heads_kv": 4},
     "tied": {"tie_embed_logits": True},
     "another head size, theta and epsilon": {"kv_channels": 12, "rope_theta": 500000.0, "layernorm_epsilon": 1e-2},
+    "CodeLlama": {"rope_theta": 1e6, "num_attention_heads_kv": 4},
     "linear position interpolation": {"rope_scaling_factor": 4.0},
+    "Llama 3.1": {
+        "rope_theta": 50.0,
+        "rope_scaling_type": "llama3",
+        "rope_scaling_factor": 8.0,
+        "rope_original_max_positions": 64,
+    },
+    "Mistral, longer than its window": {"sliding_window_size": 7},
+    "Mistral, window as long as the sequence": {"sliding_window_size": 32},
+    "Falcon 7B": FALCON | {"num_attention_heads_kv": 1},
+    "Falcon 40B": FALCON | {"parallel_layernorm": True},
 }
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_logits_and_gradients_equal_transformers(tiny_config: ModelConfig, changes: dict[str, Any]) -> None:
-    """Logits, and the gradient of every tensor, equal those of LlamaForCausalLM with the same weights."""
+    """Logits, and the gradient of every tensor, equal those of Hugging Face's model with the same weights."""
     config = replace(tiny_config, **changes)
     torch.manual_seed(0)
     reference, model = hf_model(config), Llama(config)
-    theirs = dict(reference.named_parameters())
-    model.load_state_dict({name: theirs[hf_name(name)].detach() for name in model.state_dict()})
+    parameters = dict(reference.named_parameters())
+    model.load_state_dict(theirs(config, {name: parameter.detach() for name, parameter in parameters.items()}))
     tokens = torch.randint(0, config.vocab_size, (2, 33))
     logits = model(tokens[:, :-1])
     expected = reference(tokens[:, :-1]).logits
@@ -83,8 +56,55 @@ def test_logits_and_gradients_equal_transformers(tiny_config: ModelConfig, chang
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     for output in (logits, expected):
         functional.cross_entropy(output.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    gradients = theirs(config, {name: parameter.grad for name, parameter in parameters.items()})
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[hf_name(name)].grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-5)
+
+
+def test_every_rotary_frequency_matters_in_the_llama_3_variant(tiny_config: ModelConfig) -> None:
+    """It has frequencies that are kept, scaled, and in between."""
+    config = replace(tiny_config, **VARIANTS["Llama 3.1"])
+    plain = rotary_frequencies(
+        replace(config, rope_scaling_type="linear", rope_scaling_factor=1.0), torch.device("cpu")
+    )
+    ratio = plain / rotary_frequencies(config, torch.device("cpu"))
+    assert ratio[0] == 1.0
+    assert ratio[-1] == 8.0
+    assert ((ratio > 1.01) & (ratio < 7.99)).any()
+
+
+def saved_bytes(config: ModelConfig, recompute: Any, batch: torch.Tensor) -> int:
+    """Bytes of distinct tensors, parameters not counted, that the backward pass keeps."""
+    model = Llama(config, recompute)
+    model.load_state_dict(dict(initial_weights(config, 1, 0.02)))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(batch[:, :-1], batch[:, 1:])
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "selective_saves"), [({}, 0.2), (VARIANTS["Falcon 40B"], 0.01)], ids=["Llama", "Falcon"]
+)
+def test_recomputing_keeps_fewer_bytes(
+    tiny_config: ModelConfig, changes: dict[str, Any], selective_saves: float
+) -> None:
+    """Nothing recomputed > selective > full, which keeps little more than one hidden state a layer and the logits."""
+    config = replace(tiny_config, num_layers=8, **changes)
+    batch = torch.randint(0, config.vocab_size, (2, 65))
+    none, selective, full = (saved_bytes(config, mode, batch) for mode in (None, "selective", "full"))
+    assert selective < (1 - selective_saves) * none
+    hidden, logits = (4 * 2 * 64 * size for size in (config.hidden_size, config.vocab_size))
+    assert config.num_layers * hidden < full < (config.num_layers + 6) * hidden + 2 * logits < selective / 2
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
@@ -106,7 +126,7 @@ def test_initial_weights_are_megatrons(tiny_config: ModelConfig) -> None:
     weights = dict(initial_weights(config, 7, 0.02))
     assert list(weights) == list(Llama(config).state_dict())
     assert weights["layers.1.mlp.w1.weight"].std() == pytest.approx(0.02, rel=0.02)
-    assert weights["layers.1.mlp.w2.weight"].std() == pytest.approx(0.02 / 4**0.5, rel=0.02)
+    assert weights["layers.1.mlp.w2.weight"].std() == pytest.approx(0.02 / 8**0.5, rel=0.02)
     assert torch.equal(weights["final_layernorm.weight"], torch.ones(256))
     other = dict(initial_weights(config, 8, 0.02))
     assert not torch.equal(weights["lm_head.weight"], other["lm_head.weight"])

@@ -11,13 +11,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import engine_ranks
 import numpy as np
 import pytest
 import torch
 from engine_ranks import FINETUNE, Ranks
+from tiny_run import RUN, flags, metrics, tensors
 from torch.nn import functional
 
 from megatron_llm import gpt_dataset, megatron_weights
@@ -25,37 +25,12 @@ from megatron_llm.checkpoint import latest_valid, load_model_state
 from megatron_llm.model import Llama, initial_weights
 from megatron_llm.model_config import ModelConfig
 
-GEOMETRY = (
-    "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
-    "--max_position_embeddings 64 --no_tie_embed_logits"
-)
-RUN = (
-    "--seq_length 32 --micro_batch_size 2 --global_batch_size 8 --train_iters 40 --lr 1e-3 --lr_warmup_iters 4 "
-    "--lr_decay_style cosine --log_interval 1 --eval_interval 10 --eval_iters 2 --split 90,10,0 --num_workers 0"
-)
 LINE = re.compile(
     r" iteration [ \d]{8}/[ \d]{8} \| consumed samples: [ \d]{12} \| elapsed time per iteration \(ms\): \d+\.\d \| "
     r"rate \(tokens/sec\): \d+\.\d\d \| learning rate: \d\.\d{3}E[-+]\d\d \| global batch size: [ \d]{5} \| "
     r"lm loss: \d\.\d{6}E[-+]\d\d \| loss scale: 1\.0 \| grad norm: \d+\.\d{3} \| "
     r"number of skipped iterations:   0 \| number of nan iterations:   0 \|"
 )
-
-
-def flags(data: Path, save: Path, *more: object) -> list[object]:
-    """The command line of the tiny run."""
-    return [*GEOMETRY.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
-
-
-def metrics(save: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the speeds."""
-    records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
-
-
-def tensors(save: Path, iteration: int) -> dict[str, bytes]:
-    """The bytes of a checkpoint's tensor files and metadata."""
-    folder = save / f"iter_{iteration:07d}"
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "state.json"}
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +220,8 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
     ("more", "code", "message"),
     [
         ("--global_batch_size 6", 2, "--global_batch_size 6 is not a multiple of 4"),
+        ("--tensor_model_parallel_size 3", 2, "2 ranks are not a multiple of 3"),
+        ("--tensor_model_parallel_size 2 --ffn_hidden_size 47", 2, "does not divide ffn_hidden_size 47"),
         ("--seq_length 65", 2, "--seq_length 65 is more than the model's max_position_embeddings 64"),
         ("--load /nonexistent/folder", 3, "/nonexistent/folder is not a checkpoint folder"),
         ("--data_path /nonexistent/data", 3, "/nonexistent/data"),

@@ -1,0 +1,54 @@
+"""Whether a model can be spread as the flags ask: over tensor, pipeline and data ranks."""
+
+from __future__ import annotations
+
+from megatron_llm.arguments import Arguments
+from megatron_llm.files import UserError
+from megatron_llm.model_config import ModelConfig
+
+
+def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
+    """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on so many ranks."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if tensor > 1:
+        _check_tensor(config, args, ranks // (tensor * pipeline))
+    if pipeline > 1 and config.tie_embed_logits:
+        raise UserError(
+            f"--pipeline_model_parallel_size {pipeline}: this model's output layer is its embedding, which the first "
+            "and the last pipeline stage cannot share; use 1 and more tensor or data parallelism"
+        )
+    _check_pipeline(config.num_layers, pipeline, args.num_layers_per_virtual_pipeline_stage)
+
+
+def _check_tensor(config: ModelConfig, args: Arguments, copies: int) -> None:
+    size, groups = args.tensor_model_parallel_size, config.num_attention_heads_kv
+    counts = {
+        "num_attention_heads": config.num_attention_heads,
+        "ffn_hidden_size": config.ffn_hidden_size,
+    } | ({"seq_length": args.seq_length} if args.sequence_parallel else {})
+    for name, count in counts.items():
+        if count % size:
+            raise UserError(f"--tensor_model_parallel_size {size} does not divide {name} {count}; choose one that does")
+    if groups % size and size % groups:
+        raise UserError(
+            f"--tensor_model_parallel_size {size} neither divides nor is a multiple of num_attention_heads_kv "
+            f"{groups}; choose one that does"
+        )
+    if (size - 1) * -(-config.vocab_size // size) >= config.vocab_size:
+        raise UserError(f"--tensor_model_parallel_size {size} is too large for a vocabulary of {config.vocab_size}")
+    if config.hidden_size % copies:
+        raise UserError(
+            f"hidden_size {config.hidden_size} is not a multiple of the {copies} data-parallel ranks, as it must be "
+            f"with --tensor_model_parallel_size {size}; start another number of ranks"
+        )
+
+
+def _check_pipeline(layers: int, stages: int, depth: int | None) -> None:
+    if depth is not None and stages == 1:
+        raise UserError(f"--num_layers_per_virtual_pipeline_stage {depth} needs --pipeline_model_parallel_size above 1")
+    if layers % (stages * (depth or 1)):
+        held = f" x --num_layers_per_virtual_pipeline_stage {depth}" if depth else ""
+        raise UserError(
+            f"--pipeline_model_parallel_size {stages}{held} does not divide the model's {layers} layers; choose sizes "
+            "that do"
+        )

@@ -1,0 +1,98 @@
+"""Pipeline parallelism: which layers a rank holds, and a global batch passing through all ranks' stages.
+
+1F1B where a rank holds one stage, interleaved 1F1B where it holds several. Every stage passes on its hidden states and
+the last one gives the loss itself, so that no logits outlive their micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+
+from megatron_llm.arguments import Arguments
+from megatron_llm.model import Llama, Part
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.parallel import World
+from megatron_llm.sharding import free_gathered_weights
+from megatron_llm.steps import checked
+
+
+def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part]:
+    """This rank's stages by their number in the pipeline: every pp-th one."""
+    size, rank = args.pipeline_model_parallel_size, world.mesh.get_local_rank("pp")
+    depth = args.num_layers_per_virtual_pipeline_stage or config.num_layers // size
+    count = config.num_layers // depth
+    return {
+        stage: Part(range(stage * depth, (stage + 1) * depth), first=stage == 0, last=stage == count - 1)
+        for stage in range(rank, count, size)
+    }
+
+
+class Pipelined:
+    """The steps of a rank that holds only some of the layers; see steps.Steps."""
+
+    def __init__(self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int) -> None:
+        """models: this rank's stages by number; micro_batches: of a global batch, on this rank."""
+        self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
+        count = args.pipeline_model_parallel_size * len(models)
+        own = [_stage(model, number, count, args, world) for number, model in models.items()]
+        self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
+        if len(own) == 1:
+            self.schedule = Schedule1F1B(own[0], micro_batches, loss_fn=self._share, scale_grads=False)
+        else:
+            self.schedule = ScheduleInterleaved1F1B([*own], micro_batches, loss_fn=self._share, scale_grads=False)
+
+    def train(self, batches: Iterator[Tensor]) -> Tensor:
+        """See steps.Steps."""
+        losses: list[Tensor] = []
+        tokens, targets = self._global_batch(batches)
+        self.schedule.step(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        return self._sum(losses)
+
+    def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
+        """See steps.Steps."""
+        losses: list[Tensor] = []
+        tokens, targets = self._global_batch(batches)
+        self.schedule.eval(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        return self._sum(losses)
+
+    def free(self) -> None:
+        """See steps.Steps."""
+        for model in self.models:
+            free_gathered_weights(model)
+
+    def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What this rank's first stage takes from outside (nothing unless it is the model's first), and the targets."""
+        own = torch.cat(list(islice(batches, self.micro_batches)))
+        tokens, targets = checked(own, self.models[0].config.vocab_size, self.device)
+        return ((tokens,) if self.models[0].part.first else ()), targets
+
+    def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
+        """A micro-batch's part of the mean over the global batch."""
+        return loss / self.micro_batches
+
+    def _sum(self, losses: list[Tensor]) -> Tensor:
+        return torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self.device)
+
+
+def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:
+    """A stage with the shapes that it takes and gives, so that none need be found out by a trial run."""
+    length = args.seq_length // (model.tp.size if model.tp.sequence else 1)
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    tokens = torch.empty(args.micro_batch_size, args.seq_length, dtype=torch.int64, device="meta")
+    size = (args.micro_batch_size, length, model.config.hidden_size)
+    hidden = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+    loss = torch.empty((), device="meta", requires_grad=True)
+    return PipelineStage(
+        model,
+        number,
+        count,
+        world.device,
+        input_args=tokens if model.part.first else hidden,
+        output_args=loss if model.part.last else hidden,
+        group=world.mesh.get_group("pp"),
+    )

@@ -1,0 +1,39 @@
+"""The tiny run that the tests of training share: its command line, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+GEOMETRY = (
+    "--num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
+    "--max_position_embeddings 64 --no_tie_embed_logits"
+)
+RUN = (
+    "--seq_length 32 --micro_batch_size 2 --global_batch_size 8 --train_iters 40 --lr 1e-3 --lr_warmup_iters 4 "
+    "--lr_decay_style cosine --log_interval 1 --eval_interval 10 --eval_iters 2 --split 90,10,0 --num_workers 0"
+)
+
+
+FALCON = (
+    "--model_name falcon --num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
+    "--ffn_hidden_size 128 --max_position_embeddings 64"
+)
+
+
+def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
+    """The command line of the tiny run."""
+    return [*geometry.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
+
+
+def metrics(save: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the speeds."""
+    records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
+
+
+def tensors(save: Path, iteration: int) -> dict[str, bytes]:
+    """The bytes of a checkpoint's tensor files and metadata."""
+    folder = save / f"iter_{iteration:07d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "state.json"}
