@@ -118,3 +118,10 @@ def test_configuration_is_frozen(tmp_path: Path) -> None:
     found = load(tmp_path, toy.recipe())
     with pytest.raises(ValueError, match="frozen"):
         found.recipe.training.lr = 1.0  # type: ignore[misc]
+
+
+def test_a_repository_needs_a_licence(tmp_path: Path) -> None:
+    """Pushing to the Hub is refused until push.license is given; pushing to a folder needs none."""
+    with pytest.raises(UserError, match=r"push: push\.repository is org/model but push\.license is missing"):
+        load(tmp_path, toy.recipe(push={"repository": "org/model"}))
+    assert load(tmp_path, toy.recipe(push={"repository": "org/model", "license": "llama2"})).recipe.push.public is False
