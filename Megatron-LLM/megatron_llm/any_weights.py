@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from megatron_llm import checkpoint, megatron_weights, reshard
 from megatron_llm.files import InputsMissing
@@ -22,7 +24,8 @@ class Loaded:
     folder: Path
     iteration: int | Literal["release"]
     config: ModelConfig
-    state: reshard.State
+    state: Mapping[str, Tensor]
+    """Canonical tensors; made when asked for where the model may be larger than memory."""
     args: dict[str, Any]
     """The checkpoint's own arguments, with consumed samples; a name may be absent."""
 

@@ -8,6 +8,7 @@ generation_config.json, safetensors shards with their index, tokenizer files.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import shutil
@@ -25,7 +26,7 @@ from torch import Tensor
 from megatron_llm import hf_tokenizer
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, State, check_state, expected_shapes
+from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, State, check_same, check_state, expected_shapes
 
 LAYER_NAMES = {
     "input_layernorm": "input_layernorm",
@@ -233,12 +234,11 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * UNITS.get(found[2], 1))
 
 
-def _shards(state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> list[list[str]]:
+def _shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
     """Names in order, cut before a shard would exceed `max_bytes` (a larger tensor has a shard of its own)."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, tensor in state.items():
-        size = tensor.numel() * dtype.itemsize
+    for name, size in sizes.items():
         if shards[-1] and filled + size > max_bytes:
             shards.append([])
             filled = 0
@@ -247,19 +247,22 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> 
     return shards
 
 
-def _write_weights(folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> None:
-    """model.safetensors, or model-00001-of-0000N.safetensors with their index."""
-    shards = _shards(state, dtype, max_bytes)
+def _write_weights(
+    folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int
+) -> None:
+    """model.safetensors, or model-00001-of-0000N.safetensors with their index; one shard at a time is in memory."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in expected_shapes(config).items()}
+    shards = _shards(sizes, max_bytes)
     count = len(shards)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        tensors = {hf_name(name): state[name].to(dtype, copy=True).contiguous() for name in names}
+        tensors = {hf_name(name): state[name].to(dtype).contiguous() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # safetensors writes for the owner alone
         weight_map |= dict.fromkeys(tensors, file)
     if count > 1:
-        total = sum(tensor.numel() * dtype.itemsize for tensor in state.values())
+        total = sum(sizes.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
 
@@ -282,14 +285,13 @@ def save(
     The tokenizer files come from the SentencePiece model `vocab_file` and are compared with it. Raises UserError when
     the tokenizer does not fit the model.
     """
-    check_state(config, state, folder)
     hf_tokenizer.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
     processor = hf_tokenizer.read_sentencepiece(vocab_file)
     bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
     _write_json(folder / "config.json", make_config(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
-    _write_weights(folder, state, dtype, parse_size(max_shard_size))
+    _write_weights(folder, config, state, dtype, parse_size(max_shard_size))
     hf_tokenizer.save(folder, vocab_file, config.max_position_embeddings)
 
 
@@ -298,6 +300,4 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
     written_config, written = load(folder)
     if written_config != config:
         raise UserError(f"{folder}: read back as {written_config}, written was {config}")
-    for name, tensor in state.items():
-        if not torch.equal(written[name], tensor.to(dtype)):
-            raise UserError(f"{folder}: {name} read back differs from what was written; the disk may be failing")
+    check_same(written, state, dtype, folder)

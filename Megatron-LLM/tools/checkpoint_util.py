@@ -9,10 +9,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from megatron_llm import any_weights, megatron_weights
 from megatron_llm.any_weights import Loaded
 from megatron_llm.files import UserError, run_main
-from megatron_llm.reshard import EMBEDDING, HEAD
+from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
 CARRIED = ("seq_length", "tokenizer_type", "consumed_train_samples", "consumed_valid_samples")
 """Arguments of the source that the new layout keeps."""
@@ -43,8 +45,11 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
         return loaded
     if size > found or loaded.args.get("true_vocab_size"):
         raise UserError(f"--true_vocab_size {size} but {loaded.folder} has a vocabulary of {found}; give {found}")
-    state = {name: tensor[:size] if name in (EMBEDDING, HEAD) else tensor for name, tensor in loaded.state.items()}
-    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=state)
+
+    def cut(name: str) -> Tensor:
+        return loaded.state[name][:size] if name in (EMBEDDING, HEAD) else loaded.state[name]
+
+    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=LazyState(loaded.state, cut))
 
 
 def main() -> None:

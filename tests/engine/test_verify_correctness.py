@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,9 @@ from megatron_llm.indexed_dataset import IndexedDatasetWriter
 SCRIPT = "verify_correctness.py"
 
 
-def megatron(root, config, state, *, tp=1, pp=1, extra=None):
+def megatron(root, config, state, *, tp=1, pp=1):
     """A Megatron checkpoint of these weights."""
-    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args=extra or {})
+    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args={})
 
 
 def write_text(folder):
@@ -127,7 +128,7 @@ def test_wrong_conversions_fail_at_the_first_layer(tmp_path, kind):
 def test_wrong_settings_fail(tmp_path, extra):
     """The same tensors with another theta, scaling or epsilon in the checkpoint's args exit 1."""
     config = make_config()
-    megatron(tmp_path / "megatron", config, make_hf(tmp_path / "hf", config), extra=extra)
+    megatron(tmp_path / "megatron", replace(config, **extra), make_hf(tmp_path / "hf", config))
     assert verify(tmp_path, tmp_path / "megatron")[0] == 1
 
 

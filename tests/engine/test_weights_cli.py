@@ -143,7 +143,7 @@ def test_mistakes_are_named_and_publish_nothing(tmp_path):
     make_hf(tmp_path / "small", make_config(vocab_size=430))
     config_path = tmp_path / "small/config.json"
     state = make_state(make_config(vocab_size=400))
-    hf_weights._write_weights(tmp_path / "small", state, torch.float32, 10**9)
+    hf_weights._write_weights(tmp_path / "small", make_config(vocab_size=400), state, torch.float32, 10**9)
     config_path.write_text(config_path.read_text().replace('"vocab_size": 430', '"vocab_size": 400'))
     code, _, err = run(CONVERT, "llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'small'}")
     assert (code, "420 pieces but the model's vocabulary is 400" in err) == (2, True)
