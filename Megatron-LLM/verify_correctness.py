@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from megatron_llm import any_weights, hf_weights, tokenizer
+from megatron_llm import any_weights, hf_config, hf_weights, tokenizer
 from megatron_llm.files import InputsMissing, UserError, run_main, write_json
 from megatron_llm.indexed_dataset import IndexedDataset
 from megatron_llm.model import Llama
@@ -153,7 +153,7 @@ def load_theirs(args: argparse.Namespace) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     folder = hf_weights.locate(args.model_name, args.model_size, None, args.huggingface_cache)
-    hf_weights.load_config(folder)
+    hf_config.load(folder)
     model: nn.Module = AutoModelForCausalLM.from_pretrained(str(folder), dtype=args.dtype)
     return model.to(args.huggingface_device).eval().requires_grad_(False)
 
@@ -212,8 +212,8 @@ def passes(comparison: Comparison, tolerance: float, max_tolerance: float | None
 def main() -> int:
     """Load both models, compare batch by batch, report; 1 when they disagree."""
     args = parse_args()
-    if args.model_name in ("mistral", "falcon"):
-        raise UserError(f"{args.model_name} is not supported yet; supported are llama, llama2, codellama")
+    if args.model_name == "falcon":
+        raise UserError("falcon is not supported yet; supported are llama, llama2, codellama, mistral")
     tolerance = args.tolerance if args.tolerance is not None else 0.01 if args.dtype == torch.float32 else 0.1
     ours, loaded = load_ours(args)
     theirs = load_theirs(args)

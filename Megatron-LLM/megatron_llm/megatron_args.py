@@ -13,12 +13,14 @@ from megatron_llm import reshard
 from megatron_llm.files import UserError
 from megatron_llm.model_config import ModelConfig
 
+OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
+"""Fields that upstream does not have, and leaves alone."""
+
 
 def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
     """The geometry in a file's `args`; raises UserError for what is not a Llama."""
     unsupported = {
         "parallel_attn": ("Falcon", bool(getattr(args, "parallel_attn", False))),
-        "sliding_window_size": ("Mistral", getattr(args, "sliding_window_size", None) is not None),
         "glu_activation": ("Falcon, GPT", getattr(args, "glu_activation", None) != "swiglu"),
     }
     for name, (models, found) in unsupported.items():
@@ -39,6 +41,8 @@ def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
             rope_theta=getattr(args, "rope_theta", 10000.0),
             rope_scaling_factor=getattr(args, "rope_scaling_factor", 1.0),
             tie_embed_logits=getattr(args, "tie_embed_logits", False),
+            sliding_window_size=getattr(args, "sliding_window_size", None),
+            **{name: getattr(args, name) for name in OURS if hasattr(args, name)},
         )
     except (AttributeError, ValueError) as error:
         raise UserError(f"{where}: args do not describe a model: {error}") from error
@@ -85,8 +89,9 @@ def make_args(
         "bias_droput_fusion": False,
         "use_flash_attn": True,
         "hidden_dropout": 0.0,
-        "sliding_window_size": None,
+        "sliding_window_size": config.sliding_window_size,
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,
     }
+    values |= {name: getattr(config, name) for name in OURS}
     return argparse.Namespace(**(values | dict(extra)))

@@ -1,6 +1,7 @@
 """python Megatron-LLM/tools/checkpoint_util.py --target_tensor_parallel_size 4 --target_pipeline_parallel_size 1 --load_dir RUN/megatron --save_dir RUN/sharded --model_type llama2 --true_vocab_size 32000 --bf16
 
-A Megatron checkpoint in any layout, or a training checkpoint -> the same iteration in another TP x PP layout.
+A Megatron checkpoint in any layout, a training checkpoint or a Hugging Face folder -> the same iteration in another
+TP x PP layout, read back and compared before it is published. (To Hugging Face: weights_conversion/megatron_to_hf.py.)
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const="bf16", help="cast; by default as stored")
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const="fp16")
+    dtype.add_argument("--fp32", dest="dtype", action="store_const", const="fp32")
     return parser.parse_args()
 
 
@@ -55,8 +57,8 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
 def main() -> None:
     """Load, cut, publish."""
     args = parse_args()
-    if args.model_type in ("mistral", "falcon"):
-        raise UserError(f"{args.model_type} is not supported yet; supported are llama, llama2, codellama")
+    if args.model_type == "falcon":
+        raise UserError("falcon is not supported yet; supported are llama, llama2, codellama, mistral")
     loaded = any_weights.load(args.load_dir, args.load_iters)
     if args.true_vocab_size is not None:
         loaded = with_true_vocabulary(loaded, args.true_vocab_size)

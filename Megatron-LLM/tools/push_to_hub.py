@@ -92,7 +92,7 @@ def with_rope(config: ModelConfig, kind: str, factor: float | None) -> ModelConf
         raise UserError(
             f"rope scaling {kind} {factor} is not supported; supported is linear with a factor of at least 1"
         )
-    return replace(config, rope_scaling_factor=factor)
+    return replace(config, rope_scaling_type="linear", rope_scaling_factor=factor)
 
 
 def write_copy(args: argparse.Namespace, output: Path) -> None:
