@@ -98,8 +98,11 @@ def _verify_export(c: Context, index: int, iteration: int) -> Task:
     argv = _verify(c, "checkpoints", c.path(f"hf/{name}"), report, c.recipe.export.tolerance)
     checkpoint = Input("train", 0, only=(f"checkpoints/{name}",))
     reads = (checkpoint, Input("export-hf", index), Input("prepare", 0, only=(_SAMPLE_TEXT,)))
-    argv = (*argv, *exact, "--load_iters", str(iteration))
-    return Task(argv, (report,), reads, report, _device(c, "verify-export"), c.vocabulary)
+    divergence = f"hf/reports/{name}.divergence"
+    more = flags(load_iters=iteration, base_model=c.recipe.model.base, divergence=c.path(f"{divergence}.json"))
+    argv = (*argv, *exact, *more, "--compare_tokenizer")
+    outputs = (report, f"{divergence}.json", f"{divergence}.png")
+    return Task(argv, outputs, reads, report, _device(c, "verify-export"), c.vocabulary)
 
 
 def _push(c: Context, index: int, iteration: int) -> Task:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,39 @@ def probes(vocab_file: Path) -> Iterator[str]:
         line = "".join(plain[start : start + 16])
         if not any(text in line for text in matched):
             yield line
+
+
+@dataclass(frozen=True)
+class TextComparison:
+    """How the ids of a folder's tokenizer compare with sentencepiece's over real texts."""
+
+    texts: int
+    tokens: int
+    control_text: int
+    """Texts with the literal text of a control piece, the known difference; their ids are not compared."""
+    first_difference: str | None
+    """The beginning of the first text that differs."""
+
+
+def compare_texts(folder: Path, vocab_file: Path, texts: Iterable[str]) -> TextComparison:
+    """Compare AutoTokenizer, loaded from `folder`, with sentencepiece on texts."""
+    from transformers import AutoTokenizer
+
+    processor, loaded = read_sentencepiece(vocab_file), AutoTokenizer.from_pretrained(str(folder))
+    pieces = _model_proto(vocab_file).pieces
+    matched = [piece.piece for piece in pieces if piece.type not in (type(pieces[0]).NORMAL, type(pieces[0]).BYTE)]
+    count = tokens = control = 0
+    first = None
+    for text in texts:
+        count += 1
+        if any(piece in text for piece in matched):
+            control += 1
+            continue
+        expected = processor.encode(text)
+        tokens += len(expected)
+        if first is None and loaded(text, add_special_tokens=False, verbose=False)["input_ids"] != expected:
+            first = text[:80]
+    return TextComparison(count, tokens, control, first)
 
 
 def check_folder(folder: Path, vocab_file: Path) -> None:

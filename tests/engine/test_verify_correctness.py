@@ -208,3 +208,39 @@ def test_unusable_inputs_are_named(tmp_path):
     megatron(tmp_path / "small", small, cut)
     code, _, err = verify(tmp_path, tmp_path / "small")
     assert (code, "the model's vocabulary is 300; wrong --vocab_file?" in err) == (2, True)
+
+
+def test_the_tokenizer_of_the_export(tmp_path):
+    """On real text its ids are sentencepiece's; another tokenizer in the folder fails the gate and is shown."""
+    config = make_config()
+    megatron(tmp_path / "megatron", config, make_hf(tmp_path / "hf", config))
+    source = write_text(tmp_path)
+    source.write_text(source.read_text() + json.dumps({"text": "et <s> midt i teksten"}) + "\n")
+    flags = ["--compare_tokenizer", "--tolerance", 0.01]
+    code, out, err = verify(tmp_path, tmp_path / "megatron", *flags, source=["--input", source])
+    assert code == 0, out + err
+    found = json.loads((tmp_path / "report.json").read_text())["tokenizer"]
+    assert (found["texts"], found["control_text"], found["first_difference"]) == (41, 1, None)
+    assert found["tokens"] > 500
+    path = tmp_path / "hf/tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["merges"] = raw["model"]["merges"][::-1]
+    path.write_text(json.dumps(raw))
+    code, out, _ = verify(tmp_path, tmp_path / "megatron", *flags, source=["--input", source])
+    assert (code, "FAILED: the tokenizer gives other ids" in out) == (1, True)
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
+
+
+def test_divergence_from_the_base(tmp_path):
+    """--divergence writes the table of the loaded weights against --base_model's, and needs it."""
+    config = make_config()
+    state = make_hf(tmp_path / "hf", config)
+    make_hf(tmp_path / "base", config)
+    megatron(tmp_path / "megatron", config, state)
+    code, out, err = verify(
+        tmp_path, tmp_path / "megatron", "--base_model", tmp_path / "base", "--divergence", tmp_path / "d.json"
+    )
+    assert code == 0, out + err
+    assert {one["mean_absolute_change"] for one in json.loads((tmp_path / "d.json").read_text())} == {0.0}
+    code, _, err = verify(tmp_path, tmp_path / "megatron", "--divergence", tmp_path / "d.json")
+    assert (code, "--divergence needs --base_model" in err) == (2, True)
