@@ -158,13 +158,13 @@ def load_ours(args: argparse.Namespace) -> tuple[Llama, any_weights.Loaded]:
     return model.to(device=args.device, dtype=args.dtype).eval().requires_grad_(False), loaded
 
 
-def load_theirs(args: argparse.Namespace) -> nn.Module:
+def load_theirs(args: argparse.Namespace) -> Any:
     """Hugging Face's model in evaluation mode, on its device."""
     from transformers import AutoModelForCausalLM
 
     folder = hf_weights.locate(args.model_name, args.model_size, None, args.huggingface_cache)
     hf_config.load(folder)
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(str(folder), dtype=args.dtype)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=args.dtype)
     return model.to(args.huggingface_device).eval().requires_grad_(False)
 
 
@@ -198,13 +198,14 @@ def hidden_states(modules: Sequence[nn.Module], run: Callable[[], object]) -> li
     return outputs
 
 
-def first_parting(ours: Llama, theirs: nn.Module, tokens: Tensor, args: argparse.Namespace) -> str:
+def first_parting(ours: Llama, theirs: Any, tokens: Tensor, args: argparse.Namespace) -> str:
     """Where the hidden states of the two models part: `embedding`, `layer N` or `output`."""
     layers = [ours.layers[str(number)] for number in range(len(ours.layers))]
-    inner: Any = theirs.model
+    inner = theirs.base_model
     mine = hidden_states([ours.embedding, *layers], lambda: ours(tokens.to(args.device)))
     other = hidden_states(
-        [inner.embed_tokens, *inner.layers], lambda: theirs(input_ids=tokens.to(args.huggingface_device))
+        [theirs.get_input_embeddings(), *(inner.h if hasattr(inner, "h") else inner.layers)],
+        lambda: theirs(input_ids=tokens.to(args.huggingface_device)),
     )
     names = ["embedding", *(f"layer {number}" for number in range(len(layers)))]
     for name, a, b in zip(names, mine, other, strict=True):
@@ -261,8 +262,6 @@ def report_divergence(args: argparse.Namespace) -> None:
 def main() -> int:
     """Load both models, compare batch by batch, report; 1 when they disagree."""
     args = parse_args()
-    if args.model_name == "falcon":
-        raise UserError("falcon is not supported yet; supported are llama, llama2, codellama, mistral")
     tolerance = args.tolerance if args.tolerance is not None else 0.01 if args.dtype == torch.float32 else 0.1
     text = check_tokenizer(args)
     done, parting = compare_batches(args, tolerance)

@@ -106,7 +106,7 @@ def draw(path: Path, found: Sequence[Divergence]) -> None:
             if values and inside:
                 axes.plot(range(len(values)), values, **style)
             elif values:
-                axes.axhline(values[0], color=color, linestyle="--", linewidth=1.0, label=kind)
+                axes.axhline(values[0], color=color, linestyle="--" if number < 10 else ":", linewidth=1.2, label=kind)
     for axes, title in ((change, "mean absolute change"), (angle, "mean principal angle (degrees)")):
         axes.set_title(title)
         axes.set_xlabel("layer")

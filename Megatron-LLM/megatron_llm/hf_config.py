@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from megatron_llm import hf_falcon
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.model_config import ModelConfig
 
-FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
+FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "FalconForCausalLM": "falcon"}
 """Architecture -> model_type, of those that are readable."""
 MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
 LLAMA3 = {
@@ -37,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def family(folder: Path) -> str:
-    """`llama` or `mistral`, by a folder's config.json; raises UserError for what is neither."""
+    """`llama`, `mistral` or `falcon`, by a folder's config.json; raises UserError for what is none of them."""
     path = folder / "config.json"
     raw = read_json(path)
     architecture = str((raw.get("architectures") or [raw.get("model_type", "unknown")])[0])
@@ -61,13 +62,15 @@ def _rope(raw: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> ModelConfig:
-    """The geometry in a folder's config.json. Raises InputsMissing, or UserError for what is no Llama or Mistral."""
+    """The geometry in a folder's config.json. Raises InputsMissing, or UserError for another architecture."""
     kind, path = family(folder), folder / "config.json"
     raw = read_json(path)
-    for key, valid in MUST_BE.items():
-        if raw.get(key, valid) != valid:
-            raise UserError(f"{path}: {key} = {raw[key]!r} is not supported; it must be {valid!r}")
     try:
+        if kind == "falcon":
+            return hf_falcon.load_config(raw, _rope(raw, path), path)
+        for key, valid in MUST_BE.items():
+            if raw.get(key, valid) != valid:
+                raise UserError(f"{path}: {key} = {raw[key]!r} is not supported; it must be {valid!r}")
         heads = raw["num_attention_heads"]
         return ModelConfig(
             vocab_size=raw["vocab_size"],
@@ -101,21 +104,12 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
 def make(config: ModelConfig, dtype: torch.dtype, bos: int | None, eos: int | None) -> dict[str, Any]:
     """config.json, each of dtype and rotary settings in the spellings of Transformers 4 and of 5."""
     name, rope = str(dtype).removeprefix("torch."), _scaling(config)
-    llama = config.sliding_window_size is None
-    own = {"attention_bias": False, "mlp_bias": False} if llama else {"sliding_window": config.sliding_window_size}
     return {
-        "architectures": ["LlamaForCausalLM" if llama else "MistralForCausalLM"],
-        "model_type": "llama" if llama else "mistral",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_attention_heads_kv,
-        "head_dim": config.kv_channels,
-        "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.layernorm_epsilon,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "rope_theta": config.rope_theta,
         "rope_scaling": rope | {"type": rope["rope_type"]} if "factor" in rope else None,
@@ -127,4 +121,20 @@ def make(config: ModelConfig, dtype: torch.dtype, bos: int | None, eos: int | No
         "eos_token_id": eos,
         "dtype": name,
         "torch_dtype": name,
-    } | own
+    } | (hf_falcon.make_config(config) if config.parallel_attn else _llama(config))
+
+
+def _llama(config: ModelConfig) -> dict[str, Any]:
+    """What config.json says of a Llama or Mistral besides what it says of every model."""
+    window = config.sliding_window_size
+    own = {"attention_bias": False, "mlp_bias": False} if window is None else {"sliding_window": window}
+    return {
+        "architectures": ["LlamaForCausalLM" if window is None else "MistralForCausalLM"],
+        "model_type": "llama" if window is None else "mistral",
+        "intermediate_size": config.ffn_hidden_size,
+        "num_key_value_heads": config.num_attention_heads_kv,
+        "head_dim": config.kv_channels,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.layernorm_epsilon,
+        **own,
+    }

@@ -1,4 +1,4 @@
-"""Hugging Face Llama and Mistral folders: weights to canonical state, and back with everything a folder needs.
+"""Hugging Face Llama, Mistral and Falcon folders: weights to canonical state, and back with everything a folder needs.
 
 load: config.json -> ModelConfig; safetensors or pytorch_model*.bin, one file or an index -> canonical names (a rename:
 the engine keeps Hugging Face's rotary halves). save: config.json, generation_config.json, safetensors shards with their
@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_tokenizer
+from megatron_llm import hf_config, hf_falcon, hf_tokenizer
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.hf_config import read_json
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, State, check_same, check_state, expected_shapes
+from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, State, check_same, check_state, expected_shapes
 
 LAYER_NAMES = {
     "input_layernorm": "input_layernorm",
@@ -47,6 +47,7 @@ PUBLISHED = {
     "llama2": "meta-llama/Llama-2-{size}b-hf",
     "codellama": "codellama/CodeLlama-{size}b-hf",
     "mistral": "mistralai/Mistral-{size}B-v0.1",
+    "falcon": "tiiuae/falcon-{size}b",
 }
 DOWNLOADED = ["*.json", "*.safetensors", "tokenizer.model"]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -99,17 +100,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def load(folder: Path) -> tuple[ModelConfig, State]:
+def load(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and canonical CPU tensors in the stored dtypes. Raises InputsMissing or UserError."""
     config = hf_config.load(folder)
-    state: State = {}
+    tensors: State = {}
     for path in _weight_files(folder):
-        tensors = read_weights(path)
-        state |= {canonical_name(name): tensor for name, tensor in tensors.items() if not name.endswith(".inv_freq")}
+        tensors |= {name: one for name, one in read_weights(path).items() if not name.endswith(".inv_freq")}
     if config.tie_embed_logits:
-        state.pop(HEAD, None)
+        tensors.pop("lm_head.weight", None)
+    if config.parallel_attn:
+        try:
+            state: Mapping[str, Tensor] = hf_falcon.from_hf(config, tensors)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+    else:
+        state = {canonical_name(name): tensor for name, tensor in tensors.items()}
     check_state(config, state, folder)
-    return config, {name: state[name] for name in expected_shapes(config)}
+    return config, state
 
 
 def locate(model: str, size: int | None, path: str | None, cache: Path | None) -> Path:
@@ -154,23 +161,32 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
     return shards
 
 
+def _named(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], dict[str, int]]:
+    """The state under Hugging Face's names, tensors made when asked for, and how many numbers each has."""
+    counts = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
+    if config.parallel_attn:
+        layout = hf_falcon.layout(config)
+        return hf_falcon.to_hf(config, state), {name: sum(counts[one] for one in held) for name, held in layout.items()}
+    names = {hf_name(name): name for name in counts}
+    return LazyState(names, lambda name: state[names[name]]), {name: counts[ours] for name, ours in names.items()}
+
+
 def _write_weights(
     folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int
 ) -> None:
     """model.safetensors, or model-00001-of-0000N.safetensors with their index; one shard at a time is in memory."""
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in expected_shapes(config).items()}
-    shards = _shards(sizes, max_bytes)
-    count = len(shards)
+    named, counts = _named(config, state)
+    shards = _shards({name: count * dtype.itemsize for name, count in counts.items()}, max_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        tensors = {hf_name(name): state[name].to(dtype).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(
+            {name: named[name].to(dtype).contiguous() for name in names}, folder / file, metadata={"format": "pt"}
+        )
         shutil.copymode(folder / "config.json", folder / file)  # safetensors writes for the owner alone
-        weight_map |= dict.fromkeys(tensors, file)
-    if count > 1:
-        total = sum(sizes.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(counts.values()) * dtype.itemsize}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
 
 
@@ -189,13 +205,12 @@ def save(
 ) -> None:
     """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
 
-    The tokenizer files come from the SentencePiece model `vocab_file` and are compared with it. Raises UserError when
-    the tokenizer does not fit the model.
+    The tokenizer files are made from the SentencePiece model `vocab_file` and compared with it, or, where it names a
+    Hugging Face folder (Llama 3, Falcon), copied from there. Raises UserError when the tokenizer does not fit.
     """
     hf_tokenizer.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    processor = hf_tokenizer.read_sentencepiece(vocab_file)
-    bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
+    bos, eos = hf_tokenizer.special_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))

@@ -18,14 +18,12 @@ OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "r
 
 
 def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
-    """The geometry in a file's `args`; raises UserError for what is not a Llama."""
-    unsupported = {
-        "parallel_attn": ("Falcon", bool(getattr(args, "parallel_attn", False))),
-        "glu_activation": ("Falcon, GPT", getattr(args, "glu_activation", None) != "swiglu"),
-    }
-    for name, (models, found) in unsupported.items():
-        if found:
-            raise UserError(f"{where}: {name} = {getattr(args, name, None)}: {models} models are not supported yet")
+    """The geometry in a file's `args`; raises UserError for what is neither Llama, Mistral nor Falcon."""
+    parallel, gate = bool(getattr(args, "parallel_attn", False)), getattr(args, "glu_activation", None)
+    if gate != (None if parallel else "swiglu"):
+        raise UserError(
+            f"{where}: glu_activation = {gate} with parallel_attn = {parallel}: this model is not supported"
+        )
     try:
         heads = args.num_attention_heads
         return ModelConfig(
@@ -42,6 +40,10 @@ def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
             rope_scaling_factor=getattr(args, "rope_scaling_factor", 1.0),
             tie_embed_logits=getattr(args, "tie_embed_logits", False),
             sliding_window_size=getattr(args, "sliding_window_size", None),
+            use_rms_norm=not parallel,
+            glu_activation=None if parallel else "swiglu",
+            parallel_attn=parallel,
+            parallel_layernorm=bool(getattr(args, "parallel_layernorm", False)),
             **{name: getattr(args, name) for name in OURS if hasattr(args, name)},
         )
     except (AttributeError, ValueError) as error:
@@ -72,11 +74,11 @@ def make_args(
         "true_vocab_size": config.vocab_size,
         "make_vocab_size_divisible_by": reshard.VOCAB_MULTIPLE,
         "tokenizer_type": "SentencePieceTokenizer",
-        "glu_activation": "swiglu",
-        "use_rms_norm": True,
+        "glu_activation": config.glu_activation,
+        "use_rms_norm": config.use_rms_norm,
         "tie_embed_logits": config.tie_embed_logits,
-        "parallel_attn": False,
-        "parallel_layernorm": False,
+        "parallel_attn": config.parallel_attn,
+        "parallel_layernorm": config.parallel_layernorm,
         "layernorm_epsilon": config.layernorm_epsilon,
         "rope_theta": config.rope_theta,
         "rope_scaling_factor": config.rope_scaling_factor,

@@ -135,8 +135,8 @@ def _neutral(model: Mapping[str, Any], where: Path) -> reshard.State:
         state[reshard.HEAD] = language["lm_head"]
     if head := model.get("word_embeddings_for_head"):
         state[reshard.TIED_HEAD] = head["weight"]
-    if biased := [name for name in state if name.endswith(".bias")]:
-        raise UserError(f"{where}: {biased[0]}: models with biases (Falcon, GPT) are not supported yet")
+    if biased := [name for name in state if name.endswith(".bias") and not reshard.is_norm(name)]:
+        raise UserError(f"{where}: {biased[0]}: models with biases outside of norms are not supported")
     return state
 
 
@@ -165,7 +165,7 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argpar
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is not laid out as a Megatron Llama: {error!r}") from error
+        raise UserError(f"{folder} is not laid out as a Megatron model: {error!r}") from error
 
 
 def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype) -> dict[str, Any]:

@@ -48,30 +48,46 @@ QKV, DENSE = "attention.query_key_value.weight", "attention.dense.weight"
 UP_GATE, DOWN = "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"
 QUERY, KEY, VALUE = slice(None, -2), slice(-2, -1), slice(-1, None)
 """Places within a kv group."""
-NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 EMBEDDING, FINAL_NORM, HEAD = "embedding.weight", "final_layernorm.weight", "lm_head.weight"
 TIED_HEAD = "word_embeddings_for_head.weight"
 """The embedding's copy that a tied model's last pipeline stage holds."""
+
+
+def layer_norms(config: ModelConfig) -> list[str]:
+    """The norms of a layer: weights, and biases where the model has them (Falcon)."""
+    second = [] if config.parallel_attn else ["post_attention_layernorm"]
+    names = ["input_layernorm", *(["mlp_layernorm"] if config.parallel_layernorm else second)]
+    return [f"{name}.{kind}" for name in names for kind in norm_parts(config)]
+
+
+def norm_parts(config: ModelConfig) -> tuple[str, ...]:
+    """What a norm consists of."""
+    return ("weight",) if config.use_rms_norm else ("weight", "bias")
+
+
+def is_norm(name: str) -> bool:
+    """Whether a tensor belongs to a norm: every tensor rank has the whole of it."""
+    return name.endswith(("layernorm.weight", "layernorm.bias"))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every canonical tensor's name and shape."""
     hidden, ffn, size = config.hidden_size, config.ffn_hidden_size, config.kv_channels
     queries, keys = config.num_attention_heads * size, config.num_attention_heads_kv * size
+    gate: dict[str, tuple[int, ...]] = {"mlp.w1.weight": (ffn, hidden)} if config.glu_activation else {}
     layer: dict[str, tuple[int, ...]] = {
-        NORMS[0]: (hidden,),
+        **dict.fromkeys(layer_norms(config), (hidden,)),
         "attention.wq.weight": (queries, hidden),
         "attention.wk.weight": (keys, hidden),
         "attention.wv.weight": (keys, hidden),
         "attention.wo.weight": (hidden, queries),
-        NORMS[1]: (hidden,),
-        "mlp.w1.weight": (ffn, hidden),
+        **gate,
         "mlp.w2.weight": (hidden, ffn),
         "mlp.w3.weight": (ffn, hidden),
     }
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     shapes |= {f"layers.{n}.{name}": shape for n in range(config.num_layers) for name, shape in layer.items()}
-    shapes[FINAL_NORM] = (hidden,)
+    shapes |= {f"final_layernorm.{kind}": (hidden,) for kind in norm_parts(config)}
     if not config.tie_embed_logits:
         shapes[HEAD] = (config.vocab_size, hidden)
     return shapes
@@ -83,7 +99,7 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], where: object)
     if missing := sorted(expected.keys() - state.keys()):
         raise UserError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := sorted(state.keys() - expected.keys()):
-        raise UserError(f"{where}: {len(extra)} tensors do not belong to a Llama model, the first is {extra[0]}")
+        raise UserError(f"{where}: {len(extra)} tensors do not belong to this kind of model, the first is {extra[0]}")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise UserError(f"{where}: {name} has shape {tuple(state[name].shape)}, its configuration says {shape}")
@@ -125,20 +141,30 @@ def deinterleave(weight: Tensor, size: int) -> Tensor:
     return weight.reshape(-1, size // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def fuse_qkv(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def group_heads(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Queries, keys and values (heads*d, h) of some kv groups -> for each group its queries, its key, its value."""
     size = config.kv_channels
-    parts = [interleave(query, size), interleave(key, size), value]
     groups = key.shape[0] // size
-    grouped = [part.reshape(groups, -1, size, part.shape[1]) for part in parts]
+    grouped = [part.reshape(groups, -1, size, part.shape[1]) for part in (query, key, value)]
     return torch.cat(grouped, dim=1).reshape(-1, query.shape[1])
 
 
+def pick_heads(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
+    """The queries (QUERY), keys (KEY) or values (VALUE) of a grouped tensor."""
+    heads = config.num_attention_heads // config.num_attention_heads_kv + 2
+    return fused.reshape(-1, heads, config.kv_channels, fused.shape[1])[:, which].reshape(-1, fused.shape[1])
+
+
+def fuse_qkv(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Megatron's fused tensor: grouped, with queries and keys interleaved."""
+    size = config.kv_channels
+    return group_heads(config, interleave(query, size), interleave(key, size), value)
+
+
 def unfuse_qkv(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
-    """The queries (QUERY), keys (KEY) or values (VALUE) of a fused tensor, in the canonical row order."""
-    size, heads = config.kv_channels, config.num_attention_heads // config.num_attention_heads_kv + 2
-    picked = fused.reshape(-1, heads, size, fused.shape[1])[:, which].reshape(-1, fused.shape[1])
-    return picked if which is VALUE else deinterleave(picked, size)
+    """The queries, keys or values of Megatron's fused tensor, in the canonical row order."""
+    picked = pick_heads(config, fused, which)
+    return picked if which is VALUE else deinterleave(picked, config.kv_channels)
 
 
 def rank_layer(config: ModelConfig, state: Mapping[str, Tensor], number: int, tp: int, rank: int) -> State:
@@ -149,11 +175,12 @@ def rank_layer(config: ModelConfig, state: Mapping[str, Tensor], number: int, tp
         return tensor if tp == 1 else tensor.chunk(tp, dim)[rank].clone()  # a view would keep the whole in memory
 
     return {
-        NORMS[0]: state[f"layers.{number}.{NORMS[0]}"],
+        **{name: state[f"layers.{number}.{name}"] for name in layer_norms(config)},
         QKV: fuse_qkv(config, *(take(f"attention.{name}.weight") for name in ("wq", "wk", "wv"))),
         DENSE: take("attention.wo.weight", 1),
-        NORMS[1]: state[f"layers.{number}.{NORMS[1]}"],
-        UP_GATE: torch.cat([take("mlp.w3.weight"), take("mlp.w1.weight")]),
+        UP_GATE: torch.cat(
+            [take(f"mlp.{name}.weight") for name in (("w3", "w1") if config.glu_activation else ("w3",))]
+        ),
         DOWN: take("mlp.w2.weight", 1),
     }
 
@@ -176,7 +203,7 @@ def extract(config: ModelConfig, name: str, part: Tensor) -> Tensor:
             return unfuse_qkv(config, part, KEY)
         case "attention.wv.weight":
             return unfuse_qkv(config, part, VALUE)
-        case "mlp.w3.weight":
+        case "mlp.w3.weight" if config.glu_activation:
             return part.chunk(2)[0]
         case "mlp.w1.weight":
             return part.chunk(2)[1]
@@ -203,7 +230,7 @@ def rank_state(config: ModelConfig, state: Mapping[str, Tensor], tp: int, pp: in
         layer = rank_layer(config, state, stage * depth + index, tp, tensor_rank)
         local |= {f"layers.{index}.{name}": tensor for name, tensor in layer.items()}
     if stage == pp - 1:
-        local[FINAL_NORM] = state[FINAL_NORM]
+        local |= {f"final_layernorm.{kind}": state[f"final_layernorm.{kind}"] for kind in norm_parts(config)}
         if not config.tie_embed_logits:
             local[HEAD] = rank_rows(state[HEAD], tp, tensor_rank)
         elif pp > 1:
@@ -223,11 +250,11 @@ def merge_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]])
         found = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if found is None:
             stage = 0 if name == EMBEDDING else pp - 1
-            if name == FINAL_NORM:
+            if is_norm(name):
                 return ranks[0, stage][name]
             return _joined([ranks[rank, stage][name] for rank in range(tp)], 0)[: config.vocab_size]
         (stage, index), inner = divmod(int(found[1]), config.num_layers // pp), found[2]
-        if inner in NORMS:
+        if is_norm(inner):
             return ranks[0, stage][f"layers.{index}.{inner}"]
         parts = [ranks[rank, stage][f"layers.{index}.{FUSED[inner]}"] for rank in range(tp)]
         return _joined([extract(config, inner, part) for part in parts], 1 if FUSED[inner] in (DENSE, DOWN) else 0)
@@ -252,7 +279,7 @@ def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]],
                 raise UserError(f"{name} of tensor rank {rank} has shape {found}, its configuration says {wanted}")
             if vocabulary and found[0] * tp < config.vocab_size:
                 raise UserError(f"{name} has {found[0] * tp} rows, its configuration says {config.vocab_size}")
-            if name.endswith((*NORMS, FINAL_NORM)) and not torch.equal(tensors[name], ranks[0, stage][name]):
+            if is_norm(name) and not torch.equal(tensors[name], ranks[0, stage][name]):
                 raise UserError(f"{name} differs between tensor ranks; these files are not one checkpoint")
             if name == TIED_HEAD and not torch.equal(tensors[name], ranks[rank, 0][EMBEDDING]):
                 raise UserError(

@@ -57,8 +57,6 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
 def main() -> None:
     """Load, cut, publish."""
     args = parse_args()
-    if args.model_type == "falcon":
-        raise UserError("falcon is not supported yet; supported are llama, llama2, codellama, mistral")
     loaded = any_weights.load(args.load_dir, args.load_iters)
     if args.true_vocab_size is not None:
         loaded = with_true_vocabulary(loaded, args.true_vocab_size)

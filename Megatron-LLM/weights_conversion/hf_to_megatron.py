@@ -47,10 +47,8 @@ def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     if meta_weights.is_meta(folder):
         return meta_weights.load(folder, model)
     family = hf_config.family(folder)
-    if (family == "mistral") != (model == "mistral"):
-        raise UserError(
-            f"{folder} is a {family} model, not {model}; give {'mistral' if family == 'mistral' else 'llama2'}"
-        )
+    if family != (model if model in ("mistral", "falcon") else "llama"):
+        raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
     return hf_weights.load(folder)
 
 
@@ -69,8 +67,6 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
 def main() -> None:
     """Load, check, publish."""
     args = parse_args()
-    if args.model == "falcon":
-        raise UserError("falcon is not supported yet; supported are llama, llama2, codellama, mistral")
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
     config, state = load(folder, args.model)
     if args.size is not None:

@@ -215,7 +215,7 @@ def test_mistakes_are_named_and_publish_nothing(tmp_path):
     assert code == 2
     assert "--size=7 but the model has 0.0" in err
     code, _, err = run(CONVERT, "falcon", *convert)
-    assert (code, "falcon is not supported yet" in err) == (2, True)
+    assert (code, "is a llama model, not falcon; give llama2" in err) == (2, True)
     make_hf(tmp_path / "small", make_config(vocab_size=430))
     config_path = tmp_path / "small/config.json"
     state = make_state(make_config(vocab_size=400))
