@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_llama import LINES, make_config, make_hf, make_tokenizer, make_training_checkpoint, run
+from small_llama import LINES, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run
 
-from megatron_llm import megatron_weights, reshard, tokenizer
+from megatron_llm import hf_weights, megatron_weights, reshard, tokenizer
 from megatron_llm.indexed_dataset import IndexedDatasetWriter
 
 SCRIPT = "verify_correctness.py"
@@ -122,6 +122,21 @@ def test_wrong_conversions_fail_at_the_first_layer(tmp_path, kind):
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["passed"], report["first_parting"]) == (False, "layer 0")
     assert report["mean_error"] > 0.01
+
+
+def test_small_logits_do_not_hide_a_wrong_conversion(tmp_path):
+    """With weights a tenth as large, one layer's swapped up and gate err by less than 0.01, and still fail."""
+    config = make_config()
+    state = make_state(config)
+    small = {name: tensor if "norm" in name else 0.1 * tensor for name, tensor in state.items()}
+    vocab_file = make_tokenizer(tmp_path / "tok")
+    hf_weights.save(tmp_path / "hf", config, small, dtype=torch.float32, vocab_file=vocab_file)
+    w1, w3 = "layers.0.mlp.w1.weight", "layers.0.mlp.w3.weight"
+    megatron(tmp_path / "right", config, small)
+    assert verify(tmp_path, tmp_path / "right")[0] == 0
+    megatron(tmp_path / "wrong", config, {**small, w1: small[w3], w3: small[w1]})
+    assert verify(tmp_path, tmp_path / "wrong")[0] == 1
+    assert json.loads((tmp_path / "report.json").read_text())["mean_error"] < 0.01
 
 
 @pytest.mark.parametrize("extra", [{"rope_theta": 1e6}, {"rope_scaling_factor": 2.0}, {"layernorm_epsilon": 0.5}])
