@@ -184,7 +184,12 @@ def conversions(work: Path) -> list[Result]:
 def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=1.5, help="size of the model in bf16")
+    parser.add_argument(
+        "--gb",
+        type=float,
+        default=1.5,
+        help="size of the model in bf16; 1 or more, or the vocabulary outweighs the rest",
+    )
     parser.add_argument("--work", type=Path, help="folder for some four times as much; default a temporary one")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "weights.json")
     args = parser.parse_args()
