@@ -77,11 +77,12 @@ def export_stages(c: Context) -> list[Stage]:
     """Every exported iteration to a Hugging Face folder, verified and pushed."""
     every = list(enumerate(c.recipe.exported_iterations))
     waits = {"train": "all", "export-hf": "same", "prepare": "all"}
+    push_waits = {"train": "all", "export-hf": "same", "verify-export": "same"}
     return [
         c.stage("merge", [_merge(c, iteration) for _, iteration in every], {"train": "all"}),
         c.stage("export-hf", [_export_hf(c, *one) for one in every], {"merge": "same"}),
         c.stage("verify-export", [_verify_export(c, *one) for one in every], waits),
-        c.stage("push", [_push(c, *one) for one in every], {"export-hf": "same", "verify-export": "same"}),
+        c.stage("push", [_push(c, *one) for one in every], push_waits),
     ]
 
 
@@ -109,17 +110,23 @@ def _verify_export(c: Context, index: int, iteration: int) -> Task:
     argv = _verify(c, "checkpoints", c.path(f"hf/{name}"), report, c.recipe.export.tolerance)
     checkpoint = Input("train", 0, only=(f"checkpoints/{name}",))
     reads = (checkpoint, Input("export-hf", index), Input("prepare", 0, only=(_SAMPLE_TEXT,)))
-    argv = (*argv, *exact, "--load_iters", str(iteration))
-    return Task(argv, (report,), reads, report, _device(c, "verify-export"), c.vocabulary)
+    divergence = f"hf/reports/{name}.divergence"
+    more = flags(load_iters=iteration, base_model=c.recipe.model.base, divergence=c.path(f"{divergence}.json"))
+    argv = (*argv, *exact, *more, "--compare_tokenizer")
+    outputs = (report, f"{divergence}.json", f"{divergence}.png")
+    return Task(argv, outputs, reads, report, _device(c, "verify-export"), c.vocabulary)
 
 
 def _push(c: Context, index: int, iteration: int) -> Task:
     push, name = c.recipe.push, f"iter_{iteration:07d}"
-    argv = ("python", _PUSH, c.path(f"hf/{name}"), "--max_shard_size", push.max_shard_size)
-    inputs = (Input("export-hf", index), Input("verify-export", index))
+    settings = flags(max_shard_size=push.max_shard_size, run_dir=c.root, license=push.license)
+    argv = ("python", _PUSH, c.path(f"hf/{name}"), *settings)
+    losses = Input("train", 0, only=("checkpoints/metrics.jsonl",))
+    inputs = (Input("export-hf", index), Input("verify-export", index), losses)
     if push.repository:
-        revision = () if index == len(c.recipe.exported_iterations) - 1 else ("--revision", name)
-        return Task((*argv, "--hf_repo_name", push.repository, *revision), (), inputs)
+        revision = None if index == len(c.recipe.exported_iterations) - 1 else name
+        target = flags(hf_repo_name=push.repository, revision=revision, public=push.public)
+        return Task((*argv, *target), (), inputs)
     return Task((*argv, "--output_folder", c.path(f"pushed/{name}")), (f"pushed/{name}",), inputs)
 
 

@@ -154,7 +154,7 @@ class Tokenizer(Section):
 class Model(Section):
     """The base model whose pre-training is continued."""
 
-    family: Literal["llama", "llama2"] = "llama2"
+    family: Literal["llama", "llama2", "codellama", "mistral", "falcon"] = "llama2"
     base: ProjectPath
     """Folder of the base model in Hugging Face format."""
     size: int | None = None
@@ -216,8 +216,21 @@ class Push(Section):
     """Where the exported folders go: a Hub repository, or a folder of the run when none is named."""
 
     repository: str | None = None
-    """ORG/NAME on the Hugging Face Hub."""
+    """ORG/NAME on the Hugging Face Hub. The last iteration goes to its main branch, others to branches of their own."""
+    license: str | None = None
+    """Licence of the exported model, in the Hub's spelling (llama2, apache-2.0, other, …); needed with a repository."""
+    public: bool = False
+    """Whether a repository that does not exist yet is made public."""
     max_shard_size: str = "2GB"
+
+    @model_validator(mode="after")
+    def _licensed(self) -> Push:
+        if self.repository and not self.license:
+            raise ValueError(
+                f"push.repository is {self.repository} but push.license is missing; give the licence that the base "
+                "model and the data allow, such as llama2 or apache-2.0"
+            )
+        return self
 
 
 class Recipe(Section):

@@ -158,3 +158,10 @@ def test_shares_that_make_no_sense(tmp_path: Path, source: Any, message: str) ->
         load(tmp_path, with_sources("b", source))
     assert "recipe.yaml: data.sources: " in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_a_repository_needs_a_licence(tmp_path: Path) -> None:
+    """Pushing to the Hub is refused until push.license is given; pushing to a folder needs none."""
+    with pytest.raises(UserError, match=r"push: push\.repository is org/model but push\.license is missing"):
+        load(tmp_path, toy.recipe(push={"repository": "org/model"}))
+    assert load(tmp_path, toy.recipe(push={"repository": "org/model", "license": "llama2"})).recipe.push.public is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 
 from snakmodel.chain import STAGES
 from snakmodel.config import PROJECT
+from snakmodel.publish import Marker
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:
@@ -120,6 +122,81 @@ def test_summary(finished: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("before deduplication", "tokens", "training loss", "validation loss", "iter_0000012", "a sample"):
         assert word in done.stdout
+
+
+def test_the_pushed_card_tells_the_run(finished: Path) -> None:
+    """The pushed folder's card has the run's own counts and losses and the curve; nothing of this machine."""
+    card = (finished / "pushed" / "iter_0000012" / "README.md").read_text()
+    tokens = json.loads((finished / "markers" / "merge-tokens" / "00000.json").read_text())["counts"]["tokens"]
+    for text in (f"Tokens: {tokens:,}.", "12 of 12 iterations", "| tales |", "| seq_length | 64 |", "loss.png"):
+        assert text in card
+    assert str(finished) not in card
+    assert (finished / "pushed" / "iter_0000006" / "loss.png").stat().st_size > 5000
+    table = json.loads((finished / "hf" / "reports" / "iter_0000012.divergence.json").read_text())
+    assert min(one["mean_absolute_change"] for one in table if "layers" in one["name"]) > 0
+    assert (finished / "hf" / "reports" / "iter_0000012.divergence.png").is_file()
+
+
+def swapped(path: Path, kind: str) -> None:
+    """Change a weight file as a faulty transformation would: up and gate, or query and output, change places."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if kind == "convert":
+        content = torch.load(path, weights_only=False)
+        layers = content["model"]["language_model"]["transformer"]
+        layers["layers.0.mlp.dense_h_to_4h.weight"] = torch.cat(
+            layers["layers.0.mlp.dense_h_to_4h.weight"].chunk(2)[::-1]
+        )
+        torch.save(content, path)
+    else:
+        tensors = load_file(path)
+        up, gate = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate"))
+        save_file(tensors | {up: tensors[gate].clone(), gate: tensors[up].clone()}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("stage", "index", "file", "outputs", "gate", "after", "published"),
+    [
+        (
+            *("convert", 0, "megatron/release/mp_rank_00/model_optim_rng.pt"),
+            *(["megatron/release", "megatron/latest_checkpointed_iteration.txt"], "verify", "shard", "sharded"),
+        ),
+        (
+            *("export-hf", 1, "hf/iter_0000012/model.safetensors"),
+            *(["hf/iter_0000012"], "verify-export", "push", "pushed/iter_0000012"),
+        ),
+    ],
+)
+def test_a_failing_gate_stops_the_chain(
+    folder: Path,
+    demo_base: Path,
+    finished: Path,
+    stage: str,
+    index: int,
+    file: str,
+    outputs: list[str],
+    gate: str,
+    after: str,
+    published: str,
+) -> None:
+    """Weights that a stage left wrong, with a marker that verifies: the gate fails, and what follows never starts."""
+    run = folder / f"wrong-{stage}"
+    shutil.copytree(finished, run)
+    swapped(run / file, stage)
+    marker = run / "markers" / stage / f"{index:05d}.json"
+    Marker.of(run, Marker.read(marker).key, outputs).write(marker)  # type: ignore[union-attr]
+    for name in (gate, after):
+        shutil.rmtree(run / "markers" / name)
+    shutil.rmtree(run / published)
+    argv = [*command(folder, demo_base, run.name), "--only", gate, after]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0, done.stdout
+    log = "".join(path.read_text() for path in (folder / "logs" / run.name / gate).rglob("*.out"))
+    assert "FAILED: the logits differ" in log
+    assert "part at: layer 0" in log
+    assert not (run / "markers" / after / f"{index:05d}.json").exists()
+    assert not (run / published).exists()
 
 
 def kill_at(stage: str, argv: list[str], run: Path) -> bool:

@@ -1,14 +1,16 @@
-"""Weights from whatever a --load folder holds: a Megatron layout or one of our training checkpoints."""
+"""Weights from whatever a --load folder holds: a Megatron layout, a training checkpoint or a Hugging Face model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from megatron_llm import checkpoint, megatron_weights, reshard
+from megatron_llm import checkpoint, hf_weights, megatron_weights, reshard
 from megatron_llm.files import InputsMissing
 from megatron_llm.model_config import ModelConfig
 
@@ -22,7 +24,8 @@ class Loaded:
     folder: Path
     iteration: int | Literal["release"]
     config: ModelConfig
-    state: reshard.State
+    state: Mapping[str, Tensor]
+    """Canonical tensors; made when asked for where the model may be larger than memory."""
     args: dict[str, Any]
     """The checkpoint's own arguments, with consumed samples; a name may be absent."""
 
@@ -37,6 +40,9 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
 
     Raises InputsMissing when it is not there or not whole, UserError when it cannot be read.
     """
+    if (root / "config.json").is_file() and iteration is None:
+        hf_geometry, tensors = hf_weights.load(root)
+        return Loaded(root, "release", hf_geometry, tensors, {"true_vocab_size": hf_geometry.vocab_size})
     if iteration is None and any(checkpoint.is_ours(folder) for folder in root.glob("iter_*")):
         newest = checkpoint.latest_valid(root)
         if newest is None:

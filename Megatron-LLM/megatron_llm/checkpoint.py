@@ -34,6 +34,7 @@ from megatron_llm.files import UserError, attempt_name, checksum, remove, rename
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import MOMENTS
 from megatron_llm.parallel import World
+from megatron_llm.reshard import LazyState
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = ".metadata"
@@ -220,18 +221,22 @@ def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.
         load_tensors(_tensors(parameters, optimizer), storage_reader=reader, planner=_Planner())
 
 
-def load_model_state(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Geometry, whole weights (CPU, by canonical name) and state.json of a checkpoint; needs no process group."""
+def load_model_state(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], dict[str, Any]]:
+    """Geometry, whole weights (CPU, by canonical name, read when asked for) and state.json; needs no process group."""
     state = read_state(folder)
     with _readable(folder) as reader:
         stored = reader.read_metadata().state_dict_metadata
-        weights = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in stored.items()
-            if isinstance(entry, TensorStorageMetadata) and name.startswith("model.")
-        }
-        with warnings.catch_warnings():
+    sizes = {
+        name.removeprefix("model."): entry
+        for name, entry in stored.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith("model.")
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = torch.empty(sizes[name].size, dtype=sizes[name].properties.dtype)
+        with _readable(folder) as reader, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
-            load_tensors(dict(weights), storage_reader=reader, planner=_Planner(), no_dist=True)
-    named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    return ModelConfig(**state["model_config"]), named, state
+            load_tensors({f"model.{name}": tensor}, storage_reader=reader, planner=_Planner(), no_dist=True)
+        return tensor
+
+    return ModelConfig(**state["model_config"]), LazyState(sizes, read), state

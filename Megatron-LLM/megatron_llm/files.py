@@ -19,6 +19,8 @@ EXIT_AGAIN = 75
 """State saved, run me again."""
 EXIT_STOPPED = 76
 """State saved, stopped on request: do not run me again."""
+CLAIM = "SNAKMODEL_CLAIM"
+"""Names the launcher's claim file; not set by hand."""
 
 
 class UserError(Exception):
@@ -54,7 +56,7 @@ def attempt_name() -> str:
 
 def check_claim() -> None:
     """Raise Superseded when the launcher's claim file names another attempt; without a launcher do nothing."""
-    path = os.environ.get("SNAKMODEL_CLAIM")
+    path = os.environ.get(CLAIM)
     if path:
         holder = json.loads(Path(path).read_text())["attempt"]
         if holder != attempt_name():
@@ -96,7 +98,7 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     for final, temporary in zip(finals, temporaries, strict=True):
         final.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
-        if os.environ.get("SNAKMODEL_CLAIM"):  # then nobody else may be at work: the rest is of killed attempts
+        if os.environ.get(CLAIM):  # then nobody else may be at work: the rest is of killed attempts
             name = glob.escape(final.name)
             for stale in [*final.parent.glob(f".{name}.tmp-*"), *final.parent.glob(f".{name}.old-*")]:
                 remove(stale)

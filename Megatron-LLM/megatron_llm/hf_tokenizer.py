@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from megatron_llm.files import InputsMissing, UserError
 
 SPACE = "\u2581"
+TOKENIZER_JSON = "tokenizer.json"
+COPIED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""What else of a tokenizer is copied from a Hugging Face folder that has no SentencePiece model."""
 PROBES = (
     "Rødgrød med fløde, æblekage og en kop kaffe.",
     "  to mellemrum  foran,   tre inde i, og to bagefter  ",
@@ -50,11 +54,30 @@ def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 def check_fits(path: Path, vocab_size: int) -> None:
     """Raise UserError when the tokenizer makes ids that the model does not have."""
-    size = read_sentencepiece(path).vocab_size()
+    if path.is_dir():
+        size = Tokenizer.from_file(str(_existing(path / TOKENIZER_JSON))).get_vocab_size()
+    else:
+        size = read_sentencepiece(path).vocab_size()
     if size > vocab_size:
         raise UserError(
             f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
         )
+
+
+def special_ids(path: Path) -> tuple[int | None, int | None]:
+    """The ids of a text's beginning and end: SentencePiece's, or what a Hugging Face folder's config.json says."""
+    if path.is_dir():
+        raw = json.loads(_existing(path / "config.json").read_text(encoding="utf-8"))
+        return raw.get("bos_token_id"), raw.get("eos_token_id")
+    processor = read_sentencepiece(path)
+    bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
+    return bos, eos
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputsMissing(f"{path} is missing; give the SentencePiece tokenizer.model, or the model's whole folder")
+    return path
 
 
 def _model_proto(path: Path) -> Any:
@@ -140,6 +163,39 @@ def probes(vocab_file: Path) -> Iterator[str]:
             yield line
 
 
+@dataclass(frozen=True)
+class TextComparison:
+    """How the ids of a folder's tokenizer compare with sentencepiece's over real texts."""
+
+    texts: int
+    tokens: int
+    control_text: int
+    """Texts with the literal text of a control piece, the known difference; their ids are not compared."""
+    first_difference: str | None
+    """The beginning of the first text that differs."""
+
+
+def compare_texts(folder: Path, vocab_file: Path, texts: Iterable[str]) -> TextComparison:
+    """Compare AutoTokenizer, loaded from `folder`, with sentencepiece on texts."""
+    from transformers import AutoTokenizer
+
+    processor, loaded = read_sentencepiece(vocab_file), AutoTokenizer.from_pretrained(str(folder))
+    pieces = _model_proto(vocab_file).pieces
+    matched = [piece.piece for piece in pieces if piece.type not in (type(pieces[0]).NORMAL, type(pieces[0]).BYTE)]
+    count = tokens = control = 0
+    first = None
+    for text in texts:
+        count += 1
+        if any(piece in text for piece in matched):
+            control += 1
+            continue
+        expected = processor.encode(text)
+        tokens += len(expected)
+        if first is None and loaded(text, add_special_tokens=False, verbose=False)["input_ids"] != expected:
+            first = text[:80]
+    return TextComparison(count, tokens, control, first)
+
+
 def check_folder(folder: Path, vocab_file: Path) -> None:
     """Raise UserError unless AutoTokenizer, loaded from `folder`, gives sentencepiece's ids (after its <s>)."""
     from transformers import AutoTokenizer
@@ -156,7 +212,12 @@ def check_folder(folder: Path, vocab_file: Path) -> None:
 
 
 def save(folder: Path, vocab_file: Path, max_length: int) -> None:
-    """Write the three tokenizer files into `folder` and check them against sentencepiece."""
+    """Write three tokenizer files into `folder`, checked against sentencepiece; a folder's are copied as they are."""
+    if vocab_file.is_dir():
+        for name in (TOKENIZER_JSON, *COPIED):
+            if (vocab_file / name).is_file():
+                shutil.copyfile(vocab_file / name, folder / name)
+        return
     tokenizer, names = _build(vocab_file)
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
     tokenizer.save(str(folder / "tokenizer.json"))

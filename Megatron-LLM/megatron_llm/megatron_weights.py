@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_llm import reshard
+from megatron_llm import megatron_args, reshard
 from megatron_llm.files import InputsMissing, UserError, publishing, write_text
 from megatron_llm.model_config import ModelConfig
 
@@ -135,116 +135,42 @@ def _neutral(model: Mapping[str, Any], where: Path) -> reshard.State:
         state[reshard.HEAD] = language["lm_head"]
     if head := model.get("word_embeddings_for_head"):
         state[reshard.TIED_HEAD] = head["weight"]
-    if biased := [name for name in state if name.endswith(".bias")]:
-        raise UserError(f"{where}: {biased[0]}: models with biases (Falcon, GPT) are not supported yet")
+    if biased := [name for name in state if name.endswith(".bias") and not reshard.is_norm(name)]:
+        raise UserError(f"{where}: {biased[0]}: models with biases outside of norms are not supported")
     return state
 
 
-def _config(args: argparse.Namespace, where: Path) -> ModelConfig:
-    """The geometry in a file's `args`; raises UserError for what is not a Llama."""
-    unsupported = {
-        "parallel_attn": ("Falcon", bool(getattr(args, "parallel_attn", False))),
-        "sliding_window_size": ("Mistral", getattr(args, "sliding_window_size", None) is not None),
-        "glu_activation": ("Falcon, GPT", getattr(args, "glu_activation", None) != "swiglu"),
-    }
-    for name, (models, found) in unsupported.items():
-        if found:
-            raise UserError(f"{where}: {name} = {getattr(args, name, None)}: {models} models are not supported yet")
-    try:
-        heads = args.num_attention_heads
-        return ModelConfig(
-            vocab_size=getattr(args, "true_vocab_size", None) or args.padded_vocab_size,
-            hidden_size=args.hidden_size,
-            num_layers=args.num_layers,
-            num_attention_heads=heads,
-            num_attention_heads_kv=getattr(args, "num_attention_heads_kv", None) or heads,
-            ffn_hidden_size=args.ffn_hidden_size,
-            max_position_embeddings=args.max_position_embeddings,
-            kv_channels=getattr(args, "kv_channels", None) or args.hidden_size // heads,
-            layernorm_epsilon=getattr(args, "layernorm_epsilon", 1e-5),
-            rope_theta=getattr(args, "rope_theta", 10000.0),
-            rope_scaling_factor=getattr(args, "rope_scaling_factor", 1.0),
-            tie_embed_logits=getattr(args, "tie_embed_logits", False),
-        )
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"{where}: args do not describe a model: {error}") from error
-
-
-def load(root: Path, iteration: int | str | None = None) -> tuple[ModelConfig, reshard.State, argparse.Namespace]:
+def load(
+    root: Path, iteration: int | str | None = None
+) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
     """Any TP x PP layout as geometry, canonical CPU tensors in the stored dtype, and rank 0's `args`.
 
-    `iteration` None means the tracker's. Raises InputsMissing for absent files, UserError for unreadable or unsafe.
+    The tensors are made from the mapped files when they are asked for. `iteration` None means the tracker's. Raises
+    InputsMissing for absent files, UserError for unreadable or unsafe.
     """
-    folder = find(root, iteration)
+    return load_folder(find(root, iteration))
+
+
+def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
+    """The same of the folder of one iteration."""
     contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
     args = contents[0, 0]["args"]
-    config = _config(args, folder)
+    config = megatron_args.to_config(args, folder)
     pp = 1 + max(stage for _, stage in contents)
     if config.num_layers % pp:
         raise UserError(f"{folder} has {pp} pipeline stages, which do not divide num_layers = {config.num_layers}")
     try:
-        state = reshard.merge_ranks(
-            config, {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
-        )
+        ranks = {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
+        return config, reshard.merge_ranks(config, ranks), args
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is not laid out as a Megatron Llama: {error!r}") from error
-    reshard.check_state(config, state, folder)
-    return config, state, args
-
-
-def make_args(
-    config: ModelConfig,
-    *,
-    tp: int,
-    pp: int,
-    dtype: torch.dtype,
-    iteration: int | Literal["release"],
-    extra: Mapping[str, Any],
-) -> argparse.Namespace:
-    """The `args` that upstream's and our readers need; `extra` overrides (sequence length, consumed samples, …)."""
-    values: dict[str, Any] = {
-        "num_layers": config.num_layers,
-        "encoder_num_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.ffn_hidden_size,
-        "kv_channels": config.kv_channels,
-        "num_attention_heads": config.num_attention_heads,
-        "num_attention_heads_kv": config.num_attention_heads_kv,
-        "seq_length": config.max_position_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        "padded_vocab_size": reshard.padded_vocab_size(config.vocab_size, tp),
-        "true_vocab_size": config.vocab_size,
-        "make_vocab_size_divisible_by": reshard.VOCAB_MULTIPLE,
-        "tokenizer_type": "SentencePieceTokenizer",
-        "glu_activation": "swiglu",
-        "use_rms_norm": True,
-        "tie_embed_logits": config.tie_embed_logits,
-        "parallel_attn": False,
-        "parallel_layernorm": False,
-        "layernorm_epsilon": config.layernorm_epsilon,
-        "rope_theta": config.rope_theta,
-        "rope_scaling_factor": config.rope_scaling_factor,
-        "position_embedding_type": "rotary",
-        "params_dtype": dtype,
-        "tensor_model_parallel_size": tp,
-        "pipeline_model_parallel_size": pp,
-        "iteration": iteration,
-        "bias_gelu_fusion": False,
-        "bias_droput_fusion": False,
-        "use_flash_attn": True,
-        "hidden_dropout": 0.0,
-        "sliding_window_size": None,
-        "consumed_train_samples": 0,
-        "consumed_valid_samples": 0,
-    }
-    return argparse.Namespace(**(values | dict(extra)))
+        raise UserError(f"{folder} is not laid out as a Megatron model: {error!r}") from error
 
 
 def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype) -> dict[str, Any]:
     """A rank's neutral tensors as the nested dict of `spelling`, each in its own storage (a view drags the whole)."""
-    own = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in state.items()}
+    own = {name: _own(tensor.to(dtype)) for name, tensor in state.items()}
     language: dict[str, Any] = {}
     if (embedding := own.pop(reshard.EMBEDDING, None)) is not None:
         converter = spelling == "converter"
@@ -258,6 +184,12 @@ def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype)
     if head is not None:
         language["lm_head"] = head
     return {"language_model": language} | ({} if tied is None else {"word_embeddings_for_head": {"weight": tied}})
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it is a part of a larger storage."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def save(
@@ -274,11 +206,11 @@ def save(
 ) -> Path:
     """Publish ROOT/<iteration>/mp_rank_*/model_optim_rng.pt, then the tracker (newest iteration); return the folder.
 
-    Raises UserError when `tp` or `pp` does not divide the model.
+    What was written is read back, merged and compared with `state` before it is published. Raises UserError when `tp`
+    or `pp` does not divide the model, or when the comparison fails.
     """
     reshard.check_sizes(config, tp, pp)
-    reshard.check_state(config, state, root)
-    args = make_args(config, tp=tp, pp=pp, dtype=dtype, iteration=iteration, extra=extra_args)
+    args = megatron_args.make_args(config, tp=tp, pp=pp, dtype=dtype, iteration=iteration, extra=extra_args)
     final = root / iteration_name(iteration)
     with publishing(final) as (temporary,):
         for stage in range(pp):
@@ -293,8 +225,18 @@ def save(
                     "model": _nested(local, spelling, dtype),
                 }
                 torch.save(content, folder / FILE_NAMES[0])
+                del local, content
+        check_written(temporary, config, state, dtype)
     write_text(root / TRACKER, newest(root) if iteration != "release" else "release")
     return final
+
+
+def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Raise UserError unless the ranks' files, merged, are the geometry and every tensor that was to be written."""
+    written_config, written, _ = load_folder(folder)
+    if written_config != config:
+        raise UserError(f"{folder}: read back as {written_config}, written was {config}")
+    reshard.check_same(written, state, dtype, folder)
 
 
 def newest(root: Path) -> str:

@@ -1,13 +1,16 @@
 """Between the engine's canonical tensors and one Megatron rank's tensors: pure functions, exact to the bit.
 
-canonical state -> fuse each layer (q, k, v grouped and rotary-interleaved; [up; gate]) -> cut by tensor rank
--> number layers from 0 within the pipeline stage; and back. Names here are neutral: the two spellings on disk belong to
-`megatron_weights`. Formulae: epfLLM/Megatron-LLM's layouts.
+canonical state -> cut by tensor rank -> fuse each layer (q, k, v grouped and rotary-interleaved; [up; gate]) -> number
+layers from 0 within the pipeline stage; and back, tensor by tensor. Names here are neutral: the two spellings on disk
+belong to `megatron_weights`. Formulae: epfLLM/Megatron-LLM's layouts.
+
+A state may be larger than memory: its tensors are memory-mapped files, or made when they are asked for (LazyState).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -20,33 +23,71 @@ State: TypeAlias = dict[str, Tensor]
 Rank: TypeAlias = tuple[int, int]
 """(tensor rank, pipeline rank)."""
 
+
+class LazyState(Mapping[str, Tensor]):
+    """Tensors that are made anew whenever they are asked for, so that only those in use are in memory."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 VOCAB_MULTIPLE = 128
 QKV, DENSE = "attention.query_key_value.weight", "attention.dense.weight"
 UP_GATE, DOWN = "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"
-NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+QUERY, KEY, VALUE = slice(None, -2), slice(-2, -1), slice(-1, None)
+"""Places within a kv group."""
 EMBEDDING, FINAL_NORM, HEAD = "embedding.weight", "final_layernorm.weight", "lm_head.weight"
 TIED_HEAD = "word_embeddings_for_head.weight"
 """The embedding's copy that a tied model's last pipeline stage holds."""
+
+
+def layer_norms(config: ModelConfig) -> list[str]:
+    """The norms of a layer: weights, and biases where the model has them (Falcon)."""
+    second = [] if config.parallel_attn else ["post_attention_layernorm"]
+    names = ["input_layernorm", *(["mlp_layernorm"] if config.parallel_layernorm else second)]
+    return [f"{name}.{kind}" for name in names for kind in norm_parts(config)]
+
+
+def norm_parts(config: ModelConfig) -> tuple[str, ...]:
+    """What a norm consists of."""
+    return ("weight",) if config.use_rms_norm else ("weight", "bias")
+
+
+def is_norm(name: str) -> bool:
+    """Whether a tensor belongs to a norm: every tensor rank has the whole of it."""
+    return name.endswith(("layernorm.weight", "layernorm.bias"))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every canonical tensor's name and shape."""
     hidden, ffn, size = config.hidden_size, config.ffn_hidden_size, config.kv_channels
     queries, keys = config.num_attention_heads * size, config.num_attention_heads_kv * size
+    gate: dict[str, tuple[int, ...]] = {"mlp.w1.weight": (ffn, hidden)} if config.glu_activation else {}
     layer: dict[str, tuple[int, ...]] = {
-        NORMS[0]: (hidden,),
+        **dict.fromkeys(layer_norms(config), (hidden,)),
         "attention.wq.weight": (queries, hidden),
         "attention.wk.weight": (keys, hidden),
         "attention.wv.weight": (keys, hidden),
         "attention.wo.weight": (hidden, queries),
-        NORMS[1]: (hidden,),
-        "mlp.w1.weight": (ffn, hidden),
+        **gate,
         "mlp.w2.weight": (hidden, ffn),
         "mlp.w3.weight": (ffn, hidden),
     }
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     shapes |= {f"layers.{n}.{name}": shape for n in range(config.num_layers) for name, shape in layer.items()}
-    shapes[FINAL_NORM] = (hidden,)
+    shapes |= {f"final_layernorm.{kind}": (hidden,) for kind in norm_parts(config)}
     if not config.tie_embed_logits:
         shapes[HEAD] = (config.vocab_size, hidden)
     return shapes
@@ -58,10 +99,18 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], where: object)
     if missing := sorted(expected.keys() - state.keys()):
         raise UserError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := sorted(state.keys() - expected.keys()):
-        raise UserError(f"{where}: {len(extra)} tensors do not belong to a Llama model, the first is {extra[0]}")
+        raise UserError(f"{where}: {len(extra)} tensors do not belong to this kind of model, the first is {extra[0]}")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise UserError(f"{where}: {name} has shape {tuple(state[name].shape)}, its configuration says {shape}")
+
+
+def check_same(written: Mapping[str, Tensor], state: Mapping[str, Tensor], dtype: torch.dtype, where: object) -> None:
+    """Raise UserError unless every tensor read back is, bit for bit, the state's in `dtype`."""
+    for name, tensor in written.items():
+        bits = [one.contiguous().view(torch.uint8) for one in (tensor, state[name].to(dtype))]
+        if tensor.dtype != dtype or not torch.equal(*bits):
+            raise UserError(f"{where}: {name} read back differs from what was written; nothing is published")
 
 
 def check_sizes(config: ModelConfig, tp: int, pp: int) -> None:
@@ -84,128 +133,155 @@ def padded_vocab_size(vocab_size: int, tp: int) -> int:
 
 def interleave(weight: Tensor, size: int) -> Tensor:
     """Rows of every head (heads*size, h) from two rotary halves to interleaved pairs."""
-    return weight.view(-1, 2, size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.reshape(-1, 2, size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def deinterleave(weight: Tensor, size: int) -> Tensor:
     """The inverse of `interleave`."""
-    return weight.view(-1, size // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.reshape(-1, size // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def fuse_qkv(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(H*d, h), (G*d, h), (G*d, h) -> (G*(H/G + 2)*d, h): for each kv group its queries, its key, its value."""
-    groups, size = config.num_attention_heads_kv, config.kv_channels
-    parts = [interleave(query, size), interleave(key, size), value]
-    grouped = [part.view(groups, -1, size, part.shape[1]) for part in parts]
+def group_heads(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Queries, keys and values (heads*d, h) of some kv groups -> for each group its queries, its key, its value."""
+    size = config.kv_channels
+    groups = key.shape[0] // size
+    grouped = [part.reshape(groups, -1, size, part.shape[1]) for part in (query, key, value)]
     return torch.cat(grouped, dim=1).reshape(-1, query.shape[1])
 
 
-def unfuse_qkv(config: ModelConfig, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of `fuse_qkv`."""
-    groups, size, hidden = config.num_attention_heads_kv, config.kv_channels, fused.shape[1]
-    grouped = fused.reshape(groups, -1, size, hidden)
-    query = grouped[:, :-2].reshape(-1, hidden)
-    key, value = (grouped[:, index].reshape(-1, hidden) for index in (-2, -1))
-    return deinterleave(query, size), deinterleave(key, size), value
+def pick_heads(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
+    """The queries (QUERY), keys (KEY) or values (VALUE) of a grouped tensor."""
+    heads = config.num_attention_heads // config.num_attention_heads_kv + 2
+    return fused.reshape(-1, heads, config.kv_channels, fused.shape[1])[:, which].reshape(-1, fused.shape[1])
 
 
-def fuse_layer(config: ModelConfig, state: Mapping[str, Tensor], number: int) -> State:
-    """One layer's canonical tensors as Megatron's, named without the layer number."""
+def fuse_qkv(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Megatron's fused tensor: grouped, with queries and keys interleaved."""
+    size = config.kv_channels
+    return group_heads(config, interleave(query, size), interleave(key, size), value)
 
-    def take(name: str) -> Tensor:
-        return state[f"layers.{number}.{name}"]
+
+def unfuse_qkv(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
+    """The queries, keys or values of Megatron's fused tensor, in the canonical row order."""
+    picked = pick_heads(config, fused, which)
+    return picked if which is VALUE else deinterleave(picked, config.kv_channels)
+
+
+def rank_layer(config: ModelConfig, state: Mapping[str, Tensor], number: int, tp: int, rank: int) -> State:
+    """One layer's Megatron tensors of a tensor rank, named without the layer number."""
+
+    def take(name: str, dim: int = 0) -> Tensor:
+        tensor = state[f"layers.{number}.{name}"]
+        return tensor if tp == 1 else tensor.chunk(tp, dim)[rank].clone()  # a view would keep the whole in memory
 
     return {
-        NORMS[0]: take(NORMS[0]),
+        **{name: state[f"layers.{number}.{name}"] for name in layer_norms(config)},
         QKV: fuse_qkv(config, *(take(f"attention.{name}.weight") for name in ("wq", "wk", "wv"))),
-        DENSE: take("attention.wo.weight"),
-        NORMS[1]: take(NORMS[1]),
-        UP_GATE: torch.cat([take("mlp.w3.weight"), take("mlp.w1.weight")]),
-        DOWN: take("mlp.w2.weight"),
+        DENSE: take("attention.wo.weight", 1),
+        UP_GATE: torch.cat(
+            [take(f"mlp.{name}.weight") for name in (("w3", "w1") if config.glu_activation else ("w3",))]
+        ),
+        DOWN: take("mlp.w2.weight", 1),
     }
 
 
-def unfuse_layer(config: ModelConfig, layer: Mapping[str, Tensor], number: int) -> State:
-    """The inverse of `fuse_layer`."""
-    query, key, value = unfuse_qkv(config, layer[QKV])
-    up, gate = layer[UP_GATE].chunk(2)
-    tensors = {
-        NORMS[0]: layer[NORMS[0]],
-        "attention.wq.weight": query,
-        "attention.wk.weight": key,
-        "attention.wv.weight": value,
-        "attention.wo.weight": layer[DENSE],
-        NORMS[1]: layer[NORMS[1]],
-        "mlp.w1.weight": gate,
-        "mlp.w2.weight": layer[DOWN],
-        "mlp.w3.weight": up,
-    }
-    return {f"layers.{number}.{name}": tensor for name, tensor in tensors.items()}
+FUSED = {
+    **dict.fromkeys(("attention.wq.weight", "attention.wk.weight", "attention.wv.weight"), QKV),
+    **dict.fromkeys(("mlp.w1.weight", "mlp.w3.weight"), UP_GATE),
+    "attention.wo.weight": DENSE,
+    "mlp.w2.weight": DOWN,
+}
+"""Canonical name within a layer -> the Megatron tensor that holds it."""
 
 
-def split(name: str, tensor: Tensor, tp: int, rank: int) -> Tensor:
-    """Tensor rank `rank`'s part of a whole Megatron tensor; `name` decides the axis. Norms are copied."""
-    if name in (*NORMS, FINAL_NORM):
-        return tensor
-    if name == UP_GATE:
-        return torch.cat([half.chunk(tp)[rank] for half in tensor.chunk(2)])
-    return tensor.chunk(tp, dim=1 if name in (DENSE, DOWN) else 0)[rank]
+def extract(config: ModelConfig, name: str, part: Tensor) -> Tensor:
+    """A canonical tensor's rows or columns in one rank's Megatron tensor: the inverse of `rank_layer`."""
+    match name:
+        case "attention.wq.weight":
+            return unfuse_qkv(config, part, QUERY)
+        case "attention.wk.weight":
+            return unfuse_qkv(config, part, KEY)
+        case "attention.wv.weight":
+            return unfuse_qkv(config, part, VALUE)
+        case "mlp.w3.weight" if config.glu_activation:
+            return part.chunk(2)[0]
+        case "mlp.w1.weight":
+            return part.chunk(2)[1]
+    return part
 
 
-def join(name: str, parts: list[Tensor]) -> Tensor:
-    """The inverse of `split`: all tensor ranks' parts, in rank order. Raises UserError when copied norms differ."""
-    if name in (*NORMS, FINAL_NORM):
-        if not all(torch.equal(parts[0], part) for part in parts[1:]):
-            raise UserError(f"{name} differs between tensor ranks; these files are not one checkpoint")
-        return parts[0]
-    if name == UP_GATE:
-        return torch.cat([part.chunk(2)[half] for half in (0, 1) for part in parts])
-    return torch.cat(parts, dim=1 if name in (DENSE, DOWN) else 0)
-
-
-def pad_rows(weight: Tensor, rows: int) -> Tensor:
-    """(V, h) -> (rows, h), repeating the last row."""
-    return torch.cat([weight, weight[-1:].expand(rows - weight.shape[0], -1)])
+def rank_rows(weight: Tensor, tp: int, rank: int) -> Tensor:
+    """A tensor rank's rows of a vocabulary (V, h) that is padded by repeating its last row."""
+    count = padded_vocab_size(weight.shape[0], tp) // tp
+    part = weight[rank * count : (rank + 1) * count]
+    if len(part) == len(weight) == count:
+        return weight
+    return torch.cat([part, weight[-1:].expand(count - len(part), -1)])
 
 
 def rank_state(config: ModelConfig, state: Mapping[str, Tensor], tp: int, pp: int, rank: Rank) -> State:
     """One Megatron rank's tensors (layers numbered within its stage) from the whole canonical state."""
     tensor_rank, stage = rank
-    rows, depth = padded_vocab_size(config.vocab_size, tp), config.num_layers // pp
+    depth = config.num_layers // pp
     local: State = {}
     if stage == 0:
-        local[EMBEDDING] = split(EMBEDDING, pad_rows(state[EMBEDDING], rows), tp, tensor_rank)
+        local[EMBEDDING] = rank_rows(state[EMBEDDING], tp, tensor_rank)
     for index in range(depth):
-        layer = fuse_layer(config, state, stage * depth + index)
-        local |= {f"layers.{index}.{name}": split(name, tensor, tp, tensor_rank) for name, tensor in layer.items()}
+        layer = rank_layer(config, state, stage * depth + index, tp, tensor_rank)
+        local |= {f"layers.{index}.{name}": tensor for name, tensor in layer.items()}
     if stage == pp - 1:
-        local[FINAL_NORM] = state[FINAL_NORM]
+        local |= {f"final_layernorm.{kind}": state[f"final_layernorm.{kind}"] for kind in norm_parts(config)}
         if not config.tie_embed_logits:
-            local[HEAD] = split(HEAD, pad_rows(state[HEAD], rows), tp, tensor_rank)
+            local[HEAD] = rank_rows(state[HEAD], tp, tensor_rank)
         elif pp > 1:
-            local[TIED_HEAD] = split(TIED_HEAD, pad_rows(state[EMBEDDING], rows), tp, tensor_rank)
+            local[TIED_HEAD] = rank_rows(state[EMBEDDING], tp, tensor_rank)
     return local
 
 
-def merge_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]]) -> State:
-    """The whole canonical state (vocabulary cut to its true size) from all ranks. Raises UserError if they disagree."""
+def merge_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]]) -> LazyState:
+    """The whole canonical state (vocabulary cut to its true size) from all ranks, made tensor by tensor.
+
+    Raises UserError if a rank lacks a tensor or has one of another shape, or if copies differ between ranks.
+    """
     tp, pp = (1 + max(rank[axis] for rank in ranks) for axis in (0, 1))
-    depth = config.num_layers // pp
+    check_ranks(config, ranks, tp, pp)
 
-    def whole(stage: int, name: str, prefix: str = "") -> Tensor:
-        try:
-            return join(name, [ranks[tensor_rank, stage][prefix + name] for tensor_rank in range(tp)])
-        except KeyError as error:
-            raise UserError(f"pipeline stage {stage} lacks the tensor {error.args[0]}") from error
+    def make(name: str) -> Tensor:
+        found = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+        if found is None:
+            stage = 0 if name == EMBEDDING else pp - 1
+            if is_norm(name):
+                return ranks[0, stage][name]
+            return _joined([ranks[rank, stage][name] for rank in range(tp)], 0)[: config.vocab_size]
+        (stage, index), inner = divmod(int(found[1]), config.num_layers // pp), found[2]
+        if is_norm(inner):
+            return ranks[0, stage][f"layers.{index}.{inner}"]
+        parts = [ranks[rank, stage][f"layers.{index}.{FUSED[inner]}"] for rank in range(tp)]
+        return _joined([extract(config, inner, part) for part in parts], 1 if FUSED[inner] in (DENSE, DOWN) else 0)
 
-    state: State = {EMBEDDING: whole(0, EMBEDDING)[: config.vocab_size]}
-    for number in range(config.num_layers):
-        stage, index = divmod(number, depth)
-        layer = {name: whole(stage, name, f"layers.{index}.") for name in (*NORMS, QKV, DENSE, UP_GATE, DOWN)}
-        state |= unfuse_layer(config, layer, number)
-    state[FINAL_NORM] = whole(pp - 1, FINAL_NORM)
-    if not config.tie_embed_logits:
-        state[HEAD] = whole(pp - 1, HEAD)[: config.vocab_size]
-    elif pp > 1 and not torch.equal(whole(pp - 1, TIED_HEAD)[: config.vocab_size], state[EMBEDDING]):
-        raise UserError("the tied output layer of the last pipeline stage differs from the embedding of the first")
-    return state
+    return LazyState(expected_shapes(config), make)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]], tp: int, pp: int) -> None:
+    """Raise UserError unless every rank holds what it should; reads no more than the copies that must agree."""
+    empty = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(config).items()}
+    for (rank, stage), tensors in ranks.items():
+        for name, expected in rank_state(config, empty, tp, pp, (rank, stage)).items():
+            if name not in tensors:
+                raise UserError(f"tensor rank {rank} of pipeline stage {stage} lacks the tensor {name}")
+            found, wanted = tuple(tensors[name].shape), tuple(expected.shape)
+            vocabulary = name in (EMBEDDING, HEAD, TIED_HEAD)  # its padding may be another
+            if found[1:] != wanted[1:] or (not vocabulary and found[:1] != wanted[:1]):
+                raise UserError(f"{name} of tensor rank {rank} has shape {found}, its configuration says {wanted}")
+            if vocabulary and found[0] * tp < config.vocab_size:
+                raise UserError(f"{name} has {found[0] * tp} rows, its configuration says {config.vocab_size}")
+            if is_norm(name) and not torch.equal(tensors[name], ranks[0, stage][name]):
+                raise UserError(f"{name} differs between tensor ranks; these files are not one checkpoint")
+            if name == TIED_HEAD and not torch.equal(tensors[name], ranks[rank, 0][EMBEDDING]):
+                raise UserError(
+                    "the tied output layer of the last pipeline stage differs from the embedding of the first"
+                )

@@ -1,6 +1,7 @@
 """python Megatron-LLM/tools/checkpoint_util.py --target_tensor_parallel_size 4 --target_pipeline_parallel_size 1 --load_dir RUN/megatron --save_dir RUN/sharded --model_type llama2 --true_vocab_size 32000 --bf16
 
-A Megatron checkpoint in any layout, or a training checkpoint -> the same iteration in another TP x PP layout.
+A Megatron checkpoint in any layout, a training checkpoint or a Hugging Face folder -> the same iteration in another
+TP x PP layout, read back and compared before it is published. (To Hugging Face: weights_conversion/megatron_to_hf.py.)
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from megatron_llm import any_weights, megatron_weights
 from megatron_llm.any_weights import Loaded
 from megatron_llm.files import UserError, run_main
-from megatron_llm.reshard import EMBEDDING, HEAD
+from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
 CARRIED = ("seq_length", "tokenizer_type", "consumed_train_samples", "consumed_valid_samples")
 """Arguments of the source that the new layout keeps."""
@@ -33,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const="bf16", help="cast; by default as stored")
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const="fp16")
+    dtype.add_argument("--fp32", dest="dtype", action="store_const", const="fp32")
     return parser.parse_args()
 
 
@@ -43,15 +47,16 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
         return loaded
     if size > found or loaded.args.get("true_vocab_size"):
         raise UserError(f"--true_vocab_size {size} but {loaded.folder} has a vocabulary of {found}; give {found}")
-    state = {name: tensor[:size] if name in (EMBEDDING, HEAD) else tensor for name, tensor in loaded.state.items()}
-    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=state)
+
+    def cut(name: str) -> Tensor:
+        return loaded.state[name][:size] if name in (EMBEDDING, HEAD) else loaded.state[name]
+
+    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=LazyState(loaded.state, cut))
 
 
 def main() -> None:
     """Load, cut, publish."""
     args = parse_args()
-    if args.model_type in ("mistral", "falcon"):
-        raise UserError(f"{args.model_type} is not supported yet; supported are llama, llama2, codellama")
     loaded = any_weights.load(args.load_dir, args.load_iters)
     if args.true_vocab_size is not None:
         loaded = with_true_vocabulary(loaded, args.true_vocab_size)

@@ -2,26 +2,35 @@
 
 A Hugging Face folder -> a copy (cast and sharded as asked, with a model card), read back and compared, renamed into
 place -> the Hub. With --output_folder the copy stays there, and without --hf_repo_name nothing is uploaded. The token
-comes from HF_TOKEN, from --token_file or from `hf auth login`; it is never printed.
+comes from HF_TOKEN, from --token_file or from `hf auth login`; it is never printed. An upload that breaks is tried
+again after a growing wait, and the command can be repeated: the Hub knows a file by its content, and what it has is
+not sent again.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
-import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's in version 1, httpx2's in 2
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
-from megatron_llm import hf_weights
+from megatron_llm import hf_weights, model_card
 from megatron_llm.files import InputsMissing, UserError, publishing, remove, run_main
 from megatron_llm.megatron_weights import DTYPES
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, State
+from megatron_llm.reshard import EMBEDDING
 
 REFUSED = {
     "auth_token": "every user of the machine can read a token on the command line; use HF_TOKEN, --token_file FILE "
@@ -29,22 +38,12 @@ REFUSED = {
     "unsafe": "pickled weights can run code on whoever loads them; only safetensors are written",
 }
 DTYPE_NAMES = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# {name}
-
-A Llama-style language model ({parameters:,} parameters, {dtype}), continually pre-trained with the SnakModel Toolkit.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-```
-"""
+WAITS = (2, 4, 8, 16, 32, 64)
+"""Seconds before each new attempt."""
+TRANSIENT = (408, 409, 412, 425, 429)
+"""Answers after which trying again can help, besides all from 500 on."""
+REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
+"""Files of an earlier upload that go when this one does not write them: shards of another number would mix."""
 
 
 class Refuse(argparse.Action):
@@ -60,12 +59,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model_name", type=Path, help="Hugging Face folder")
-    parser.add_argument("--hf_repo_name", help="ORG/NAME; created as a private repository if it does not exist")
+    parser.add_argument("--hf_repo_name", help="ORG/NAME; created if it does not exist")
+    parser.add_argument("--public", action="store_true", help="a public repository; by default a private one")
     parser.add_argument("--output_folder", type=Path)
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPE_NAMES), help="auto keeps what is stored")
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--revision", help="branch to upload to; created if it does not exist")
     parser.add_argument("--token_file", type=Path)
+    parser.add_argument("--license", help="identifier of the licence for the model card, such as llama2 or apache-2.0")
+    parser.add_argument("--run_dir", type=Path, help="folder of the run that made the model, for the model card")
     parser.add_argument("--rope_scaling_type", default="linear", choices=("linear", "dynamic"))
     parser.add_argument("--rope_scaling_factor", type=float, help="write another rotary scaling into config.json")
     parser.add_argument("--auth_token", action=Refuse, help="refused: see --token_file")
@@ -90,19 +92,23 @@ def with_rope(config: ModelConfig, kind: str, factor: float | None) -> ModelConf
         raise UserError(
             f"rope scaling {kind} {factor} is not supported; supported is linear with a factor of at least 1"
         )
-    return replace(config, rope_scaling_factor=factor)
-
-
-def card(name: str, state: State, dtype: torch.dtype) -> str:
-    """README.md."""
-    parameters = sum(tensor.numel() for tensor in state.values())
-    return CARD.format(name=name, parameters=parameters, dtype=str(dtype).removeprefix("torch."))
+    return replace(config, rope_scaling_type="linear", rope_scaling_factor=factor)
 
 
 def write_copy(args: argparse.Namespace, output: Path) -> None:
     """Publish the folder to upload: weights as asked, tokenizer, model card; compared with its source."""
     config, state = hf_weights.load(args.model_name)
+    pieces = args.model_name / "tokenizer.model"
     dtype = state[EMBEDDING].dtype if args.dtype == "auto" else DTYPE_NAMES[args.dtype]
+    found = re.fullmatch(r"iter_(\d+)", args.model_name.resolve().name)
+    run = model_card.read_run(args.run_dir, int(found[1]) if found else None) if args.run_dir else None
+    model = model_card.Model(
+        name=args.hf_repo_name or args.model_name.resolve().name,
+        revision=args.revision,
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        dtype=str(dtype).removeprefix("torch."),
+        license=args.license,
+    )
     config = with_rope(config, args.rope_scaling_type, args.rope_scaling_factor)
     with publishing(output) as (temporary,):
         hf_weights.save(
@@ -110,11 +116,10 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
             config,
             state,
             dtype=dtype,
-            vocab_file=args.model_name / "tokenizer.model",
+            vocab_file=pieces if pieces.is_file() else args.model_name,
             max_shard_size=args.max_shard_size,
         )
-        text = card(args.hf_repo_name or args.model_name.name, state, dtype)
-        (temporary / "README.md").write_text(text, encoding="utf-8")
+        model_card.write(temporary, model, run)
         hf_weights.check_written(temporary, config, state, dtype)
     print(f"wrote {output} ({dtype}); read back equal", flush=True)
 
@@ -132,35 +137,66 @@ def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
         remove(output)
 
 
+def send(api: huggingface_hub.HfApi, folder: Path, args: argparse.Namespace) -> None:
+    """Create what is missing and upload; all of it can be repeated. Raises UserError, HTTPError or ConnectionError."""
+    api.create_repo(args.hf_repo_name, private=not args.public, exist_ok=True)
+    if api.repo_info(args.hf_repo_name).private is args.public:
+        found, flag = ("private", "leave --public out") if args.public else ("public", "give --public")
+        raise UserError(f"{args.hf_repo_name} exists and is {found}; {flag}, or change it on the Hub")
+    if args.revision:
+        api.create_branch(args.hf_repo_name, branch=args.revision, exist_ok=True)
+    api.upload_folder(
+        repo_id=args.hf_repo_name,
+        folder_path=folder,
+        revision=args.revision,
+        commit_message=f"Upload {args.model_name.resolve().name}",
+        delete_patterns=REPLACED,
+    )
+
+
+def transient(error: Exception) -> bool:
+    """Whether trying again can help: a busy or broken server, a broken connection."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRANSIENT or error.response.status_code >= 500
+    return not isinstance(error, OfflineModeIsEnabled)
+
+
 def upload(folder: Path, args: argparse.Namespace) -> None:
-    """Create the repository and upload; what the Hub already has is not sent again."""
+    """Upload with retries. Raises ConnectionError when none helped, UserError where trying again cannot help."""
     api = huggingface_hub.HfApi(token=read_token(args.token_file))
-    try:
-        api.create_repo(args.hf_repo_name, private=True, exist_ok=True)
-        if args.revision:
-            api.create_branch(args.hf_repo_name, branch=args.revision, exist_ok=True)
-        api.upload_folder(
-            repo_id=args.hf_repo_name,
-            folder_path=folder,
-            revision=args.revision,
-            commit_message=f"Upload {args.model_name.name}",
-        )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{args.hf_repo_name} is not uploaded: {reason}; run again to go on where it stopped"
-        ) from error
+    for wait in (*WAITS, None):
+        try:
+            send(api, folder, args)
+            break
+        except (HTTPError, ConnectionError, RuntimeError) as error:  # the last is how hf_xet reports the network
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if not transient(error):
+                raise UserError(
+                    f"{args.hf_repo_name} is not uploaded: {reason}; does the token in HF_TOKEN, --token_file or "
+                    "`hf auth login` have write permission there?"
+                ) from error
+            if wait is None:
+                raise ConnectionError(f"{args.hf_repo_name} is not uploaded: {reason}; run again to go on") from error
+            print(f"the upload broke: {reason}; going on in {wait} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+        except (ValueError, LocalTokenNotFoundError) as error:
+            raise UserError(f"{args.hf_repo_name} is not uploaded: {str(error).splitlines()[0]}") from error
     print(f"uploaded {folder} to {args.hf_repo_name}", flush=True)
 
 
-def main() -> None:
-    """Copy, check, upload."""
+def main() -> int:
+    """Copy, check, upload; 1 when the Hub cannot be reached, so that a launcher tries again."""
     args = parse_args()
     if not args.hf_repo_name and not args.output_folder:
         raise UserError("nothing to do: give --hf_repo_name ORG/NAME, --output_folder FOLDER, or both")
-    with copy_to_upload(args) as folder:
-        if args.hf_repo_name:
-            upload(folder, args)
+    try:
+        with copy_to_upload(args) as folder:
+            if args.hf_repo_name:
+                upload(folder, args)
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """python Megatron-LLM/weights_conversion/hf_to_megatron.py llama2 --out=RUN/megatron --model-path=BASE [--size=7]
 
-A Hugging Face Llama folder -> OUT/release/mp_rank_00/model_optim_rng.pt and tokenizer.model, the tracker file last.
-The shapes come from the model's config.json; --size only names the model to download and is compared with the geometry.
+A Hugging Face Llama or Mistral folder, or Meta's consolidated.*.pth with params.json -> the file
+OUT/release/mp_rank_00/model_optim_rng.pt and tokenizer.model, the tracker file last. The shapes come from the model's
+own description; --size only names the model to download and is compared with the geometry.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_llm import hf_tokenizer, hf_weights, megatron_weights
+from torch import Tensor
+
+from megatron_llm import hf_config, hf_tokenizer, hf_weights, megatron_weights, meta_weights
 from megatron_llm.files import UserError, publishing, run_main
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, expected_shapes
@@ -38,10 +42,21 @@ def check_size(config: ModelConfig, size: int) -> None:
         raise UserError(f"--size={size} but the model has {parameters / 1e9:.3f} billion parameters; leave --size out")
 
 
+def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Geometry and tensors of either layout. Raises UserError when the folder holds another kind of model."""
+    if meta_weights.is_meta(folder):
+        return meta_weights.load(folder, model)
+    family = hf_config.family(folder)
+    if family != (model if model in ("mistral", "falcon") else "llama"):
+        raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
+    return hf_weights.load(folder)
+
+
 def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
     """Publish the model's tokenizer.model beside the weights, after a check that it fits."""
-    source = folder / "tokenizer.model"
-    if not source.is_file():
+    beside = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]  # Meta's Llama 1 has it one folder up
+    source = next((path for path in beside[: 1 + meta_weights.is_meta(folder)] if path.is_file()), None)
+    if source is None:
         print(f"{folder} has no tokenizer.model; none is copied")
         return
     hf_tokenizer.check_fits(source, vocab_size)
@@ -52,10 +67,8 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
 def main() -> None:
     """Load, check, publish."""
     args = parse_args()
-    if args.model in ("mistral", "falcon"):
-        raise UserError(f"{args.model} is not supported yet; supported are llama, llama2, codellama")
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
-    config, state = hf_weights.load(folder)
+    config, state = load(folder, args.model)
     if args.size is not None:
         check_size(config, args.size)
     copy_tokenizer(folder, args.out, config.vocab_size)

@@ -7,10 +7,11 @@ read back and compared tensor by tensor, then renamed into place.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from megatron_llm import any_weights, hf_weights
-from megatron_llm.files import publishing, run_main
+from megatron_llm.files import CLAIM, UserError, publishing, run_main
 from megatron_llm.megatron_weights import DTYPES
 
 
@@ -20,15 +21,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with latest_checkpointed_iteration.txt")
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--vocab_file", type=Path, required=True, help="the model's SentencePiece tokenizer.model")
+    parser.add_argument(
+        "--vocab_file", type=Path, required=True, help="tokenizer.model, or a folder with tokenizer.json"
+    )
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="by default as stored")
     return parser.parse_args()
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something, unless a launcher runs this: it only repeats what is its own."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
+        raise UserError(f"--output_dir {folder} is not empty; give another folder, or move it away")
+
+
 def main() -> None:
     """Load, write beside, read back, publish."""
     args = parse_args()
+    check_empty(args.output_dir)
     loaded = any_weights.load(args.input_dir, args.load_iters)
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
     with publishing(args.output_dir) as (temporary,):

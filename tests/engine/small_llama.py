@@ -6,6 +6,7 @@ import contextlib
 import io
 import runpy
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -120,7 +121,7 @@ def run(script: str, *flags: object) -> tuple[int, str, str]:
     return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
 
 
-def same(left: reshard.State, right: reshard.State) -> bool:
+def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
     """The same names, dtypes and bits."""
     return left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left

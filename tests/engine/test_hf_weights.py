@@ -15,9 +15,11 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )
 
-from megatron_llm import hf_tokenizer, hf_weights
+from megatron_llm import hf_config, hf_tokenizer, hf_weights
 from megatron_llm.files import InputsMissing, UserError
 
 
@@ -80,21 +82,22 @@ def test_both_spellings_of_the_rotary_settings(tmp_path):
     """Transformers 5's rope_parameters and 4's rope_theta and rope_scaling give the same geometry."""
     reference(tmp_path)
     edit(tmp_path, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})
-    new = hf_weights.load_config(tmp_path)
+    new = hf_config.load(tmp_path)
     assert (new.rope_theta, new.rope_scaling_factor) == (500.0, 2.0)
     edit(tmp_path, rope_parameters=None, rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})
-    assert hf_weights.load_config(tmp_path) == new
+    assert hf_config.load(tmp_path) == new
     edit(tmp_path, rope_scaling=None)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"rope_scaling": {', '"unused": {'))
-    assert hf_weights.load_config(tmp_path).rope_scaling_factor == 1.0
+    assert hf_config.load(tmp_path).rope_scaling_factor == 1.0
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "architecture MistralForCausalLM is not supported yet"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3' is not supported"),
+        ({"architectures": ["OPTForCausalLM"]}, "architecture OPTForCausalLM is not supported; supported are Llama"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 8.0}}, "rope type 'dynamic' is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 8.0}}, "rope type 'yarn'"),
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -110,6 +113,36 @@ def test_models_that_do_not_fit_are_refused(tmp_path, changes, message):
     reference(tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
+        hf_weights.load(tmp_path)
+
+
+def test_reads_a_mistral_that_transformers_wrote(tmp_path):
+    """A Mistral folder gives the window and every tensor; without a window it is a plain Llama geometry."""
+    for window in (16, None):
+        settings = {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": window,
+        }
+        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
+        model = MistralForCausalLM(MistralConfig(**settings, **sizes))
+        model.save_pretrained(tmp_path / str(window))
+        config, state = hf_weights.load(tmp_path / str(window))
+        assert config.sliding_window_size == window
+        theirs = model.state_dict()
+        assert all(torch.equal(tensor, theirs[hf_weights.hf_name(name)]) for name, tensor in state.items())
+
+
+def test_an_index_that_forgets_a_shard(tmp_path):
+    """Tensors of a shard that the index does not name are missing, and the first of them is named."""
+    reference(tmp_path, num_hidden_layers=3)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    gone = index["weight_map"]["model.layers.2.self_attn.q_proj.weight"]
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if file != gone}
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"tensors are missing, the first is .*weight"):
         hf_weights.load(tmp_path)
 
 
@@ -133,7 +166,21 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", [{}, {"tie_embed_logits": True}, {"rope_theta": 5e5, "rope_scaling_factor": 4.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embed_logits": True},
+        {"rope_theta": 5e5, "rope_scaling_factor": 4.0},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling_factor": 8.0,
+            "rope_scaling_type": "llama3",
+            "rope_original_max_positions": 32,
+        },
+        {"sliding_window_size": 16},
+    ],
+)
 def test_transformers_reads_what_is_written(tmp_path, changes, dtype):
     """AutoConfig, AutoModelForCausalLM and GenerationConfig find the geometry, the dtype and every tensor."""
     config = make_config(**changes)
@@ -142,6 +189,8 @@ def test_transformers_reads_what_is_written(tmp_path, changes, dtype):
     assert (theirs.vocab_size, theirs.head_dim, theirs.num_key_value_heads) == (VOCAB, 6, 4)
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
     assert theirs.rope_parameters.get("factor", 1.0) == config.rope_scaling_factor
+    assert getattr(theirs, "sliding_window", None) == config.sliding_window_size
+    assert (theirs.model_type == "mistral") == (config.sliding_window_size is not None)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.dtype) == (1, 2, dtype)
     assert GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id == 2
     model, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)

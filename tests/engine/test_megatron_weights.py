@@ -218,8 +218,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         megatron_weights.load(tmp_path)
     changes = {
         "checkpoint_version": (lambda content: content.update(checkpoint_version=2.0), "checkpoint_version 2.0"),
-        "falcon": (lambda content: setattr(content["args"], "parallel_attn", True), "Falcon models are not supported"),
-        "mistral": (lambda content: setattr(content["args"], "sliding_window_size", 4096), "Mistral"),
+        "mixed": (lambda content: setattr(content["args"], "parallel_attn", True), "swiglu with parallel_attn = True"),
         "shape": (lambda content: setattr(content["args"], "hidden_size", 64), "shape"),
         "layers": (lambda content: setattr(content["args"], "num_layers", 5), "lacks the tensor layers.4"),
         "heads": (lambda content: setattr(content["args"], "num_attention_heads", 5), "not a multiple"),

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_llama import LINES, make_config, make_hf, make_tokenizer, make_training_checkpoint, run
+from small_llama import LINES, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run
 
-from megatron_llm import megatron_weights, reshard, tokenizer
+from megatron_llm import hf_weights, megatron_weights, reshard, tokenizer
 from megatron_llm.indexed_dataset import IndexedDatasetWriter
 
 SCRIPT = "verify_correctness.py"
 
 
-def megatron(root, config, state, *, tp=1, pp=1, extra=None):
+def megatron(root, config, state, *, tp=1, pp=1):
     """A Megatron checkpoint of these weights."""
-    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args=extra or {})
+    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args={})
 
 
 def write_text(folder):
@@ -123,11 +124,26 @@ def test_wrong_conversions_fail_at_the_first_layer(tmp_path, kind):
     assert report["mean_error"] > 0.01
 
 
+def test_small_logits_do_not_hide_a_wrong_conversion(tmp_path):
+    """With weights a tenth as large, one layer's swapped up and gate err by less than 0.01, and still fail."""
+    config = make_config()
+    state = make_state(config)
+    small = {name: tensor if "norm" in name else 0.1 * tensor for name, tensor in state.items()}
+    vocab_file = make_tokenizer(tmp_path / "tok")
+    hf_weights.save(tmp_path / "hf", config, small, dtype=torch.float32, vocab_file=vocab_file)
+    w1, w3 = "layers.0.mlp.w1.weight", "layers.0.mlp.w3.weight"
+    megatron(tmp_path / "right", config, small)
+    assert verify(tmp_path, tmp_path / "right")[0] == 0
+    megatron(tmp_path / "wrong", config, {**small, w1: small[w3], w3: small[w1]})
+    assert verify(tmp_path, tmp_path / "wrong")[0] == 1
+    assert json.loads((tmp_path / "report.json").read_text())["mean_error"] < 0.01
+
+
 @pytest.mark.parametrize("extra", [{"rope_theta": 1e6}, {"rope_scaling_factor": 2.0}, {"layernorm_epsilon": 0.5}])
 def test_wrong_settings_fail(tmp_path, extra):
     """The same tensors with another theta, scaling or epsilon in the checkpoint's args exit 1."""
     config = make_config()
-    megatron(tmp_path / "megatron", config, make_hf(tmp_path / "hf", config), extra=extra)
+    megatron(tmp_path / "megatron", replace(config, **extra), make_hf(tmp_path / "hf", config))
     assert verify(tmp_path, tmp_path / "megatron")[0] == 1
 
 
@@ -207,3 +223,39 @@ def test_unusable_inputs_are_named(tmp_path):
     megatron(tmp_path / "small", small, cut)
     code, _, err = verify(tmp_path, tmp_path / "small")
     assert (code, "the model's vocabulary is 300; wrong --vocab_file?" in err) == (2, True)
+
+
+def test_the_tokenizer_of_the_export(tmp_path):
+    """On real text its ids are sentencepiece's; another tokenizer in the folder fails the gate and is shown."""
+    config = make_config()
+    megatron(tmp_path / "megatron", config, make_hf(tmp_path / "hf", config))
+    source = write_text(tmp_path)
+    source.write_text(source.read_text() + json.dumps({"text": "et <s> midt i teksten"}) + "\n")
+    flags = ["--compare_tokenizer", "--tolerance", 0.01]
+    code, out, err = verify(tmp_path, tmp_path / "megatron", *flags, source=["--input", source])
+    assert code == 0, out + err
+    found = json.loads((tmp_path / "report.json").read_text())["tokenizer"]
+    assert (found["texts"], found["control_text"], found["first_difference"]) == (41, 1, None)
+    assert found["tokens"] > 500
+    path = tmp_path / "hf/tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["merges"] = raw["model"]["merges"][::-1]
+    path.write_text(json.dumps(raw))
+    code, out, _ = verify(tmp_path, tmp_path / "megatron", *flags, source=["--input", source])
+    assert (code, "FAILED: the tokenizer gives other ids" in out) == (1, True)
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
+
+
+def test_divergence_from_the_base(tmp_path):
+    """--divergence writes the table of the loaded weights against --base_model's, and needs it."""
+    config = make_config()
+    state = make_hf(tmp_path / "hf", config)
+    make_hf(tmp_path / "base", config)
+    megatron(tmp_path / "megatron", config, state)
+    code, out, err = verify(
+        tmp_path, tmp_path / "megatron", "--base_model", tmp_path / "base", "--divergence", tmp_path / "d.json"
+    )
+    assert code == 0, out + err
+    assert {one["mean_absolute_change"] for one in json.loads((tmp_path / "d.json").read_text())} == {0.0}
+    code, _, err = verify(tmp_path, tmp_path / "megatron", "--divergence", tmp_path / "d.json")
+    assert (code, "--divergence needs --base_model" in err) == (2, True)

@@ -1,0 +1,127 @@
+"""Meta's original folders: consolidated.NN.pth, cut over any number of files, and params.json -> canonical state.
+
+Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps two halves. params.json does not know
+the width of the MLP, the number of positions and often the vocabulary: the first and the last come from the tensors,
+the positions from the model's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.hf_config import read_json
+from megatron_llm.hf_weights import read_weights
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, deinterleave, expected_shapes
+
+PARAMS = "params.json"
+LAYER_NAMES = {
+    "input_layernorm": "attention_norm",
+    "attention.wq": "attention.wq",
+    "attention.wk": "attention.wk",
+    "attention.wv": "attention.wv",
+    "attention.wo": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.w1": "feed_forward.w1",
+    "mlp.w2": "feed_forward.w2",
+    "mlp.w3": "feed_forward.w3",
+}
+"""Our name within a layer -> Meta's."""
+OUTER_NAMES = {EMBEDDING: "tok_embeddings.weight", FINAL_NORM: "norm.weight", HEAD: "output.weight"}
+POSITIONS = {"llama": 2048, "llama2": 4096, "codellama": 16384}
+LLAMA3_VOCABULARY = 128256
+LLAMA3_POSITIONS = 8192
+
+
+def is_meta(folder: Path) -> bool:
+    """Whether a folder is in Meta's layout."""
+    return (folder / PARAMS).is_file() and not (folder / "config.json").is_file()
+
+
+def meta_name(name: str) -> str:
+    """`layers.3.mlp.w3.weight` -> `layers.3.feed_forward.w3.weight`."""
+    if found := re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", name):
+        return f"layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight"
+    return OUTER_NAMES[name]
+
+
+def _shards(folder: Path) -> list[Mapping[str, Tensor]]:
+    """The memory-mapped tensors of every file, in order."""
+    files = sorted(folder.glob("consolidated.*.pth"))
+    if not files:
+        raise InputsMissing(f"{folder} holds {PARAMS} but no consolidated.*.pth")
+    for number, path in enumerate(files):
+        if path.name != f"consolidated.{number:02d}.pth":
+            raise InputsMissing(f"{folder}/consolidated.{number:02d}.pth is missing; the next file is {path.name}")
+    return [read_weights(path) for path in files]
+
+
+def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Geometry and canonical CPU tensors of Meta's `model` (llama, llama2, codellama), made when asked for.
+
+    Raises InputsMissing for absent files, UserError for what does not fit together.
+    """
+    params, shards = read_json(folder / PARAMS), _shards(folder)
+    config = _config(params, shards, folder, model)
+    shapes = expected_shapes(config)
+    axes = {name: _axis(name, shape, shards, folder) for name, shape in shapes.items()}
+
+    def make(name: str) -> Tensor:
+        parts, axis = [shard[meta_name(name)] for shard in shards], axes[name]
+        whole = parts[0] if axis is None else torch.cat(parts, axis)
+        return deinterleave(whole, config.kv_channels) if name.endswith(("wq.weight", "wk.weight")) else whole
+
+    return config, LazyState(shapes, make)
+
+
+def _config(params: Mapping[str, Any], shards: list[Mapping[str, Tensor]], folder: Path, model: str) -> ModelConfig:
+    if params.get("use_scaled_rope"):
+        raise UserError(f"{folder / PARAMS}: use_scaled_rope: convert the Hugging Face folder of this model instead")
+    try:
+        heads, hidden = params["n_heads"], params["dim"]
+        head = shards[0].get("output.weight")
+        rows = shards[0]["tok_embeddings.weight"].shape[0] if head is None else head.shape[0] * len(shards)
+        vocabulary = params["vocab_size"] if params.get("vocab_size", -1) > 0 else rows
+        return ModelConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_layers=params["n_layers"],
+            num_attention_heads=heads,
+            num_attention_heads_kv=params.get("n_kv_heads") or heads,
+            ffn_hidden_size=shards[0]["layers.0.feed_forward.w1.weight"].shape[0] * len(shards),
+            max_position_embeddings=LLAMA3_POSITIONS if vocabulary == LLAMA3_VOCABULARY else POSITIONS[model],
+            kv_channels=hidden // heads,
+            layernorm_epsilon=params["norm_eps"],
+            rope_theta=params.get("rope_theta", 10000.0),
+            tie_embed_logits=head is None,
+        )
+    except KeyError as error:
+        raise UserError(f"{folder} lacks {error}: not one of {', '.join(POSITIONS)} in Meta's layout") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / PARAMS}: {error}") from error
+
+
+def _axis(name: str, shape: tuple[int, ...], shards: list[Mapping[str, Tensor]], folder: Path) -> int | None:
+    """The axis over which a tensor is cut, None when every file has the whole; by the sizes of its parts."""
+    theirs = meta_name(name)
+    for number, shard in enumerate(shards):
+        if theirs not in shard:
+            raise UserError(f"{folder}/consolidated.{number:02d}.pth lacks the tensor {theirs}")
+    sizes = [tuple(shard[theirs].shape) for shard in shards]
+    if all(size == shape for size in sizes):
+        return None
+    for axis in range(len(shape)):
+        others = {size[:axis] + size[axis + 1 :] for size in sizes}
+        if others == {shape[:axis] + shape[axis + 1 :]} and sum(size[axis] for size in sizes) == shape[axis]:
+            return axis
+    raise UserError(
+        f"{folder}: the {len(shards)} parts of {theirs} have shapes {sizes[0]}, …, which do not make {shape}; "
+        f"is a consolidated.*.pth missing, or is {PARAMS} another model's?"
+    )

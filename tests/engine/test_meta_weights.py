@@ -1,0 +1,136 @@
+"""Meta's own files: every way they are cut, their rotary layout, and folders that do not fit together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from small_llama import make_config, make_state, make_tokenizer, run, same
+
+from megatron_llm import megatron_weights, meta_weights
+from megatron_llm.files import InputsMissing, UserError
+
+ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
+
+
+def pairs(weight, size):
+    """Rows of every head as Meta has them: the two halves' rows in turn."""
+    heads = weight.reshape(-1, 2, size // 2, weight.shape[1])
+    return torch.stack([heads[:, 0], heads[:, 1]], dim=2).reshape(weight.shape)
+
+
+def make_meta(folder, config, state, shards, embedding_axis=1, **params):
+    """A folder in Meta's layout, cut over so many files."""
+    folder.mkdir()
+    for number in range(shards):
+        part = {"rope.freqs": torch.ones(3)}
+        for name, whole in state.items():
+            theirs = meta_weights.meta_name(name)
+            tensor = pairs(whole, config.kv_channels) if name.endswith(("wq.weight", "wk.weight")) else whole
+            if tensor.dim() > 1:
+                stem = theirs.split(".")[-2]
+                axis = embedding_axis if stem == "tok_embeddings" else 0 if stem in ROWS else 1
+                tensor = tensor.chunk(shards, axis)[number].clone()
+            part[theirs] = tensor
+        torch.save(part, folder / f"consolidated.{number:02d}.pth")
+    values = {"dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": config.num_attention_heads}
+    values |= {"n_kv_heads": config.num_attention_heads_kv, "norm_eps": config.layernorm_epsilon, "vocab_size": -1}
+    (folder / "params.json").write_text(json.dumps(values | {"multiple_of": 256} | params))
+
+
+def meta_config(**changes):
+    """A geometry that params.json can say: its heads fill the hidden size."""
+    return make_config(kv_channels=4, max_position_embeddings=4096, **changes)
+
+
+@pytest.mark.parametrize(("shards", "axis"), [(1, 1), (2, 1), (4, 1), (4, 0)])
+def test_every_cut_gives_the_same_tensors(tmp_path, shards, axis):
+    """One, two and four files, the embedding cut by columns (Llama 1 and 2) or rows (Llama 3); geometry and bits."""
+    config = meta_config(rope_theta=5e5, layernorm_epsilon=1e-6)
+    state = make_state(config, torch.bfloat16)
+    make_meta(tmp_path / "meta", config, state, shards, axis, rope_theta=5e5)
+    found_config, found = meta_weights.load(tmp_path / "meta", "llama2")
+    assert found_config == config
+    assert same(found, state)
+
+
+def test_the_rotary_layout_is_metas(tmp_path):
+    """Scores by Meta's formula (complex pairs of rows) on Meta's rows equal those by two halves on our rows."""
+    config = meta_config()
+    make_meta(tmp_path / "meta", config, make_state(config), 2)
+    meta = [torch.load(tmp_path / f"meta/consolidated.{n:02d}.pth") for n in (0, 1)]
+    _, ours = meta_weights.load(tmp_path / "meta", "llama2")
+    x = torch.randn(1, 12, config.hidden_size)
+    frequencies = 10000.0 ** (-torch.arange(0, 4, 2).float() / 4)
+    turns = torch.polar(torch.ones(12, 2), torch.outer(torch.arange(12).float(), frequencies))
+
+    def theirs(name):
+        weight = torch.cat([shard[f"layers.0.attention.{name}.weight"] for shard in meta])
+        heads = (x @ weight.T).view(1, 12, -1, 4)
+        turned = torch.view_as_complex(heads.reshape(*heads.shape[:3], 2, 2)) * turns[:, None]
+        return torch.view_as_real(turned).flatten(3).transpose(1, 2)
+
+    def mine(name):
+        heads = (x @ ours[f"layers.0.attention.{name}.weight"].T).view(1, 12, -1, 4).transpose(1, 2)
+        first, second = heads.chunk(2, -1)
+        return torch.cat([first * turns.real - second * turns.imag, second * turns.real + first * turns.imag], -1)
+
+    scores = [turned("wq") @ turned("wk").repeat_interleave(2, 1).transpose(2, 3) for turned in (theirs, mine)]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-3)
+
+
+def test_as_a_command(tmp_path):
+    """hf_to_megatron takes the folder, copies the tokenizer (also from one folder up) and checks --size."""
+    config = meta_config()
+    state = make_state(config)
+    make_meta(tmp_path / "meta", config, state, 2)
+    make_tokenizer(tmp_path)
+    flags = ("llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'meta'}")
+    code, _, err = run("weights_conversion/hf_to_megatron.py", *flags)
+    assert code == 0, err
+    found_config, found, _ = megatron_weights.load(tmp_path / "out")
+    assert found_config == config
+    assert same(found, state)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == (tmp_path / "tokenizer.model").read_bytes()
+    code, _, err = run("weights_conversion/hf_to_megatron.py", *flags, "--size=7")
+    assert (code, "--size=7 but the model has 0.000 billion" in err) == (2, True)
+
+
+def test_a_tied_model(tmp_path):
+    """Without output.weight the embedding is the output layer."""
+    config = meta_config(tie_embed_logits=True)
+    state = make_state(config)
+    make_meta(tmp_path / "meta", config, state, 1)
+    found_config, found = meta_weights.load(tmp_path / "meta", "llama2")
+    assert found_config == config
+    assert same(found, state)
+
+
+def test_folders_that_do_not_fit_together(tmp_path):
+    """A missing file, a truncated one, a hostile one, other parameters and scaled rotary embeddings are each named."""
+    config = meta_config()
+    folder = tmp_path / "meta"
+    make_meta(folder, config, make_state(config), 4)
+    last = folder / "consolidated.03.pth"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-2000])
+    with pytest.raises(UserError, match=r"consolidated.03.pth cannot be read"):
+        meta_weights.load(folder, "llama2")
+    torch.save({"x": print}, last)
+    with pytest.raises(UserError, match=r"consolidated.03.pth cannot be read, it may be truncated or hold more than"):
+        meta_weights.load(folder, "llama2")
+    last.unlink()
+    with pytest.raises(UserError, match=r"the 3 parts of .* do not make .*; is a consolidated"):
+        meta_weights.load(folder, "llama2")
+    (folder / "consolidated.01.pth").unlink()
+    with pytest.raises(InputsMissing, match=r"consolidated.01.pth is missing; the next file is consolidated.02.pth"):
+        meta_weights.load(folder, "llama2")
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(params | {"use_scaled_rope": True}))
+    (folder / "consolidated.02.pth").unlink()
+    with pytest.raises(UserError, match="use_scaled_rope"):
+        meta_weights.load(folder, "llama2")
+    (folder / "consolidated.00.pth").unlink()
+    with pytest.raises(InputsMissing, match=r"no consolidated"):
+        meta_weights.load(folder, "llama2")
