@@ -61,6 +61,7 @@ def test_running_waiting_cancelled_held(cluster: Cluster) -> None:
     run = ToyRun.new(cluster, "waiting")
     run.submit(toy.two_stages(run.root, shards=1, script="import time; time.sleep(600)"))
     run.until(lambda: "start" in run.story("first"), "it started")
+    run.until(lambda: "pending: waits for first" in run.status(), "Slurm has looked at the dependencies")
     output = run.status()
     assert row(output, "first")["running"] == "1"
     assert row(output, "first")["node"].startswith("node")
