@@ -34,7 +34,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with vocab.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=310, model_type="bpe", byte_fallback=True,
-            pad_id=-1, minloglevel=2,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, pad_id=-1, minloglevel=2,
         )  # fmt: skip
     shards = [TEXTS[:30], TEXTS[30:31], [], TEXTS[31:80], TEXTS[80:100], TEXTS[100:139], TEXTS[139:]]
     for name, texts in [("all", TEXTS), *((f"shards/s-{i}", shard) for i, shard in enumerate(shards))]:
@@ -97,7 +97,7 @@ def test_a_missing_file_is_exit_3(shards: Path, suffix: str) -> None:
 def test_an_empty_folder_is_exit_3(tmp_path: Path) -> None:
     """Nothing to merge."""
     (tmp_path / "shards").mkdir()
-    check_refused(tmp_path / "shards", r"holds no \*_document\.bin", 3)
+    check_refused(tmp_path / "shards", r"holds no \.bin and \.idx files", 3)
 
 
 def test_a_truncated_bin_is_refused(shards: Path) -> None:
@@ -135,6 +135,7 @@ def test_shards_of_another_dtype_are_refused(shards: Path) -> None:
     with IndexedDatasetWriter(stem.with_suffix(".bin"), stem.with_suffix(".idx"), np.dtype("<i4")) as writer:
         writer.add(np.array([1, 2]), np.array([2], dtype=np.int32))
     counts = {**json.loads(stem.with_suffix(".json").read_text()), "dtype": "int32", "tokens": 2, "sequences": 1}
+    del counts["sources"]
     stem.with_suffix(".json").write_text(json.dumps(counts))
     check_refused(shards, "s-6_text_document does not fit .*dtype is 'int32', not 'uint16'")
 

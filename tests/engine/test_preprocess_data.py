@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -9,12 +10,14 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import sentencepiece
+import zstandard
 
 from megatron_llm.indexed_dataset import IndexedDataset
 
@@ -24,12 +27,17 @@ TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)
 
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BPE model as Llama's: byte fallback, no normalisation."""
+    return train(tmp_path_factory.mktemp("vocab") / "tokenizer.model", normalization_rule_name="identity")
+
+
+def train(path: Path, **settings: Any) -> Path:
     """A small BPE model with byte fallback."""
-    path = tmp_path_factory.mktemp("vocab") / "tokenizer.model"
+    defaults = {"vocab_size": 310, "remove_extra_whitespaces": False}
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=310, model_type="bpe", byte_fallback=True,
-            pad_id=-1, minloglevel=2,
+            sentence_iterator=iter(TEXTS), model_writer=file, model_type="bpe", byte_fallback=True, pad_id=-1,
+            minloglevel=2, **{**defaults, **settings},
         )  # fmt: skip
     return path
 
@@ -91,20 +99,39 @@ def test_golden_bytes(vocab: Path, tmp_path: Path) -> None:
     )
     fingerprint = manifest.pop("tokenizer_fingerprint")
     assert len(fingerprint) == 32
-    assert manifest == {
+    counts = {
         "documents": 3, "empty_documents": 1, "characters": 19, "bytes": 25, "tokens": len(a) + len(b) + 2,
-        "sequences": 2, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
-        "dtype": "uint16",
+        "sequences": 2, "unknown_tokens": 0, "byte_tokens": sum(piece in range(3, 259) for piece in a + b),
+    }  # fmt: skip
+    rates = {
+        "tokens_per_byte": round(counts["tokens"] / 25, 6),
+        "fallback_rate": round(counts["byte_tokens"] / counts["tokens"], 6),
+    }
+    assert counts["byte_tokens"] > 5
+    assert manifest == {
+        **counts, **rates, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
+        "prepend_bos": False, "bos": 1, "dtype": "uint16", "sources": {"all": {**counts, **rates}},
+        "backends": {"gigatoken": 2, "sentencepiece": 1}, "why_not_fast": [],
     }  # fmt: skip
 
 
 def test_workers_and_input_kinds_give_the_same_bytes(vocab: Path, tmp_path: Path) -> None:
-    """One worker or three, JSON lines, Arrow or a glob of parts: the same files, in the order of the documents."""
-    write_jsonl(tmp_path / "x.jsonl", TEXTS)
-    write_arrow(tmp_path / "x.arrow", {"source": ["s"] * 300, "text": TEXTS})
+    """One worker or three, JSON lines, compressed or not, Arrow or a glob of parts: the same files."""
+    lines = write_jsonl(tmp_path / "x.jsonl", TEXTS).read_bytes()
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines[:999]) + gzip.compress(lines[999:]))
+    (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress(lines))
+    write_arrow(tmp_path / "x.arrow", {"source": ["all"] * 300, "text": TEXTS})
     write_jsonl(tmp_path / "part-0.jsonl", TEXTS[:70])
     write_arrow(tmp_path / "part-1.arrow", {"text": TEXTS[70:]})
-    runs = [("x.jsonl", "1"), ("x.jsonl", "3"), ("x.arrow", "3"), ("x.arrow", "1"), ("part-*", "2")]
+    runs = [
+        ("x.jsonl", "1"),
+        ("x.jsonl", "3"),
+        ("x.arrow", "3"),
+        ("x.arrow", "1"),
+        ("part-*", "2"),
+        ("x.jsonl.gz", "1"),
+        ("x.jsonl.zst", "2"),
+    ]
     found = []
     for number, (source, workers) in enumerate(runs):
         result = run(vocab, tmp_path / source, tmp_path / f"out{number}", "--workers", workers)
@@ -142,6 +169,8 @@ def test_a_shard_without_tokens_is_a_valid_empty_dataset(vocab: Path, tmp_path: 
         (b'["a"]\n', r"x\.jsonl, line 1 is not a JSON object"),
         (b'{"body": "a", "id": 1}\n', r"x\.jsonl, line 1: there is no 'text', only \['body', 'id'\]"),
         (b'{"text": null}\n', r"x\.jsonl, line 1: 'text' is None"),
+        (b'{"text": "a"}{"text": "b"}\n', r"x\.jsonl, line 1 is not valid JSON"),
+        (b'{"text":\n"a"}\n', r"x\.jsonl, line 1 is not valid JSON"),
         (b'{"text": "ab\\ud800"}\n', r"x\.jsonl, line 1: character 3 of 'text' is half a surrogate pair"),
     ],
 )
@@ -157,7 +186,7 @@ def test_a_wrong_line_is_named_and_nothing_is_written(
 def check_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path, code: int = 2) -> None:
     """The error is one line that matches, the code is right, and nothing was published or left behind."""
     assert result.returncode == code
-    errors = [line for line in result.stderr.splitlines() if not line.startswith("Processed ")]
+    errors = [line for line in result.stderr.splitlines() if not line.startswith(("Processed ", "Tokenising "))]
     assert len(errors) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(errors[0])
@@ -183,7 +212,9 @@ def test_missing_input_exits_3(vocab: Path, tmp_path: Path) -> None:
     check_refused(run(vocab, tmp_path / "none.jsonl", tmp_path / "out"), "no such file", tmp_path, 3)
     check_refused(run(vocab, tmp_path / "*.arrow", tmp_path / "out"), "no file matches it", tmp_path, 3)
     (tmp_path / "x.txt").write_text("a\n")
-    check_refused(run(vocab, tmp_path / "x.txt", tmp_path / "out"), r"not a \.jsonl, \.json or \.arrow", tmp_path)
+    check_refused(
+        run(vocab, tmp_path / "x.txt", tmp_path / "out"), r"not a file of documents; valid are \.jsonl", tmp_path
+    )
 
 
 def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
@@ -196,38 +227,70 @@ def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
     check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
 
 
-def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, tmp_path: Path) -> None:
-    """TERM to every process at once, as Slurm sends it: exit code 75, no output, no worker left; then it runs again."""
-    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
+def start(vocab: Path, source: Path, prefix: Path) -> subprocess.Popen[str]:
+    """Start it with two workers, and return when it has tokenised the first block of many."""
     process = subprocess.Popen(
-        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
+        [*command(vocab, source, prefix, "--workers", "2"), "--log_interval", "16"],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("Processed 16 documents (")
+    while not (line := process.stderr.readline()).startswith("Processed "):
+        assert line
+    return process
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 MB of documents."""
+    path = tmp_path_factory.mktemp("large") / "x.jsonl"
+    path.write_bytes(write_jsonl(path, TEXTS).read_bytes() * 1500)
+    return path
+
+
+def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, large: Path, tmp_path: Path) -> None:
+    """TERM to every process at once, as Slurm sends it: exit code 75, no output, no process; then it runs again."""
+    process = start(vocab, large, tmp_path / "out")
     os.killpg(process.pid, signal.SIGTERM)
     assert "Traceback" not in process.communicate(timeout=60)[1]
     assert process.returncode == 75
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-    write_jsonl(source, TEXTS)
-    assert run(vocab, source, tmp_path / "out").returncode == 0
+    assert not list(tmp_path.iterdir())
+    assert run(vocab, write_jsonl(tmp_path / "x.jsonl", TEXTS), tmp_path / "out").returncode == 0
     assert len(documents(tmp_path / "out")) == len([text for text in TEXTS if text])
 
 
-def test_workers_do_not_outlive_a_killed_parent(vocab: Path, tmp_path: Path) -> None:
-    """KILL to the parent alone: its workers end too."""
-    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
-    process = subprocess.Popen(
-        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("Processed 16 documents (")
+def test_nothing_outlives_a_kill(vocab: Path, large: Path, tmp_path: Path) -> None:
+    """KILL in the middle: every process is gone, and nothing is published."""
+    process = start(vocab, large, tmp_path / "out")
     process.kill()
     process.communicate(timeout=60)  # returns when the last holder of stderr is gone
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_run_after_kills_at_any_moment_gives_the_same_bytes(vocab: Path, tmp_path: Path) -> None:
+    """Kills from the start of Python to the renames, then a whole run: its files are those of an undisturbed one."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 20)
+    begun = time.monotonic()
+    assert run(vocab, source, tmp_path / "whole", "--append_eod").returncode == 0
+    whole = time.monotonic() - begun
+    claim = tmp_path / "claim.json"
+    for attempt, part in enumerate((0.3, 0.6, 0.8, 0.9, 0.95, None)):
+        claim.write_text(json.dumps({"attempt": f"a{attempt}"}))
+        environment = {**os.environ, "SNAKMODEL_CLAIM": str(claim), "SNAKMODEL_ATTEMPT": f"a{attempt}"}
+        process = subprocess.Popen(
+            command(vocab, source, tmp_path / "out", "--append_eod"), stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            process.wait(None if part is None else part * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_it_starts_without_torch() -> None:
