@@ -118,6 +118,27 @@ def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
     desk.recipe["model"]["base"] = str(desk.base)
     desk.recipe["tokenizer"]["file"] = str(desk.text / "a.txt")
     assert "not a SentencePiece model" in desk.refused()
+    desk.recipe["tokenizer"]["type"] = "HuggingFaceTokenizer"
+    assert "tokenizer_config.json: cannot be read" in desk.refused()
+    (desk.text / "tokenizer_config.json").write_text("{}")
+    assert "not a Hugging Face tokenizer.json" in desk.refused()
+
+
+def test_tokens_are_the_same_from_either_kind_of_tokenizer_file(desk: Desk) -> None:
+    """The base model's tokenizer.model and its tokenizer.json: the same tokens, EOD and BOS as the recipe says."""
+    stages = ("--until", "merge-tokens")
+    desk.recipe["tokenizer"]["prepend_bos"] = True
+    assert desk.submit(*stages).returncode == 0
+    corpus = desk.root / "tokens" / "corpus_text_document"
+    first = corpus.with_suffix(".bin").read_bytes()
+    counts = json.loads(corpus.with_suffix(".json").read_text())
+    assert (counts["prepend_bos"], counts["append_eod"], list(counts["sources"])) == (True, True, ["text"])
+    assert first[:2] == (1).to_bytes(2, "little")
+    desk.recipe["tokenizer"].update(type="HuggingFaceTokenizer", file=str(desk.base / "tokenizer.json"))
+    done = desk.submit(*stages, "--restart-from", "tokenize")
+    assert done.returncode == 0, done.stderr
+    assert corpus.with_suffix(".bin").read_bytes() == first
+    assert json.loads(corpus.with_suffix(".json").read_text())["tokenizer_type"] == "HuggingFaceTokenizer"
 
 
 def test_run_made_by_another_recipe(desk: Desk) -> None:

@@ -1,7 +1,7 @@
 """gigatoken as a fast stand-in for a tokenizer's own library, used only while it agrees with it.
 
-`open_fast` refuses tokenizers whose rules it is not known to follow and compares the ids on awkward text, on every piece
-of the vocabulary and on random strings; `Fast.check` compares them on samples of the documents.
+`open_fast` refuses tokenizers whose rules it is not known to follow and compares the ids on awkward text, on every
+piece of the vocabulary and on random strings; `Fast.check` compares them on samples of the documents.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def load(tokenizer: Tokenizer) -> Any:
         check_rules(tokenizer)
         return gigatoken.Tokenizer.from_sentencepiece(tokenizer.model.SerializeToString())
     assert isinstance(tokenizer, HuggingFaceTokenizer)
+    if not tokenizer.keeps_text() and any(token["normalized"] for token in tokenizer.added):
+        raise Unfit("its added tokens are looked for in normalised text")
     around = {"post_processor": None, "truncation": None, "padding": None}
     return gigatoken.Tokenizer.from_json(json.dumps({**tokenizer.settings, **around}))
 

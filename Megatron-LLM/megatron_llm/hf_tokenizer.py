@@ -1,4 +1,5 @@
 """SentencePiece BPE -> Hugging Face tokenizer files with the same ids: tokenizer.{model,json}, tokenizer_config.json.
+A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
 
 tokenizer.model -> pieces, scores and normaliser -> merges in order of score -> tokenizer.json -> compared with
 sentencepiece on every piece of the vocabulary and on awkward text. A bare tokenizer.model is not enough: Transformers 5
@@ -48,9 +49,56 @@ def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise UserError(f"{path} is not a SentencePiece model: {error}") from error
 
 
+def read_json(path: Path) -> Tokenizer:
+    """A tokenizer.json; raises InputsMissing or UserError."""
+    if not path.is_file():
+        raise InputsMissing(f"{path} is missing; give the tokenizer.json of the model")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside a tokenizer.json; raises InputsMissing or UserError."""
+    config = path.with_name("tokenizer_config.json")
+    try:
+        raw = json.loads(config.read_bytes())
+    except OSError:
+        raise InputsMissing(f"{config} is missing; it belongs to {path}") from None
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{config} holds {type(raw).__name__}, not a JSON object")
+    return raw
+
+
+def find(folder: Path) -> Path:
+    """The file that a model folder's tokenizer is made from."""
+    model = folder / "tokenizer.model"
+    return model if model.is_file() else folder / "tokenizer.json"
+
+
+def sentence_ids(path: Path) -> tuple[int | None, int | None]:
+    """The ids of the beginning and the end of a sentence, where the tokenizer has them."""
+    if path.suffix != ".json":
+        processor = read_sentencepiece(path)
+        bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
+        return bos, eos
+    tokenizer, config = read_json(path), read_config(path)
+    named = [config.get(name) for name in ("bos_token", "eos_token")]
+    names = [one["content"] if isinstance(one, dict) else one for one in named]
+    bos, eos = (tokenizer.token_to_id(name) if name else None for name in names)
+    return bos, eos
+
+
 def check_fits(path: Path, vocab_size: int) -> None:
     """Raise UserError when the tokenizer makes ids that the model does not have."""
-    size = read_sentencepiece(path).vocab_size()
+    size = (
+        max(read_json(path).get_vocab().values()) + 1
+        if path.suffix == ".json"
+        else read_sentencepiece(path).vocab_size()
+    )
     if size > vocab_size:
         raise UserError(
             f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
@@ -156,7 +204,10 @@ def check_folder(folder: Path, vocab_file: Path) -> None:
 
 
 def save(folder: Path, vocab_file: Path, max_length: int) -> None:
-    """Write the three tokenizer files into `folder` and check them against sentencepiece."""
+    """Write the tokenizer files into `folder` and check them against sentencepiece, or against the tokenizer.json."""
+    if vocab_file.suffix == ".json":
+        _save_json(folder, vocab_file, max_length)
+        return
     tokenizer, names = _build(vocab_file)
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -175,3 +226,25 @@ def save(folder: Path, vocab_file: Path, max_length: int) -> None:
         json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
     check_folder(folder, vocab_file)
+
+
+def _save_json(folder: Path, vocab_file: Path, max_length: int) -> None:
+    """Copy a tokenizer.json, and its configuration with the class that takes it as it stands; compare the two."""
+    from transformers import AutoTokenizer
+
+    shutil.copyfile(vocab_file, folder / "tokenizer.json")
+    kept = {name: value for name, value in read_config(vocab_file).items() if name != "auto_map"}
+    config = {**kept, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+    original, loaded = read_json(vocab_file), AutoTokenizer.from_pretrained(str(folder))
+    original.no_truncation()
+    for text in PROBES:
+        expected = original.encode(text, add_special_tokens=False).ids
+        found = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if expected != found:
+            raise UserError(
+                f"{vocab_file}: the exported tokenizer differs on {text[:60]!r}: tokenizer.json gives {expected[:12]}, "
+                f"the exported folder {found[:12]}; this tokenizer's settings are not supported"
+            )

@@ -279,14 +279,13 @@ def save(
 ) -> None:
     """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
 
-    The tokenizer files come from the SentencePiece model `vocab_file` and are compared with it. Raises UserError when
+    The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises UserError when
     the tokenizer does not fit the model.
     """
     check_state(config, state, folder)
     hf_tokenizer.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    processor = hf_tokenizer.read_sentencepiece(vocab_file)
-    bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
+    bos, eos = hf_tokenizer.sentence_ids(vocab_file)
     _write_json(folder / "config.json", make_config(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
     _write_weights(folder, state, dtype, parse_size(max_shard_size))

@@ -15,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the callers' threads are the w
 from tokenizers import Tokenizer as Backend
 
 from megatron_llm.files import UserError
-from megatron_llm.vocabulary import Tokenizer
+from megatron_llm.vocabulary import SPACE, Tokenizer
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -71,7 +71,19 @@ class HuggingFaceTokenizer(Tokenizer):
             self._load()
 
     def _matched(self) -> list[str]:
-        return [token["content"] for token in self.added]
+        contents = [token["content"] for token in self.added]
+        return [*contents, *(content.replace(SPACE, " ") for content in contents)]
+
+    def keeps_text(self) -> bool:
+        """Whether normalisation changes nothing but spaces."""
+        steps = [self.settings.get("normalizer") or {"type": "Sequence", "normalizers": []}]
+        while steps:
+            step = steps.pop()
+            steps += step.get("normalizers", [])
+            spaces = step["type"] == "Replace" and step["pattern"] == {"String": " "}
+            if step["type"] not in ("Sequence", "Prepend") and not spaces:
+                return False
+        return True
 
     def _no_end(self) -> str:
         return f"an eos_token that {self.vocab_file.with_name('tokenizer_config.json')} names"

@@ -17,7 +17,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from megatron_llm import hf_weights
+from megatron_llm import hf_tokenizer, hf_weights
 from megatron_llm.files import InputsMissing, UserError, publishing, remove, run_main
 from megatron_llm.megatron_weights import DTYPES
 from megatron_llm.model_config import ModelConfig
@@ -110,7 +110,7 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
             config,
             state,
             dtype=dtype,
-            vocab_file=args.model_name / "tokenizer.model",
+            vocab_file=hf_tokenizer.find(args.model_name),
             max_shard_size=args.max_shard_size,
         )
         text = card(args.hf_repo_name or args.model_name.name, state, dtype)

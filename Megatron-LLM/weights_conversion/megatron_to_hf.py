@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with latest_checkpointed_iteration.txt")
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--vocab_file", type=Path, required=True, help="the model's SentencePiece tokenizer.model")
+    parser.add_argument("--vocab_file", type=Path, required=True, help="the model's tokenizer.model or tokenizer.json")
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="by default as stored")
     return parser.parse_args()
