@@ -279,8 +279,8 @@ def save(
 ) -> None:
     """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
 
-    The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises UserError when
-    the tokenizer does not fit the model.
+    The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises
+    UserError when the tokenizer does not fit the model.
     """
     check_state(config, state, folder)
     hf_tokenizer.check_fits(vocab_file, config.vocab_size)

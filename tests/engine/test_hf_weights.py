@@ -330,7 +330,7 @@ def test_a_tokenizer_json_is_exported_as_it_is(tmp_path):
     )
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.save(str(vocab_file))
-    with pytest.raises(InputsMissing, match="tokenizer_config.json is missing"):
+    with pytest.raises(InputsMissing, match=r"tokenizer_config\.json is missing"):
         hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "tokenizer_class": "Other"}')
     hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
