@@ -212,10 +212,10 @@ def commands(folder: Path, model: Path, corpus: Path, workers: int, peer: str) -
     ours += ["--tokenizer_type", "SentencePieceTokenizer", "--vocab_file", str(model), "--no_new_tokens"]
     ours += ["--append_eod", "--workers", str(workers), "--tokenizer_backend", "gigatoken"]
     trove = [peer, str(folder / "datatrove_stage.py"), str(folder / "hf" / "tokenizer.json")]
+    upstream = [sys.executable, str(folder / "upstream.py"), str(model)]
     return {
         "ours": ours,
-        "upstream": [sys.executable, str(folder / "upstream.py"), str(model), str(folder / f"up-{name}"), str(workers)]
-        + parts,
+        "upstream": [*upstream, str(folder / f"up-{name}"), str(workers), *parts],
         "datatrove": [*trove, str(folder / f"trove-{name}"), str(workers), str(corpus)],
         "ceiling": [sys.executable, str(folder / "ceiling.py"), str(model), *parts],
     }
@@ -242,6 +242,7 @@ def contest(folder: Path, megabytes: int, workers: int, text: Path) -> dict[str,
     for suffix in ("bin", "idx"):
         assert same_bytes(folder / f"ours-x10_text_document.{suffix}", folder / f"up-x10.{suffix}"), "bytes differ"
     rates = {name: steady(*runs, sizes, workers) for name, runs in found.items() if name != "ceiling"}
+    del rates["datatrove"]["steady_mb_per_processor_second"]  # its fork server's children are not counted
     ceiling = found["ceiling"][1]
     return {
         "corpus": {

@@ -16,7 +16,6 @@ import sentencepiece
 import yaml
 
 from megatron_llm import hf_tokenizer
-
 from snakmodel.config import PROJECT
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in range(200)]

@@ -84,7 +84,8 @@ def unfit(what: str) -> Iterator[None]:
     except (Unfit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise Unfit(f"{what}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}") from error
+        said = str(error).strip() or repr(error)
+        raise Unfit(f"{what}: {said.splitlines()[0]}") from error
 
 
 def load(tokenizer: Tokenizer) -> Any:

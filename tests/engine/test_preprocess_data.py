@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sentencepiece
+import tokenizers
 import zstandard
 
 from megatron_llm.indexed_dataset import IndexedDataset
@@ -160,27 +161,13 @@ def test_a_shard_without_tokens_is_a_valid_empty_dataset(vocab: Path, tmp_path: 
     assert documents(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2 is not valid JSON"),
-        (b'{"text": "a"}\n\n', r"x\.jsonl, line 2 is not valid JSON"),
-        (b'{"text": "\xff"}\n', r"x\.jsonl, line 1 is not valid JSON"),
-        (b'["a"]\n', r"x\.jsonl, line 1 is not a JSON object"),
-        (b'{"body": "a", "id": 1}\n', r"x\.jsonl, line 1: there is no 'text', only \['body', 'id'\]"),
-        (b'{"text": null}\n', r"x\.jsonl, line 1: 'text' is None"),
-        (b'{"text": "a"}{"text": "b"}\n', r"x\.jsonl, line 1 is not valid JSON"),
-        (b'{"text":\n"a"}\n', r"x\.jsonl, line 1 is not valid JSON"),
-        (b'{"text": "ab\\ud800"}\n', r"x\.jsonl, line 1: character 3 of 'text' is half a surrogate pair"),
-    ],
-)
-def test_a_wrong_line_is_named_and_nothing_is_written(
-    vocab: Path, tmp_path: Path, content: bytes, message: str
-) -> None:
-    """Exit code 2, one line that names file and line, and no output; also when a worker found it."""
-    (tmp_path / "x.jsonl").write_bytes(content)
-    result = run(vocab, tmp_path / "x.jsonl", tmp_path / "out", "--workers", str(1 + len(content) % 2))
-    check_refused(result, message, tmp_path)
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_wrong_line_is_named_and_nothing_is_written(vocab: Path, tmp_path: Path, workers: str) -> None:
+    """Exit code 2, one line that names file and line, and no output."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    source.write_bytes(source.read_bytes() + b'{"text": \n')
+    result = run(vocab, source, tmp_path / "out", "--workers", workers)
+    check_refused(result, r"x\.jsonl, line 301 is not valid JSON", tmp_path)
 
 
 def check_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path, code: int = 2) -> None:
@@ -194,27 +181,123 @@ def check_refused(result: subprocess.CompletedProcess[str], message: str, folder
 
 
 def test_wrong_arrow_input(vocab: Path, tmp_path: Path) -> None:
-    """A missing column, a null, a cut stream and a file that is no Arrow stream are named."""
+    """A null, a cut stream and a file that is no Arrow stream are named."""
     good = write_arrow(tmp_path / "x.arrow", {"text": TEXTS, "source": ["s"] * 300}).read_bytes()
-    check_refused(
-        run(vocab, tmp_path / "x.arrow", tmp_path / "out", "--json_keys", "body"), "no column 'body'", tmp_path
-    )
     write_arrow(tmp_path / "null.arrow", {"text": ["a", None]})
     check_refused(run(vocab, tmp_path / "null.arrow", tmp_path / "out"), r"row 2: 'text' is None", tmp_path)
-    for name, content in {"end": good[:-8], "middle": good[: len(good) // 2], "text": b"hello", "none": b""}.items():
+    for name, content in {"end": good[:-8], "middle": good[: len(good) // 2]}.items():
         (tmp_path / f"{name}.arrow").write_bytes(content)
         result = run(vocab, tmp_path / f"{name}.arrow", tmp_path / "out")
         check_refused(result, rf"{name}\.arrow is not a whole Arrow stream", tmp_path)
 
 
 def test_missing_input_exits_3(vocab: Path, tmp_path: Path) -> None:
-    """A file or glob that is not there is exit code 3; a kind of file that is not read, 2."""
+    """A file that is not there is exit code 3."""
     check_refused(run(vocab, tmp_path / "none.jsonl", tmp_path / "out"), "no such file", tmp_path, 3)
-    check_refused(run(vocab, tmp_path / "*.arrow", tmp_path / "out"), "no file matches it", tmp_path, 3)
-    (tmp_path / "x.txt").write_text("a\n")
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(vocab: Path, tmp_path: Path) -> None:
+    """Each type names the other one's file."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
     check_refused(
-        run(vocab, tmp_path / "x.txt", tmp_path / "out"), r"not a file of documents; valid are \.jsonl", tmp_path
+        run(source, source, tmp_path / "out"), "is not a SentencePiece model .*HuggingFaceTokenizer", tmp_path
     )
+    result = run(vocab, source, tmp_path / "out", "--tokenizer_type", "HuggingFaceTokenizer")
+    check_refused(result, r"is not a Hugging Face tokenizer\.json", tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--split_sentences"], ["--keep_newlines"], ["--merge_file", "merges.txt"]])
+def test_flags_of_upstream_that_would_change_the_result_are_refused(tmp_path: Path, flags: list[str]) -> None:
+    """They are named as not supported, before anything is read."""
+    result = run(tmp_path / "none", tmp_path / "none.jsonl", tmp_path / "out", *flags)
+    assert result.returncode == 2
+    assert f"{flags[0]} is not supported" in result.stderr
+
+
+def test_counts_by_source(vocab: Path, tmp_path: Path) -> None:
+    """Each source's documents, characters, bytes, tokens and byte tokens, against counts made one by one."""
+    sources = [("news", "forum", "tales")[i * i % 3 if i < 200 else 2] for i in range(300)]
+    texts = [text + ("\U0001f600" if i % 11 == 0 else "") for i, text in enumerate(TEXTS)]
+    source = write_arrow(tmp_path / "x.arrow", {"text": texts, "source": sources})
+    assert run(vocab, source, tmp_path / "out", "--append_eod").returncode == 0
+    manifest = outputs(tmp_path / "out")[2]
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert list(manifest["sources"]) == ["forum", "news", "tales"]
+    for name, counts in manifest["sources"].items():
+        mine = [text for text, one in zip(texts, sources, strict=True) if one == name]
+        ids = [encode(text) for text in mine]
+        tokens = sum(len(one) + 1 for one in ids if one)
+        byte_tokens = sum(3 <= token < 259 for one in ids for token in one)
+        assert counts == {
+            "documents": len(mine), "empty_documents": mine.count(""), "characters": sum(map(len, mine)),
+            "bytes": sum(len(text.encode()) for text in mine), "tokens": tokens,
+            "sequences": len(mine) - mine.count(""),
+            "unknown_tokens": 0, "byte_tokens": byte_tokens,
+            "tokens_per_byte": round(tokens / sum(len(text.encode()) for text in mine), 6),
+            "fallback_rate": round(byte_tokens / tokens, 6),
+        }  # fmt: skip
+    assert sum(counts["byte_tokens"] for counts in manifest["sources"].values()) == manifest["byte_tokens"] > 50
+
+
+@pytest.mark.parametrize("flags", [["--prepend_bos"], ["--prepend_bos", "--append_eod"], ["--append_eod"], []])
+def test_bos_and_eod_stand_around_every_document_with_tokens(vocab: Path, tmp_path: Path, flags: list[str]) -> None:
+    """As asked, in the ids and in the manifest; an empty document has neither."""
+    assert run(vocab, write_jsonl(tmp_path / "x.jsonl", TEXTS), tmp_path / "out", *flags).returncode == 0
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    before, after = [1] * ("--prepend_bos" in flags), [2] * ("--append_eod" in flags)
+    assert documents(tmp_path / "out") == [[*before, *encode(text), *after] for text in TEXTS if text]
+    manifest = outputs(tmp_path / "out")[2]
+    assert (manifest["prepend_bos"], manifest["append_eod"]) == (bool(before), bool(after))
+
+
+def test_backends_give_the_same_bytes_and_say_so(vocab: Path, tmp_path: Path) -> None:
+    """gigatoken and sentencepiece: one .bin and .idx, also with control texts and a long document."""
+    texts = [*TEXTS, "en </s> hane", "  <s>", "Hane gol. " * 150_000, "engen"]
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    found = {}
+    for backend in ("gigatoken", "sentencepiece"):
+        result = run(vocab, source, tmp_path / backend, "--append_eod", "--tokenizer_backend", backend)
+        assert result.returncode == 0, result.stderr
+        assert f"Tokenising with {backend}" in result.stderr
+        found[backend] = outputs(tmp_path / backend)
+    assert found["gigatoken"][:2] == found["sentencepiece"][:2]
+    assert found["gigatoken"][2]["backends"] == {"gigatoken": 302, "sentencepiece": 2}
+    assert found["sentencepiece"][2]["backends"] == {"sentencepiece": 304}
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert documents(tmp_path / "gigatoken")[-2] == [*encode(texts[-2]), 2]
+
+
+def test_an_unfit_model_is_tokenised_by_its_own_library(tmp_path: Path) -> None:
+    """A model that normalises text: sentencepiece's ids, and the reason on stderr and in the manifest."""
+    vocab = train(tmp_path / "x.model", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    result = run(vocab, source, tmp_path / "out")
+    assert "Tokenising with sentencepiece (gigatoken is not used: its ids differ" in result.stderr
+    manifest = outputs(tmp_path / "out")[2]
+    assert manifest["backends"] == {"sentencepiece": 300}
+    assert manifest["why_not_fast"][0].startswith("its ids differ from sentencepiece's on")
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert documents(tmp_path / "out") == [encode(text) for text in TEXTS if text]
+    result = run(vocab, source, tmp_path / "forced", "--tokenizer_backend", "gigatoken")
+    assert result.returncode == 2
+    assert "gigatoken cannot stand in for sentencepiece" in result.stderr
+
+
+def test_a_vocabulary_over_65500_takes_int32(tmp_path: Path) -> None:
+    """A tokenizer.json of 66,000 words: ids beyond uint16 are whole, and the manifest names the dtype."""
+    words = {f"o{i}": i for i in range(66_000)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="o0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<end>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    source = write_jsonl(tmp_path / "x.jsonl", ["o65998 o1 nix", "o65535 o65536"])
+    flags = ["--tokenizer_type", "HuggingFaceTokenizer", "--append_eod"]
+    result = run(tmp_path / "tokenizer.json", source, tmp_path / "out", *flags)
+    assert result.returncode == 0, result.stderr
+    data, _, manifest = outputs(tmp_path / "out")
+    assert struct.unpack("<7i", data) == (65998, 1, 0, 66000, 65535, 65536, 66000)
+    assert (manifest["dtype"], manifest["unknown_tokens"], manifest["vocab_size"]) == ("int32", 1, 66_001)
 
 
 def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
