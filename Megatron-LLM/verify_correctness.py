@@ -121,7 +121,7 @@ def documents(args: argparse.Namespace) -> Iterator[Sequence[int]]:
         yield from (dataset.get(index).tolist() for index in range(len(dataset)))
         return
     if args.vocab_file is None:
-        raise UserError("--input needs --vocab_file, the model's SentencePiece tokenizer.model")
+        raise UserError("--input needs --vocab_file, the model's tokenizer.model or tokenizer.json")
     encoder = tokenizer.build(args.tokenizer_type, args.vocab_file, no_new_tokens=True, vocab_extra_ids_list=None)
     yield from (encoder.encode(text) for text in texts(args.input))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.config import Config
+from snakmodel.config import Config, Tokenizer
 from snakmodel.publish import UserError
 from snakmodel.sources import Part
 from snakmodel.stage import Input, Stage, Task, fingerprint
@@ -29,8 +29,8 @@ class Context:
         self.shards_file = shards_file
         self.shards = shards
         self.vocab_size = _base_vocab_size(self.recipe.model.base)
-        self.vocabulary = fingerprint(self.recipe.tokenizer.file)
-        _check_tokenizer(self.recipe.tokenizer.file, self.vocab_size, self.recipe.model.base)
+        self.vocabulary = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in fingerprint(path)]
+        _check_tokenizer(self.recipe.tokenizer, self.vocab_size, self.recipe.model.base)
 
     def path(self, name: str) -> str:
         """The absolute path of an artefact of the run."""
@@ -93,18 +93,42 @@ def _base_vocab_size(base: Path) -> int:
         raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
 
 
-def _check_tokenizer(path: Path, vocab_size: int, base: Path) -> None:
-    """Refuse a file that is no SentencePiece model, and one with more pieces than the base model has embeddings."""
-    import sentencepiece
+def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
+    """What decides the ids; a tokenizer.json leaves it to tokenizer_config.json to name the end of a document."""
+    beside = tokenizer.file.with_name("tokenizer_config.json")
+    return [tokenizer.file, beside] if tokenizer.type == "HuggingFaceTokenizer" else [tokenizer.file]
 
-    try:
-        pieces = int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model."
-        ) from error
+
+def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, base: Path) -> None:
+    """Refuse a file that is not of the type, and one with more pieces than the base model has embeddings."""
+    path = tokenizer.file
+    pieces = _json_pieces(path) if tokenizer.type == "HuggingFaceTokenizer" else _model_pieces(path)
     if pieces > vocab_size:
         raise UserError(
             f"tokenizer.file: {path} has {pieces} pieces, but the base model {base} has {vocab_size} embeddings. "
             "Give the tokenizer that belongs to the model."
         )
+
+
+def _model_pieces(path: Path) -> int:
+    import sentencepiece
+
+    try:
+        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model, or say "
+            "`type: HuggingFaceTokenizer` for a tokenizer.json."
+        ) from error
+
+
+def _json_pieces(path: Path) -> int:
+    import tokenizers
+
+    try:
+        return max(tokenizers.Tokenizer.from_file(str(path)).get_vocab().values()) + 1
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(
+            f"tokenizer.file: {path} is not a Hugging Face tokenizer.json ({error}). Give that file, or say "
+            "`type: SentencePieceTokenizer` for a tokenizer.model."
+        ) from error

@@ -160,7 +160,8 @@ def join_text(c: Context) -> Stage:
 def tokenize(c: Context) -> Stage:
     """A kept shard to token ids."""
     workers = flags(workers=c.cluster.resources("tokenize").cpus)
-    settings = flags(chunk_size=64, no_new_tokens=True, append_eod=c.recipe.tokenizer.append_eod)
+    t = c.recipe.tokenizer
+    settings = flags(no_new_tokens=True, append_eod=t.append_eod, prepend_bos=t.prepend_bos)
 
     def task(index: int) -> Task:
         name = shard_name(index)

@@ -144,11 +144,13 @@ class Dedup(Section):
 class Tokenizer(Section):
     """How text becomes token ids."""
 
-    type: Literal["SentencePieceTokenizer"] = "SentencePieceTokenizer"
+    type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer"] = "SentencePieceTokenizer"
     file: ProjectPath
-    """The SentencePiece model."""
+    """The base model's tokenizer.model; for a HuggingFaceTokenizer its tokenizer.json, beside tokenizer_config.json."""
     append_eod: bool = True
     """End every document with the end-of-document id. The published run did not: its documents run into each other."""
+    prepend_bos: bool = False
+    """Begin every document with the beginning-of-sentence id."""
 
 
 class Model(Section):

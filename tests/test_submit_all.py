@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import sentencepiece
 import yaml
 
+from megatron_llm import hf_tokenizer
 from snakmodel.config import PROJECT
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in range(200)]
@@ -137,6 +140,27 @@ def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
     desk.recipe["model"]["base"] = str(desk.base)
     desk.recipe["tokenizer"]["file"] = str(desk.text / "a.txt")
     assert "not a SentencePiece model" in desk.refused()
+    desk.recipe["tokenizer"]["type"] = "HuggingFaceTokenizer"
+    assert "tokenizer_config.json: cannot be read" in desk.refused()
+    (desk.text / "tokenizer_config.json").write_text("{}")
+    assert "not a Hugging Face tokenizer.json" in desk.refused()
+
+
+def test_tokens_from_a_tokenizer_json(desk: Desk) -> None:
+    """The base model's tokenizer in Hugging Face's format, with EOD and BOS as the recipe says: SentencePiece's ids."""
+    hf_tokenizer.save(desk.text, desk.base / "tokenizer.model", 128)
+    desk.recipe["tokenizer"] = {
+        "type": "HuggingFaceTokenizer", "file": str(desk.text / "tokenizer.json"), "prepend_bos": True
+    }  # fmt: skip
+    done = desk.submit("--until", "merge-tokens")
+    assert done.returncode == 0, done.stderr
+    corpus = desk.root / "tokens" / "corpus_text_document"
+    manifest = json.loads(corpus.with_suffix(".json").read_text())
+    assert (manifest["prepend_bos"], manifest["append_eod"], list(manifest["sources"])) == (True, True, ["text"])
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(desk.base / "tokenizer.model")).encode
+    kept = [json.loads(line)["text"] for line in (desk.root / "text" / "corpus.jsonl").read_text().splitlines()]
+    expected = [token for text in kept for token in (1, *encode(text), 2)]
+    assert np.fromfile(corpus.with_suffix(".bin"), dtype="<u2").tolist() == expected
 
 
 def test_run_made_by_another_recipe(desk: Desk) -> None:

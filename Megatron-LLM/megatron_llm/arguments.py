@@ -109,8 +109,12 @@ class Arguments:
         "else every rank builds them in memory",
     ] = None
     split: Annotated[str, "proportions of documents for training, validation and test"] = "969,30,1"
-    tokenizer_type: Annotated[Literal["SentencePieceTokenizer"], "kind of tokenizer"] = "SentencePieceTokenizer"
-    vocab_file: Annotated[Path | None, "tokenizer.model; checked against the data and the model"] = None
+    tokenizer_type: Annotated[Literal["SentencePieceTokenizer", "HuggingFaceTokenizer"], "kind of tokenizer"] = (
+        "SentencePieceTokenizer"
+    )
+    vocab_file: Annotated[Path | None, "tokenizer.model or tokenizer.json; checked against the data and the model"] = (
+        None
+    )
     no_new_tokens: Annotated[bool, "add no special tokens to the vocabulary"] = False
     vocab_extra_ids_list: Annotated[str | None, "comma-separated tokens added to the vocabulary"] = None
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2

@@ -20,7 +20,7 @@ from megatron_llm import gpt_dataset, tokenizer
 from megatron_llm.arguments import Arguments
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.gpt_dataset import Plan, Samples
-from megatron_llm.indexed_dataset import Manifest
+from megatron_llm.manifest import Manifest
 from megatron_llm.signals import shield_worker
 
 

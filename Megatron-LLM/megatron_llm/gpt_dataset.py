@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from megatron_llm import index_files, sample_index
 from megatron_llm.files import UserError
-from megatron_llm.indexed_dataset import IndexedDataset, beside
+from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.manifest import beside
 from megatron_llm.sample_index import Order, Routes, SampleIndex
 
 SPLITS = ("train", "valid", "test")

@@ -1,4 +1,5 @@
 """SentencePiece BPE -> Hugging Face tokenizer files with the same ids: tokenizer.{model,json}, tokenizer_config.json.
+A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
 
 tokenizer.model -> pieces, scores and normaliser -> merges in order of score -> tokenizer.json -> compared with
 sentencepiece on every piece of the vocabulary and on awkward text. A bare tokenizer.model is not enough: Transformers 5
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from megatron_llm.files import InputsMissing, UserError
 
 SPACE = "\u2581"
-TOKENIZER_JSON = "tokenizer.json"
-COPIED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-"""What else of a tokenizer is copied from a Hugging Face folder that has no SentencePiece model."""
 PROBES = (
     "Rødgrød med fløde, æblekage og en kop kaffe.",
     "  to mellemrum  foran,   tre inde i, og to bagefter  ",
@@ -52,32 +50,64 @@ def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise UserError(f"{path} is not a SentencePiece model: {error}") from error
 
 
+def read_json(path: Path) -> Tokenizer:
+    """A tokenizer.json; raises InputsMissing or UserError."""
+    if not path.is_file():
+        raise InputsMissing(f"{path} is missing; give the tokenizer.json of the model")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside a tokenizer.json; raises InputsMissing or UserError."""
+    config = path.with_name("tokenizer_config.json")
+    try:
+        raw = json.loads(config.read_bytes())
+    except OSError:
+        raise InputsMissing(f"{config} is missing; it belongs to {path}") from None
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{config} holds {type(raw).__name__}, not a JSON object")
+    return raw
+
+
+def file_of(path: Path) -> Path:
+    """The file that a model folder's tokenizer is made from; a file stands for itself."""
+    if not path.is_dir():
+        return path
+    model = path / "tokenizer.model"
+    return model if model.is_file() else path / "tokenizer.json"
+
+
+def sentence_ids(path: Path) -> tuple[int | None, int | None]:
+    """The ids of the beginning and the end of a sentence, where the tokenizer has them."""
+    path = file_of(path)
+    if path.suffix != ".json":
+        processor = read_sentencepiece(path)
+        bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
+        return bos, eos
+    tokenizer, config = read_json(path), read_config(path)
+    named = [config.get(name) for name in ("bos_token", "eos_token")]
+    names = [one["content"] if isinstance(one, dict) else one for one in named]
+    bos, eos = (tokenizer.token_to_id(name) if name else None for name in names)
+    return bos, eos
+
+
 def check_fits(path: Path, vocab_size: int) -> None:
     """Raise UserError when the tokenizer makes ids that the model does not have."""
-    if path.is_dir():
-        size = Tokenizer.from_file(str(_existing(path / TOKENIZER_JSON))).get_vocab_size()
-    else:
-        size = read_sentencepiece(path).vocab_size()
+    path = file_of(path)
+    size = (
+        max(read_json(path).get_vocab().values()) + 1
+        if path.suffix == ".json"
+        else read_sentencepiece(path).vocab_size()
+    )
     if size > vocab_size:
         raise UserError(
             f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
         )
-
-
-def special_ids(path: Path) -> tuple[int | None, int | None]:
-    """The ids of a text's beginning and end: SentencePiece's, or what a Hugging Face folder's config.json says."""
-    if path.is_dir():
-        raw = json.loads(_existing(path / "config.json").read_text(encoding="utf-8"))
-        return raw.get("bos_token_id"), raw.get("eos_token_id")
-    processor = read_sentencepiece(path)
-    bos, eos = (number if number >= 0 else None for number in (processor.bos_id(), processor.eos_id()))
-    return bos, eos
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputsMissing(f"{path} is missing; give the SentencePiece tokenizer.model, or the model's whole folder")
-    return path
 
 
 def _model_proto(path: Path) -> Any:
@@ -176,12 +206,11 @@ class TextComparison:
 
 
 def compare_texts(folder: Path, vocab_file: Path, texts: Iterable[str]) -> TextComparison:
-    """Compare AutoTokenizer, loaded from `folder`, with sentencepiece on texts."""
+    """Compare AutoTokenizer, loaded from `folder`, with the library of `vocab_file` on texts."""
     from transformers import AutoTokenizer
 
-    processor, loaded = read_sentencepiece(vocab_file), AutoTokenizer.from_pretrained(str(folder))
-    pieces = _model_proto(vocab_file).pieces
-    matched = [piece.piece for piece in pieces if piece.type not in (type(pieces[0]).NORMAL, type(pieces[0]).BYTE)]
+    encode, matched = _plain_encoder(file_of(vocab_file))
+    loaded = AutoTokenizer.from_pretrained(str(folder))
     count = tokens = control = 0
     first = None
     for text in texts:
@@ -189,11 +218,23 @@ def compare_texts(folder: Path, vocab_file: Path, texts: Iterable[str]) -> TextC
         if any(piece in text for piece in matched):
             control += 1
             continue
-        expected = processor.encode(text)
+        expected = encode(text)
         tokens += len(expected)
         if first is None and loaded(text, add_special_tokens=False, verbose=False)["input_ids"] != expected:
             first = text[:80]
     return TextComparison(count, tokens, control, first)
+
+
+def _plain_encoder(vocab_file: Path) -> tuple[Callable[[str], list[int]], list[str]]:
+    """What gives the ids of a text, and the pieces whose literal text it may treat in another way."""
+    if vocab_file.suffix == ".json":
+        tokenizer = read_json(vocab_file)
+        tokenizer.no_truncation()
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), added
+    pieces = _model_proto(vocab_file).pieces
+    plain = (type(pieces[0]).NORMAL, type(pieces[0]).BYTE)
+    return read_sentencepiece(vocab_file).encode, [piece.piece for piece in pieces if piece.type not in plain]
 
 
 def check_folder(folder: Path, vocab_file: Path) -> None:
@@ -212,11 +253,10 @@ def check_folder(folder: Path, vocab_file: Path) -> None:
 
 
 def save(folder: Path, vocab_file: Path, max_length: int) -> None:
-    """Write three tokenizer files into `folder`, checked against sentencepiece; a folder's are copied as they are."""
-    if vocab_file.is_dir():
-        for name in (TOKENIZER_JSON, *COPIED):
-            if (vocab_file / name).is_file():
-                shutil.copyfile(vocab_file / name, folder / name)
+    """Write the tokenizer files into `folder` and check them against sentencepiece, or against the tokenizer.json."""
+    vocab_file = file_of(vocab_file)
+    if vocab_file.suffix == ".json":
+        _save_json(folder, vocab_file, max_length)
         return
     tokenizer, names = _build(vocab_file)
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
@@ -236,3 +276,25 @@ def save(folder: Path, vocab_file: Path, max_length: int) -> None:
         json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
     check_folder(folder, vocab_file)
+
+
+def _save_json(folder: Path, vocab_file: Path, max_length: int) -> None:
+    """Copy a tokenizer.json, and its configuration with the class that takes it as it stands; compare the two."""
+    from transformers import AutoTokenizer
+
+    shutil.copyfile(vocab_file, folder / "tokenizer.json")
+    kept = {name: value for name, value in read_config(vocab_file).items() if name != "auto_map"}
+    config = {**kept, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+    original, loaded = read_json(vocab_file), AutoTokenizer.from_pretrained(str(folder))
+    original.no_truncation()
+    for text in PROBES:
+        expected = original.encode(text, add_special_tokens=False).ids
+        found = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if expected != found:
+            raise UserError(
+                f"{vocab_file}: the exported tokenizer differs on {text[:60]!r}: tokenizer.json gives {expected[:12]}, "
+                f"the exported folder {found[:12]}; this tokenizer's settings are not supported"
+            )

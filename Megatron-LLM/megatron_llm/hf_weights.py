@@ -205,12 +205,12 @@ def save(
 ) -> None:
     """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
 
-    The tokenizer files are made from the SentencePiece model `vocab_file` and compared with it, or, where it names a
-    Hugging Face folder (Llama 3, Falcon), copied from there. Raises UserError when the tokenizer does not fit.
+    The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises
+    UserError when the tokenizer does not fit the model.
     """
     hf_tokenizer.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    bos, eos = hf_tokenizer.special_ids(vocab_file)
+    bos, eos = hf_tokenizer.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))

@@ -6,13 +6,11 @@ The .bin and .idx are byte for byte Megatron's mmap indexed dataset; all offsets
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.manifest import Manifest, beside
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")
@@ -33,62 +32,6 @@ BLOCK = 1 << 20
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The dtype of the ids in .bin: uint16 below 65,500 vocabulary entries, else int32."""
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
-
-
-def beside(prefix: Path, suffix: str) -> Path:
-    """PREFIX plus a suffix; unlike Path.with_suffix it keeps dots that are part of the prefix."""
-    return prefix.with_name(prefix.name + suffix)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What PREFIX.json says of its .bin: counts that add up over shards, and what must be the same in all of them."""
-
-    documents: int
-    """Documents read, the empty ones among them."""
-    empty_documents: int
-    """Documents without a single token: nothing is written for them."""
-    characters: int
-    bytes: int
-    """Of the text, in UTF-8."""
-    tokens: int
-    """The appended EODs among them."""
-    sequences: int
-    vocab_size: int
-    tokenizer_fingerprint: str
-    tokenizer_type: str
-    append_eod: bool
-    eod: int
-    dtype: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, prefix: Path) -> Manifest:
-        """Read PREFIX.json; InputsMissing when there is none, UserError when it is not a manifest."""
-        path = beside(prefix, ".json")
-        try:
-            return cls(**json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            raise InputsMissing(
-                f"{path} does not exist: the shard is not whole; run preprocess_data.py again"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a manifest of tokens ({error}); run preprocess_data.py again") from error
-
-    def __add__(self, other: Manifest) -> Manifest:
-        """The manifest of two datasets joined; ValueError names what they disagree on."""
-        counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in COUNTS and mine != theirs:
-                raise ValueError(f"{field.name} is {theirs!r}, not {mine!r}")
-        return replace(self, **counts)
-
-
-COUNTS = ("documents", "empty_documents", "characters", "bytes", "tokens", "sequences")
 
 
 class IndexedDataset:
@@ -203,7 +146,7 @@ class IndexedDatasetWriter:
         """Append documents of one sequence each: their ids (sum of sizes,) back to back, and their sizes (n,)."""
         self._append_index(sizes, np.arange(1, len(sizes) + 1, dtype="<i8"))
         with disk_errors(self.bin_path):
-            write_all(self._bin, tokens.astype(self.dtype, copy=False).tobytes())
+            write_all(self._bin, tokens.astype(self.dtype, copy=False))
 
     def append(self, dataset: IndexedDataset) -> None:
         """Append all sequences and documents of another dataset of the same dtype."""
@@ -217,14 +160,14 @@ class IndexedDatasetWriter:
 
     def _append_index(self, sizes: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
         with disk_errors(self.idx_path):
-            write_all(self._sizes, sizes.astype("<i4", copy=False).tobytes())
+            write_all(self._sizes, sizes.astype("<i4", copy=False))
         self._append_ends(ends + self.sequences)
         self.sequences += len(sizes)
         self.tokens += int(sizes.sum(dtype=np.int64))
 
     def _append_ends(self, ends: NDArray[np.int64]) -> None:
         with disk_errors(self.idx_path):
-            write_all(self._ends, ends.astype("<i8", copy=False).tobytes())
+            write_all(self._ends, ends.astype("<i8", copy=False))
 
     def _write_index(self) -> None:
         code = next(code for code, name in DTYPES.items() if np.dtype(name) == self.dtype)
@@ -268,9 +211,9 @@ def pointers_after(end: int, sizes: NDArray[np.int32], itemsize: int) -> tuple[N
     return pointers, int(ends[-1]) if len(sizes) else end
 
 
-def write_all(file: IO[bytes], data: bytes) -> None:
-    """Write to an unbuffered file, which may take less than all of it at once."""
-    view = memoryview(data)
+def write_all(file: IO[bytes], array: NDArray[Any]) -> None:
+    """Write an array's bytes to an unbuffered file, which may take less than all of them at once."""
+    view = array.view(np.uint8).data
     while view:
         view = view[file.write(view) :]
 

@@ -1,35 +1,61 @@
 """python Megatron-LLM/tools/merge_datasets.py --input tokens/shards --output_prefix tokens/corpus_text_document
 
-Every *_document.{bin,idx,json} of a folder, in the order of their names -> one PREFIX.{bin,idx,json}: the bytes that
-one serial run of preprocess_data.py over all their documents gives.
+Every .bin, .idx and .json of a folder, in the order of their names -> one PREFIX.{bin,idx,json}: the bytes that one
+serial run of preprocess_data.py over all their documents gives. Shards of Megatron's own tools have no .json; then the
+merged dataset has none.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
 
 from megatron_llm.files import InputsMissing, UserError, publishing, run_main, write_json
-from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter, Manifest, beside
+from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_llm.manifest import Manifest, beside
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the merge must find again in a shard that it has checked."""
+
+    prefix: Path
+    sequences: int
+    tokens: int
+    dtype: str
+    manifest: Manifest | None
 
 
 def main() -> None:
-    """Check all shards, then join them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, type=Path, help="folder of *_document.{bin,idx,json}")
-    parser.add_argument("--output_prefix", required=True, type=Path, help="outputs are PREFIX.{bin,idx,json}")
-    args = parser.parse_args()
+    """Check all shards, join them, and check the result."""
+    args = parse_args()
     prefixes = find_shards(args.input, args.output_prefix)
-    manifest = reduce(joined, ((prefix, check_shard(prefix)) for prefix in prefixes))[1]
-    with publishing(*(beside(args.output_prefix, suffix) for suffix in (".bin", ".idx", ".json"))) as paths:
-        with IndexedDatasetWriter(paths[0], paths[1], np.dtype(manifest.dtype)) as writer:
-            for prefix in prefixes:
-                writer.append(IndexedDataset(prefix))
-        check_totals(writer, manifest)
-        write_json(paths[2], manifest.as_dict())
+    with_manifests = any(beside(prefix, ".json").exists() for prefix in prefixes)
+    shards = [check_shard(prefix, with_manifests) for prefix in prefixes]
+    manifests = [check_fits(shard, shards[0]).manifest for shard in shards]
+    manifest = reduce(add, filter(None, manifests)) if with_manifests else None
+    suffixes = (".bin", ".idx", ".json") if manifest else (".bin", ".idx")
+    with publishing(*(beside(args.output_prefix, suffix) for suffix in suffixes)) as paths:
+        with IndexedDatasetWriter(paths[0], paths[1], np.dtype(shards[0].dtype)) as writer:
+            for shard in shards:
+                writer.append(IndexedDataset(shard.prefix))
+        check_merged(writer, shards, manifest)
+        if manifest:
+            write_json(paths[2], manifest.as_dict())
+
+
+def parse_args() -> argparse.Namespace:
+    """Upstream's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="folder of .bin, .idx and .json files")
+    parser.add_argument("--output_prefix", required=True, type=Path, help="outputs are PREFIX.{bin,idx,json}")
+    return parser.parse_args()
 
 
 def find_shards(folder: Path, output_prefix: Path) -> list[Path]:
@@ -38,42 +64,56 @@ def find_shards(folder: Path, output_prefix: Path) -> list[Path]:
         raise UserError(
             f"--output_prefix {output_prefix} lies in --input {folder}: the next merge would read it; move it"
         )
-    names = {path.stem for suffix in (".bin", ".idx") for path in folder.glob(f"*_document{suffix}")}
+    names = {path.stem for suffix in (".bin", ".idx") for path in folder.glob(f"[!.]*{suffix}")}
     if not names:
-        raise InputsMissing(
-            f"--input {folder} holds no *_document.bin and *_document.idx; run preprocess_data.py first"
-        )
+        raise InputsMissing(f"--input {folder} holds no .bin and .idx files; run preprocess_data.py first")
     return [folder / name for name in sorted(names)]
 
 
-def check_shard(prefix: Path) -> Manifest:
-    """Check a shard's files and that its manifest tells the truth about them."""
-    dataset, manifest = IndexedDataset(prefix), Manifest.read(prefix)
+def check_shard(prefix: Path, with_manifest: bool) -> Shard:
+    """Check a shard's files, and that its manifest tells the truth about them."""
+    dataset = IndexedDataset(prefix)
     found = (len(dataset), len(dataset.tokens), dataset.dtype.name)
-    stated = (manifest.sequences, manifest.tokens, manifest.dtype)
-    if found != stated:
-        raise UserError(
-            f"{prefix}.json states {stated} sequences, tokens and dtype, its .idx has {found}; "
-            "the files are of different runs: tokenise this shard again"
-        )
-    return manifest
+    manifest = Manifest.read(prefix) if with_manifest else None
+    if manifest:
+        stated = (manifest.sequences, manifest.tokens, manifest.dtype)
+        if found != stated:
+            raise UserError(
+                f"{prefix}.json states {stated} sequences, tokens and dtype, its .idx has {found}; "
+                "the files are of different runs: tokenise this shard again"
+            )
+        if wrong := manifest.wrong_sum():
+            raise UserError(f"{prefix}.json does not add up: {wrong}; tokenise this shard again")
+    return Shard(prefix, *found, manifest)
 
 
-def joined(left: tuple[Path, Manifest], right: tuple[Path, Manifest]) -> tuple[Path, Manifest]:
-    """The first shard's prefix and the manifest of both; UserError when their ids do not mean the same."""
+def check_fits(shard: Shard, first: Shard) -> Shard:
+    """Raise UserError unless the ids of two shards mean the same."""
     try:
-        return left[0], left[1] + right[1]
+        if shard.dtype != first.dtype:
+            raise ValueError(f"dtype is {shard.dtype!r}, not {first.dtype!r}")
+        if shard.manifest and first.manifest:
+            shard.manifest.check_same(first.manifest)
     except ValueError as error:
         raise UserError(
-            f"{right[0]} does not fit {left[0]}: {error}; tokenise all shards with the same tokenizer and options"
+            f"{shard.prefix} does not fit {first.prefix}: {error}; "
+            "tokenise all shards with the same tokenizer and options"
         ) from error
+    return shard
 
 
-def check_totals(writer: IndexedDatasetWriter, manifest: Manifest) -> None:
-    """A shard that was written again during the merge must not end up in the output."""
-    found, stated = (writer.sequences, writer.tokens), (manifest.sequences, manifest.tokens)
-    if found != stated:
-        raise UserError(f"merged {found} sequences and tokens, expected {stated}: a shard changed meanwhile; run again")
+def check_merged(writer: IndexedDatasetWriter, shards: Sequence[Shard], manifest: Manifest | None) -> None:
+    """The merged files must hold the sums over the shards, also when a shard was written again during the merge."""
+    found = (writer.sequences, writer.tokens, writer.bin_path.stat().st_size)
+    tokens = sum(shard.tokens for shard in shards)
+    expected = (sum(shard.sequences for shard in shards), tokens, tokens * writer.dtype.itemsize)
+    if found != expected:
+        raise UserError(
+            f"merged {found} sequences, tokens and bytes, the shards hold {expected}: a shard changed meanwhile; "
+            "run again"
+        )
+    if manifest and (wrong := manifest.wrong_sum()):
+        raise UserError(f"the counts of the shards do not add up: {wrong}; tokenise them again")
 
 
 if __name__ == "__main__":

@@ -1,74 +1,61 @@
 """python Megatron-LLM/tools/preprocess_data.py --input corpus.jsonl --output_prefix tokens/corpus
 --tokenizer_type SentencePieceTokenizer --vocab_file tokenizer.model --workers 4 --chunk_size 64 --no_new_tokens
 
-Documents -> chunks -> token ids (in worker processes, in order) -> PREFIX_text_document.{bin,idx,json}.
-The input is JSON lines or an Arrow stream, or a quoted glob of several, read in the order of their names.
+Files -> blocks of documents -> columns -> token ids (on `workers` threads, in order) ->
+PREFIX_text_document.{bin,idx,json}. The input is JSON lines (plain, .gz or .zst) or an Arrow stream, or a quoted glob
+of several, read in the order of their names.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import glob
-import json
 import signal
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, islice
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from megatron_llm import tokenizer as tokenizers
-from megatron_llm.files import EXIT_AGAIN, InputsMissing, UserError, publishing, run_main, write_json
-from megatron_llm.indexed_dataset import COUNTS, IndexedDatasetWriter, Manifest, beside, token_dtype
+from megatron_llm import tokenizer
+from megatron_llm.documents import Block, columns, find_inputs, offsets, read_blocks
+from megatron_llm.encoding import BACKENDS, Encoder, open_encoder, without_fast
+from megatron_llm.fast_tokenizer import Unfit
+from megatron_llm.files import EXIT_AGAIN, UserError, publishing, run_main, write_json
+from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.manifest import COUNTS, Manifest, added, beside
 
-PR_SET_PDEATHSIG = 1
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the ids; small, since it travels to the workers with every chunk."""
-
-    tokenizer_type: str
-    vocab_file: str
-    no_new_tokens: bool
-    vocab_extra_ids_list: str | None
-    append_eod: bool
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some consecutive documents of one input file."""
-
-    where: str
-    """The file and what it counts in, for messages: `corpus.jsonl, line`."""
-    first: int
-    """Number of the first document in its file, from 1."""
-    rows: list[Any]
-    """Lines of JSON (bytes), or Arrow rows (dict)."""
+Counts = dict[str, dict[str, int]]
+"""Source -> count -> number."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of one chunk under one key."""
+    """The documents of one block under one key."""
 
     tokens: NDArray[Any]
+    """In the dtype of the .bin."""
     sizes: NDArray[np.int32]
     """One for each document that has tokens."""
-    counts: dict[str, int]
+    sources: Counts
+    backends: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What stands around each document's ids."""
+
+    keys: tuple[str, ...]
+    append_eod: bool
+    prepend_bos: bool
 
 
 def main() -> None:
@@ -76,40 +63,59 @@ def main() -> None:
     args = parse_args()
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and what was written is removed
-    options = Options(
+    inputs = find_inputs(args.input)
+    vocabulary = tokenizer.build(
         args.tokenizer_type,
         args.vocab_file,
-        args.no_new_tokens,
-        args.vocab_extra_ids_list,
-        args.append_eod,
-        tuple(args.json_keys),
+        no_new_tokens=args.no_new_tokens,
+        vocab_extra_ids_list=args.vocab_extra_ids_list,
     )
-    load_tokenizer(options)
-    chunks = chain.from_iterable(read_chunks(path, options.keys, args.chunk_size) for path in find_inputs(args.input))
-    encoded = encode_chunks(options, chunks, args.workers)
-    finals = [Path(f"{args.output_prefix}_{key}_document") for key in options.keys]
-    with publishing(*(beside(final, suffix) for final in finals for suffix in (".bin", ".idx", ".json"))) as paths:
-        triples = [paths[i : i + 3] for i in range(0, len(paths), 3)]
-        for triple, manifest in zip(triples, write(options, encoded, triples, args.log_interval), strict=True):
-            write_json(triple[2], manifest.as_dict())
+    if args.prepend_bos and vocabulary.bos is None:
+        raise UserError(f"--prepend_bos: {args.vocab_file} has no beginning-of-sentence token; leave out the flag")
+    encoder = open_encoder(vocabulary, args.tokenizer_backend)
+    try:
+        run(args, inputs, encoder)
+    except Unfit as why:  # on a sample of the documents
+        run(args, inputs, without_fast(vocabulary, args.tokenizer_backend, why))
 
 
 def parse_args() -> argparse.Namespace:
-    """Upstream's flags."""
+    """Upstream's flags, and --prepend_bos and --tokenizer_backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, help="a .jsonl, .json or .arrow file, or a quoted glob of them")
+    parser.add_argument("--input", required=True, help="a .jsonl, .jsonl.gz, .jsonl.zst or .arrow file, or a glob")
     parser.add_argument("--json_keys", nargs="+", default=["text"], help="keys or columns, each its own output")
     parser.add_argument("--output_prefix", required=True, help="outputs are PREFIX_KEY_document.{bin,idx,json}")
     parser.add_argument("--dataset_impl", default="mmap", choices=["mmap"])
-    parser.add_argument("--tokenizer_type", required=True, help="SentencePieceTokenizer")
-    parser.add_argument("--vocab_file", required=True, help="tokenizer.model of the base model")
+    parser.add_argument("--tokenizer_type", required=True, help=" or ".join(tokenizer.TYPES))
+    parser.add_argument("--vocab_file", required=True, help="the base model's tokenizer.model or tokenizer.json")
     parser.add_argument("--append_eod", action="store_true", help="end each document with the EOD id")
+    parser.add_argument("--prepend_bos", action="store_true", help="begin each document with the BOS id")
     parser.add_argument("--no_new_tokens", action="store_true", help="add no special tokens to the vocabulary")
     parser.add_argument("--vocab_extra_ids_list", help="tokens, comma-separated, that are matched in text")
-    parser.add_argument("--workers", type=positive, default=1, help="processes that tokenise")
-    parser.add_argument("--chunk_size", type=positive, default=64, help="documents sent to a worker at once")
+    parser.add_argument(
+        "--tokenizer_backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: gigatoken wherever it agrees with the tokenizer's own library; sentencepiece: only that library "
+        "(`tokenizers` for a tokenizer.json). The ids are the same",
+    )
+    parser.add_argument("--workers", type=positive, default=1, help="threads that tokenise")
+    parser.add_argument("--chunk_size", type=positive, help="upstream's flag, without effect: work is cut by bytes")
     parser.add_argument("--log_interval", type=positive, default=10_000, help="documents between two progress lines")
-    return parser.parse_args()
+    for flag in ("--split_sentences", "--keep_newlines"):
+        parser.add_argument(flag, action=Refused, nargs=0, help="not supported: a document is one sequence")
+    parser.add_argument("--lang", help="upstream's flag for --split_sentences, without effect")
+    parser.add_argument("--merge_file", action=Refused, help="not supported: give a tokenizer.json as --vocab_file")
+    args = parser.parse_args()
+    args.json_keys = tuple(dict.fromkeys(args.json_keys))
+    return args
+
+
+class Refused(argparse.Action):
+    """A flag of upstream's that is not supported; its help says what is."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} is {self.help}")
 
 
 def positive(text: str) -> int:
@@ -119,82 +125,42 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def find_inputs(pattern: str) -> list[Path]:
-    """The input files, by name; InputsMissing when there is none."""
-    names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207 takes absolute patterns
-    paths = [Path(name) for name in names]
-    if not paths:
-        raise InputsMissing(f"--input {pattern}: no such file, and no file matches it")
-    for path in paths:
-        if path.suffix not in (".jsonl", ".json", ".arrow") or not path.is_file():
-            raise UserError(f"--input {path}: not a .jsonl, .json or .arrow file; write plain text as JSON lines first")
-    return paths
+def run(args: argparse.Namespace, inputs: list[Path], encoder: Encoder) -> None:
+    """Read, encode, write and publish. Raises Unfit when the fast encoder differs on a sample of the documents."""
+    say_backend(args, encoder)
+    policy = Policy(args.json_keys, args.append_eod, args.prepend_bos)
+    blocks = chain.from_iterable(read_blocks(path, policy.keys) for path in inputs)
+    finals = [Path(f"{args.output_prefix}_{key}_document") for key in policy.keys]
+    with publishing(*(beside(final, suffix) for final in finals for suffix in (".bin", ".idx", ".json"))) as paths:
+        triples = [paths[i : i + 3] for i in range(0, len(paths), 3)]
+        encoded = encode_blocks(encoder, policy, blocks, args.workers)
+        totals = write(encoder, log_progress(encoded, args.log_interval), triples)
+        for triple, (sources, backends) in zip(triples, totals, strict=True):
+            write_json(triple[2], manifest(args, encoder, sources, backends).as_dict())
 
 
-def read_chunks(path: Path, keys: tuple[str, ...], size: int) -> Iterator[Chunk]:
-    """The documents of one file, `size` at a time."""
-    return read_arrow(path, keys, size) if path.suffix == ".arrow" else read_lines(path, size)
+def say_backend(args: argparse.Namespace, encoder: Encoder) -> None:
+    """Which library encodes, and why."""
+    if encoder.fast:
+        text = f"Tokenising with gigatoken, which agrees with {encoder.tokenizer.reference}."
+    else:
+        why = f"gigatoken is not used: {encoder.why_not_fast}" if encoder.why_not_fast else "as asked"
+        text = f"Tokenising with {encoder.tokenizer.reference} ({why})."
+    print(text, file=sys.stderr, flush=True)
 
 
-def read_lines(path: Path, size: int) -> Iterator[Chunk]:
-    """Lines of JSON, unparsed; a line ends at the newline byte and nowhere else."""
-    with path.open("rb") as file:
-        first = 1
-        while rows := list(islice(file, size)):
-            yield Chunk(f"{path}, line", first, rows)
-            first += len(rows)
+def encode_blocks(encoder: Encoder, policy: Policy, blocks: Iterable[Block], workers: int) -> Iterator[list[Encoded]]:
+    """Encode on threads, in order; two blocks for each are under way at once, so memory stays bounded.
 
-
-def read_arrow(path: Path, keys: tuple[str, ...], size: int) -> Iterator[Chunk]:
-    """Rows of an Arrow stream, memory-mapped, as dicts of the wanted columns."""
-    first = 1
-    try:
-        check_whole(path)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            if missing := set(keys) - set(reader.schema.names):
-                raise UserError(f"{path} has no column {min(missing)!r}; its columns: {', '.join(reader.schema.names)}")
-            for batch in reader:
-                wanted = batch.select(list(keys))
-                wanted.validate(full=True)
-                for start in range(0, len(wanted), size):
-                    rows = wanted.slice(start, size).to_pylist()
-                    yield Chunk(f"{path}, row", first, rows)
-                    first += len(rows)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Arrow stream after row {first - 1}: {error}; write it again") from error
-
-
-def check_whole(path: Path) -> None:
-    """A stream that was cut between two batches reads without an error; its end marker is missing."""
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - len(END_OF_STREAM)))
-        if file.read() != END_OF_STREAM:
-            raise pa.ArrowInvalid("its end marker is missing")
-
-
-@lru_cache(maxsize=1)
-def load_tokenizer(options: Options) -> tokenizers.Tokenizer:
-    """The tokenizer, loaded once a process."""
-    return tokenizers.build(
-        options.tokenizer_type,
-        options.vocab_file,
-        no_new_tokens=options.no_new_tokens,
-        vocab_extra_ids_list=options.vocab_extra_ids_list,
-    )
-
-
-def encode_chunks(options: Options, chunks: Iterable[Chunk], workers: int) -> Iterator[list[Encoded]]:
-    """Encode in order; with workers, a few chunks for each are under way at once, so memory stays bounded."""
-    if workers == 1:
-        yield from (encode_chunk(options, chunk) for chunk in chunks)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=start_worker)
+    Threads are enough: the parsers and encoders do their work without Python's lock, and none outlives the process.
+    """
+    pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[list[Encoded]]] = deque()
     try:
-        for chunk in chunks:
-            waiting.append(pool.submit(encode_chunk, options, chunk))
-            if len(waiting) == 8 * workers:
+        for number, block in enumerate(blocks):
+            waiting.append(pool.submit(encode_block, encoder, policy, block, first=number == 0))
+            del block
+            if len(waiting) == 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -202,102 +168,104 @@ def encode_chunks(options: Options, chunks: Iterable[Chunk], workers: int) -> It
         pool.shutdown(cancel_futures=True)
 
 
-def start_worker() -> None:
-    """Leave the scheduler's signals to the parent, and do not outlive it."""
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def encode_block(encoder: Encoder, policy: Policy, block: Block, *, first: bool) -> list[Encoded]:
+    """The token ids of a block under each key."""
+    found = columns(block, policy.keys)
+    return [encode_texts(encoder, policy, found.texts[key], found.sources, first=first) for key in policy.keys]
 
 
-def encode_chunk(options: Options, chunk: Chunk) -> list[Encoded]:
-    """The token ids of a chunk under each key."""
-    places = [f"{chunk.where} {number}" for number in range(chunk.first, chunk.first + len(chunk.rows))]
-    documents = [
-        parse(row, place) if isinstance(row, bytes) else row for row, place in zip(chunk.rows, places, strict=True)
-    ]
-    return [
-        encode_texts(
-            options, [text_of(document, key, place) for document, place in zip(documents, places, strict=True)]
-        )
-        for key in options.keys
-    ]
-
-
-def parse(line: bytes, place: str) -> dict[str, Any]:
-    """One line of JSON lines."""
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
-    if not isinstance(document, dict):
-        raise UserError(f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}')
-    return document
-
-
-def text_of(document: dict[str, Any], key: str, place: str) -> str:
-    """The text under a key, checked."""
-    text = document.get(key)
-    if not isinstance(text, str):
-        found = f"{key!r} is {text!r:.40}" if key in document else f"there is no {key!r}, only {sorted(document)}"
-        raise UserError(f"{place}: {found}; each document needs a string, and --json_keys names its key")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: character {error.start + 1} of {key!r} is half a surrogate pair; mend it") from error
-    return text
-
-
-def encode_texts(options: Options, texts: list[str]) -> Encoded:
-    """Ids back to back; a document without tokens gives no sequence and no EOD."""
-    tokenizer = load_tokenizer(options)
-    end = [tokenizer.eod] if options.append_eod else []
-    documents = [ids + end for ids in tokenizer.encode_batch(texts) if ids]
-    tokens = np.fromiter(chain.from_iterable(documents), dtype=token_dtype(tokenizer.vocab_size))
+def encode_texts(encoder: Encoder, policy: Policy, texts: Any, sources: Any, *, first: bool) -> Encoded:
+    """Ids back to back with BOS and EOD; a document without tokens gives no sequence and neither of the two."""
+    (ids, sizes), slowly = encoder.encode(texts, first=first)
+    kept = sizes > 0
+    ends = np.cumsum(sizes)
     counts = {
-        "documents": len(texts),
-        "empty_documents": len(texts) - len(documents),
-        "characters": sum(map(len, texts)),
-        "bytes": sum(len(text.encode()) for text in texts),
-        "tokens": len(tokens),
-        "sequences": len(documents),
+        "documents": np.ones(len(texts), dtype=np.int64),
+        "empty_documents": ~kept,
+        "characters": pc.utf8_length(texts).to_numpy(),
+        "bytes": np.diff(offsets(texts)),
+        "tokens": sizes + kept * (policy.append_eod + policy.prepend_bos),
+        "sequences": kept,
+        **fallbacks(encoder, ids, ends),
     }
-    return Encoded(tokens, np.array([len(document) for document in documents], dtype=np.int32), counts)
+    tokens = ids.astype(token_dtype(encoder.tokenizer.vocab_size))
+    if policy.append_eod:
+        tokens = np.insert(tokens, ends[kept], encoder.tokenizer.eod)
+    if policy.prepend_bos:
+        assert encoder.tokenizer.bos is not None
+        starts = np.cumsum(sizes[kept] + policy.append_eod) - sizes[kept] - policy.append_eod
+        tokens = np.insert(tokens, starts, encoder.tokenizer.bos)
+    backends = {"gigatoken": int((~slowly).sum()), encoder.tokenizer.reference: int(slowly.sum())}
+    return Encoded(tokens, counts["tokens"][kept].astype(np.int32), by_source(sources, counts), backends)
+
+
+def fallbacks(encoder: Encoder, ids: NDArray[np.uint32], ends: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """How many ids of each document (n,) are unknown, and how many are single bytes; ids[:ends[i]] ends document i."""
+    unknown = encoder.tokenizer.unknown_id
+    found = {}
+    for name, wanted in (
+        ("unknown_tokens", [] if unknown is None else [unknown]),
+        ("byte_tokens", sorted(encoder.tokenizer.fallback_ids)),
+    ):
+        table = np.zeros(encoder.tokenizer.vocab_size, dtype=np.bool_)
+        table[wanted] = True
+        documents = np.searchsorted(ends, np.flatnonzero(table[ids]), side="right")
+        found[name] = np.bincount(documents, minlength=len(ends))
+    return found
+
+
+def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:
+    """The sums of each count (n,) over the documents of each source."""
+    codes, names = sources.indices.to_numpy(), sources.dictionary.to_pylist()
+    if len(names) == 1:
+        return {names[0]: {name: int(values.sum()) for name, values in counts.items()}}
+    sums = {name: np.bincount(codes, values, len(names)).astype(np.int64) for name, values in counts.items()}
+    return {source: {name: int(sums[name][i]) for name in COUNTS} for i, source in enumerate(names)}
 
 
 def write(
-    options: Options, encoded: Iterable[list[Encoded]], triples: list[tuple[Path, ...]], log_interval: int
-) -> list[Manifest]:
-    """Write each key's .bin and .idx; return their manifests."""
-    tokenizer = load_tokenizer(options)
-    dtype = token_dtype(tokenizer.vocab_size)
-    totals: list[Counter[str]] = [Counter(dict.fromkeys(COUNTS, 0)) for _ in triples]
+    encoder: Encoder, encoded: Iterable[list[Encoded]], triples: list[tuple[Path, ...]]
+) -> list[tuple[Counts, dict[str, int]]]:
+    """Write each key's .bin and .idx; return its counts by source and by library."""
+    dtype = token_dtype(encoder.tokenizer.vocab_size)
+    totals: list[tuple[Counts, Counter[str]]] = [({}, Counter()) for _ in triples]
     with ExitStack() as stack:
         writers = [stack.enter_context(IndexedDatasetWriter(triple[0], triple[1], dtype)) for triple in triples]
-        for results in log_progress(encoded, log_interval):
-            for writer, total, result in zip(writers, totals, results, strict=True):
+        for results in encoded:
+            for writer, (sources, backends), result in zip(writers, totals, results, strict=True):
                 writer.add(result.tokens, result.sizes)
-                total.update(result.counts)
-    return [
-        Manifest(
-            **total,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            tokenizer_type=options.tokenizer_type,
-            append_eod=options.append_eod,
-            eod=tokenizer.eod,
-            dtype=dtype.name,
-        )
-        for total in totals
-    ]
+                backends.update(result.backends)
+                for name, counts in result.sources.items():
+                    sources[name] = added(sources.get(name, {}), counts)
+    return [(sources, {name: n for name, n in sorted(backends.items()) if n}) for sources, backends in totals]
+
+
+def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backends: dict[str, int]) -> Manifest:
+    """What is written beside the tokens."""
+    vocabulary = encoder.tokenizer
+    return Manifest(
+        **{name: sum(counts[name] for counts in sources.values()) for name in COUNTS},
+        vocab_size=vocabulary.vocab_size,
+        tokenizer_fingerprint=vocabulary.fingerprint,
+        tokenizer_type=args.tokenizer_type,
+        append_eod=args.append_eod,
+        eod=vocabulary.eod,
+        prepend_bos=args.prepend_bos,
+        bos=vocabulary.bos,
+        dtype=token_dtype(vocabulary.vocab_size).name,
+        sources=sources,
+        backends=backends,
+        why_not_fast=(encoder.why_not_fast,) if encoder.why_not_fast else (),
+    )
 
 
 def log_progress(encoded: Iterable[list[Encoded]], interval: int) -> Iterator[list[Encoded]]:
-    """Pass the results on; a line on stderr every `interval` documents and at the end."""
+    """Pass the results on; a line on stderr every `interval` documents (or block, if longer) and at the end."""
     start, documents, size, shown = time.perf_counter(), 0, 0, 0
     for results in encoded:
         yield results
-        documents += results[0].counts["documents"]
-        size += sum(result.counts["bytes"] for result in results)
+        documents += sum(counts["documents"] for counts in results[0].sources.values())
+        size += sum(counts["bytes"] for result in results for counts in result.sources.values())
         if documents // interval != shown:
             shown = documents // interval
             show(documents, size, time.perf_counter() - start)

@@ -98,7 +98,6 @@ def with_rope(config: ModelConfig, kind: str, factor: float | None) -> ModelConf
 def write_copy(args: argparse.Namespace, output: Path) -> None:
     """Publish the folder to upload: weights as asked, tokenizer, model card; compared with its source."""
     config, state = hf_weights.load(args.model_name)
-    pieces = args.model_name / "tokenizer.model"
     dtype = state[EMBEDDING].dtype if args.dtype == "auto" else DTYPE_NAMES[args.dtype]
     found = re.fullmatch(r"iter_(\d+)", args.model_name.resolve().name)
     run = model_card.read_run(args.run_dir, int(found[1]) if found else None) if args.run_dir else None
@@ -116,7 +115,7 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
             config,
             state,
             dtype=dtype,
-            vocab_file=pieces if pieces.is_file() else args.model_name,
+            vocab_file=args.model_name,
             max_shard_size=args.max_shard_size,
         )
         model_card.write(temporary, model, run)

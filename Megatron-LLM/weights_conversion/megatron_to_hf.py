@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument(
-        "--vocab_file", type=Path, required=True, help="tokenizer.model, or a folder with tokenizer.json"
+        "--vocab_file", type=Path, required=True, help="tokenizer.model, tokenizer.json, or the model's folder"
     )
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="by default as stored")

@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_llm.indexed_dataset import IndexedDatasetWriter, Manifest, beside, token_dtype
+from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.manifest import Manifest, beside
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import World, start
 

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 import torch
 from small_llama import LINES, VOCAB, make_config, make_hf, make_state, make_tokenizer, same
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -362,3 +363,32 @@ def test_locating_a_model(tmp_path, monkeypatch):
         hf_weights.locate("llama2", 7, str(tmp_path / "nowhere"), None)
     with pytest.raises(UserError, match="which model"):
         hf_weights.locate("llama2", None, None, None)
+
+
+def test_a_tokenizer_json_is_exported_as_it_is(tmp_path):
+    """A byte-level tokenizer.json: the exported folder gives its ids, its sentence tokens, and fits or does not."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "out").mkdir()
+    vocab_file = tmp_path / "base" / "tokenizer.json"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.save(str(vocab_file))
+    with pytest.raises(InputsMissing, match=r"tokenizer_config\.json is missing"):
+        hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "tokenizer_class": "Other"}')
+    hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    for line in LINES:
+        assert loaded(line)["input_ids"] == tokenizer.encode(line).ids
+    assert (loaded.eos_token, loaded.model_max_length) == ("<|end|>", 64)
+    assert hf_tokenizer.sentence_ids(vocab_file) == (None, 0)
+    assert hf_tokenizer.file_of(tmp_path / "out") == tmp_path / "out" / "tokenizer.json"
+    hf_tokenizer.check_fits(vocab_file, 300)
+    with pytest.raises(UserError, match="has 300 pieces but the model's vocabulary is 299"):
+        hf_tokenizer.check_fits(vocab_file, 299)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -9,12 +10,15 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import sentencepiece
+import tokenizers
+import zstandard
 
 from megatron_llm.indexed_dataset import IndexedDataset
 
@@ -24,12 +28,17 @@ TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)
 
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BPE model as Llama's: byte fallback, no normalisation."""
+    return train(tmp_path_factory.mktemp("vocab") / "tokenizer.model", normalization_rule_name="identity")
+
+
+def train(path: Path, **settings: Any) -> Path:
     """A small BPE model with byte fallback."""
-    path = tmp_path_factory.mktemp("vocab") / "tokenizer.model"
+    defaults = {"vocab_size": 310, "remove_extra_whitespaces": False}
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=310, model_type="bpe", byte_fallback=True,
-            pad_id=-1, minloglevel=2,
+            sentence_iterator=iter(TEXTS), model_writer=file, model_type="bpe", byte_fallback=True, pad_id=-1,
+            minloglevel=2, **{**defaults, **settings},
         )  # fmt: skip
     return path
 
@@ -91,20 +100,39 @@ def test_golden_bytes(vocab: Path, tmp_path: Path) -> None:
     )
     fingerprint = manifest.pop("tokenizer_fingerprint")
     assert len(fingerprint) == 32
-    assert manifest == {
+    counts = {
         "documents": 3, "empty_documents": 1, "characters": 19, "bytes": 25, "tokens": len(a) + len(b) + 2,
-        "sequences": 2, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
-        "dtype": "uint16",
+        "sequences": 2, "unknown_tokens": 0, "byte_tokens": sum(piece in range(3, 259) for piece in a + b),
+    }  # fmt: skip
+    rates = {
+        "tokens_per_byte": round(counts["tokens"] / 25, 6),
+        "fallback_rate": round(counts["byte_tokens"] / counts["tokens"], 6),
+    }
+    assert counts["byte_tokens"] > 5
+    assert manifest == {
+        **counts, **rates, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
+        "prepend_bos": False, "bos": 1, "dtype": "uint16", "sources": {"all": {**counts, **rates}},
+        "backends": {"gigatoken": 2, "sentencepiece": 1}, "why_not_fast": [],
     }  # fmt: skip
 
 
 def test_workers_and_input_kinds_give_the_same_bytes(vocab: Path, tmp_path: Path) -> None:
-    """One worker or three, JSON lines, Arrow or a glob of parts: the same files, in the order of the documents."""
-    write_jsonl(tmp_path / "x.jsonl", TEXTS)
-    write_arrow(tmp_path / "x.arrow", {"source": ["s"] * 300, "text": TEXTS})
+    """One worker or three, JSON lines, compressed or not, Arrow or a glob of parts: the same files."""
+    lines = write_jsonl(tmp_path / "x.jsonl", TEXTS).read_bytes()
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines[:999]) + gzip.compress(lines[999:]))
+    (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress(lines))
+    write_arrow(tmp_path / "x.arrow", {"source": ["all"] * 300, "text": TEXTS})
     write_jsonl(tmp_path / "part-0.jsonl", TEXTS[:70])
     write_arrow(tmp_path / "part-1.arrow", {"text": TEXTS[70:]})
-    runs = [("x.jsonl", "1"), ("x.jsonl", "3"), ("x.arrow", "3"), ("x.arrow", "1"), ("part-*", "2")]
+    runs = [
+        ("x.jsonl", "1"),
+        ("x.jsonl", "3"),
+        ("x.arrow", "3"),
+        ("x.arrow", "1"),
+        ("part-*", "2"),
+        ("x.jsonl.gz", "1"),
+        ("x.jsonl.zst", "2"),
+    ]
     found = []
     for number, (source, workers) in enumerate(runs):
         result = run(vocab, tmp_path / source, tmp_path / f"out{number}", "--workers", workers)
@@ -133,31 +161,19 @@ def test_a_shard_without_tokens_is_a_valid_empty_dataset(vocab: Path, tmp_path: 
     assert documents(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2 is not valid JSON"),
-        (b'{"text": "a"}\n\n', r"x\.jsonl, line 2 is not valid JSON"),
-        (b'{"text": "\xff"}\n', r"x\.jsonl, line 1 is not valid JSON"),
-        (b'["a"]\n', r"x\.jsonl, line 1 is not a JSON object"),
-        (b'{"body": "a", "id": 1}\n', r"x\.jsonl, line 1: there is no 'text', only \['body', 'id'\]"),
-        (b'{"text": null}\n', r"x\.jsonl, line 1: 'text' is None"),
-        (b'{"text": "ab\\ud800"}\n', r"x\.jsonl, line 1: character 3 of 'text' is half a surrogate pair"),
-    ],
-)
-def test_a_wrong_line_is_named_and_nothing_is_written(
-    vocab: Path, tmp_path: Path, content: bytes, message: str
-) -> None:
-    """Exit code 2, one line that names file and line, and no output; also when a worker found it."""
-    (tmp_path / "x.jsonl").write_bytes(content)
-    result = run(vocab, tmp_path / "x.jsonl", tmp_path / "out", "--workers", str(1 + len(content) % 2))
-    check_refused(result, message, tmp_path)
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_wrong_line_is_named_and_nothing_is_written(vocab: Path, tmp_path: Path, workers: str) -> None:
+    """Exit code 2, one line that names file and line, and no output."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    source.write_bytes(source.read_bytes() + b'{"text": \n')
+    result = run(vocab, source, tmp_path / "out", "--workers", workers)
+    check_refused(result, r"x\.jsonl, line 301 is not valid JSON", tmp_path)
 
 
 def check_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path, code: int = 2) -> None:
     """The error is one line that matches, the code is right, and nothing was published or left behind."""
     assert result.returncode == code
-    errors = [line for line in result.stderr.splitlines() if not line.startswith("Processed ")]
+    errors = [line for line in result.stderr.splitlines() if not line.startswith(("Processed ", "Tokenising "))]
     assert len(errors) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(errors[0])
@@ -165,25 +181,123 @@ def check_refused(result: subprocess.CompletedProcess[str], message: str, folder
 
 
 def test_wrong_arrow_input(vocab: Path, tmp_path: Path) -> None:
-    """A missing column, a null, a cut stream and a file that is no Arrow stream are named."""
+    """A null, a cut stream and a file that is no Arrow stream are named."""
     good = write_arrow(tmp_path / "x.arrow", {"text": TEXTS, "source": ["s"] * 300}).read_bytes()
-    check_refused(
-        run(vocab, tmp_path / "x.arrow", tmp_path / "out", "--json_keys", "body"), "no column 'body'", tmp_path
-    )
     write_arrow(tmp_path / "null.arrow", {"text": ["a", None]})
     check_refused(run(vocab, tmp_path / "null.arrow", tmp_path / "out"), r"row 2: 'text' is None", tmp_path)
-    for name, content in {"end": good[:-8], "middle": good[: len(good) // 2], "text": b"hello", "none": b""}.items():
+    for name, content in {"end": good[:-8], "middle": good[: len(good) // 2]}.items():
         (tmp_path / f"{name}.arrow").write_bytes(content)
         result = run(vocab, tmp_path / f"{name}.arrow", tmp_path / "out")
         check_refused(result, rf"{name}\.arrow is not a whole Arrow stream", tmp_path)
 
 
 def test_missing_input_exits_3(vocab: Path, tmp_path: Path) -> None:
-    """A file or glob that is not there is exit code 3; a kind of file that is not read, 2."""
+    """A file that is not there is exit code 3."""
     check_refused(run(vocab, tmp_path / "none.jsonl", tmp_path / "out"), "no such file", tmp_path, 3)
-    check_refused(run(vocab, tmp_path / "*.arrow", tmp_path / "out"), "no file matches it", tmp_path, 3)
-    (tmp_path / "x.txt").write_text("a\n")
-    check_refused(run(vocab, tmp_path / "x.txt", tmp_path / "out"), r"not a \.jsonl, \.json or \.arrow", tmp_path)
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(vocab: Path, tmp_path: Path) -> None:
+    """Each type names the other one's file."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    check_refused(
+        run(source, source, tmp_path / "out"), "is not a SentencePiece model .*HuggingFaceTokenizer", tmp_path
+    )
+    result = run(vocab, source, tmp_path / "out", "--tokenizer_type", "HuggingFaceTokenizer")
+    check_refused(result, r"is not a Hugging Face tokenizer\.json", tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--split_sentences"], ["--keep_newlines"], ["--merge_file", "merges.txt"]])
+def test_flags_of_upstream_that_would_change_the_result_are_refused(tmp_path: Path, flags: list[str]) -> None:
+    """They are named as not supported, before anything is read."""
+    result = run(tmp_path / "none", tmp_path / "none.jsonl", tmp_path / "out", *flags)
+    assert result.returncode == 2
+    assert f"{flags[0]} is not supported" in result.stderr
+
+
+def test_counts_by_source(vocab: Path, tmp_path: Path) -> None:
+    """Each source's documents, characters, bytes, tokens and byte tokens, against counts made one by one."""
+    sources = [("news", "forum", "tales")[i * i % 3 if i < 200 else 2] for i in range(300)]
+    texts = [text + ("\U0001f600" if i % 11 == 0 else "") for i, text in enumerate(TEXTS)]
+    source = write_arrow(tmp_path / "x.arrow", {"text": texts, "source": sources})
+    assert run(vocab, source, tmp_path / "out", "--append_eod").returncode == 0
+    manifest = outputs(tmp_path / "out")[2]
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert list(manifest["sources"]) == ["forum", "news", "tales"]
+    for name, counts in manifest["sources"].items():
+        mine = [text for text, one in zip(texts, sources, strict=True) if one == name]
+        ids = [encode(text) for text in mine]
+        tokens = sum(len(one) + 1 for one in ids if one)
+        byte_tokens = sum(3 <= token < 259 for one in ids for token in one)
+        assert counts == {
+            "documents": len(mine), "empty_documents": mine.count(""), "characters": sum(map(len, mine)),
+            "bytes": sum(len(text.encode()) for text in mine), "tokens": tokens,
+            "sequences": len(mine) - mine.count(""),
+            "unknown_tokens": 0, "byte_tokens": byte_tokens,
+            "tokens_per_byte": round(tokens / sum(len(text.encode()) for text in mine), 6),
+            "fallback_rate": round(byte_tokens / tokens, 6),
+        }  # fmt: skip
+    assert sum(counts["byte_tokens"] for counts in manifest["sources"].values()) == manifest["byte_tokens"] > 50
+
+
+@pytest.mark.parametrize("flags", [["--prepend_bos"], ["--prepend_bos", "--append_eod"], ["--append_eod"], []])
+def test_bos_and_eod_stand_around_every_document_with_tokens(vocab: Path, tmp_path: Path, flags: list[str]) -> None:
+    """As asked, in the ids and in the manifest; an empty document has neither."""
+    assert run(vocab, write_jsonl(tmp_path / "x.jsonl", TEXTS), tmp_path / "out", *flags).returncode == 0
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    before, after = [1] * ("--prepend_bos" in flags), [2] * ("--append_eod" in flags)
+    assert documents(tmp_path / "out") == [[*before, *encode(text), *after] for text in TEXTS if text]
+    manifest = outputs(tmp_path / "out")[2]
+    assert (manifest["prepend_bos"], manifest["append_eod"]) == (bool(before), bool(after))
+
+
+def test_backends_give_the_same_bytes_and_say_so(vocab: Path, tmp_path: Path) -> None:
+    """gigatoken and sentencepiece: one .bin and .idx, also with control texts and a long document."""
+    texts = [*TEXTS, "en </s> hane", "  <s>", "Hane gol. " * 150_000, "engen"]
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    found = {}
+    for backend in ("gigatoken", "sentencepiece"):
+        result = run(vocab, source, tmp_path / backend, "--append_eod", "--tokenizer_backend", backend)
+        assert result.returncode == 0, result.stderr
+        assert f"Tokenising with {backend}" in result.stderr
+        found[backend] = outputs(tmp_path / backend)
+    assert found["gigatoken"][:2] == found["sentencepiece"][:2]
+    assert found["gigatoken"][2]["backends"] == {"gigatoken": 302, "sentencepiece": 2}
+    assert found["sentencepiece"][2]["backends"] == {"sentencepiece": 304}
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert documents(tmp_path / "gigatoken")[-2] == [*encode(texts[-2]), 2]
+
+
+def test_an_unfit_model_is_tokenised_by_its_own_library(tmp_path: Path) -> None:
+    """A model that normalises text: sentencepiece's ids, and the reason on stderr and in the manifest."""
+    vocab = train(tmp_path / "x.model", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    result = run(vocab, source, tmp_path / "out")
+    assert "Tokenising with sentencepiece (gigatoken is not used: its ids differ" in result.stderr
+    manifest = outputs(tmp_path / "out")[2]
+    assert manifest["backends"] == {"sentencepiece": 300}
+    assert manifest["why_not_fast"][0].startswith("its ids differ from sentencepiece's on")
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
+    assert documents(tmp_path / "out") == [encode(text) for text in TEXTS if text]
+    result = run(vocab, source, tmp_path / "forced", "--tokenizer_backend", "gigatoken")
+    assert result.returncode == 2
+    assert "gigatoken cannot stand in for sentencepiece" in result.stderr
+
+
+def test_a_vocabulary_over_65500_takes_int32(tmp_path: Path) -> None:
+    """A tokenizer.json of 66,000 words: ids beyond uint16 are whole, and the manifest names the dtype."""
+    words = {f"o{i}": i for i in range(66_000)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="o0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<end>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    source = write_jsonl(tmp_path / "x.jsonl", ["o65998 o1 nix", "o65535 o65536"])
+    flags = ["--tokenizer_type", "HuggingFaceTokenizer", "--append_eod"]
+    result = run(tmp_path / "tokenizer.json", source, tmp_path / "out", *flags)
+    assert result.returncode == 0, result.stderr
+    data, _, manifest = outputs(tmp_path / "out")
+    assert struct.unpack("<7i", data) == (65998, 1, 0, 66000, 65535, 65536, 66000)
+    assert (manifest["dtype"], manifest["unknown_tokens"], manifest["vocab_size"]) == ("int32", 1, 66_001)
 
 
 def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
@@ -196,38 +310,70 @@ def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
     check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
 
 
-def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, tmp_path: Path) -> None:
-    """TERM to every process at once, as Slurm sends it: exit code 75, no output, no worker left; then it runs again."""
-    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
+def start(vocab: Path, source: Path, prefix: Path) -> subprocess.Popen[str]:
+    """Start it with two workers, and return when it has tokenised the first block of many."""
     process = subprocess.Popen(
-        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
+        [*command(vocab, source, prefix, "--workers", "2"), "--log_interval", "16"],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("Processed 16 documents (")
+    while not (line := process.stderr.readline()).startswith("Processed "):
+        assert line
+    return process
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 MB of documents."""
+    path = tmp_path_factory.mktemp("large") / "x.jsonl"
+    path.write_bytes(write_jsonl(path, TEXTS).read_bytes() * 1500)
+    return path
+
+
+def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, large: Path, tmp_path: Path) -> None:
+    """TERM to every process at once, as Slurm sends it: exit code 75, no output, no process; then it runs again."""
+    process = start(vocab, large, tmp_path / "out")
     os.killpg(process.pid, signal.SIGTERM)
     assert "Traceback" not in process.communicate(timeout=60)[1]
     assert process.returncode == 75
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-    write_jsonl(source, TEXTS)
-    assert run(vocab, source, tmp_path / "out").returncode == 0
+    assert not list(tmp_path.iterdir())
+    assert run(vocab, write_jsonl(tmp_path / "x.jsonl", TEXTS), tmp_path / "out").returncode == 0
     assert len(documents(tmp_path / "out")) == len([text for text in TEXTS if text])
 
 
-def test_workers_do_not_outlive_a_killed_parent(vocab: Path, tmp_path: Path) -> None:
-    """KILL to the parent alone: its workers end too."""
-    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 400)
-    process = subprocess.Popen(
-        [*command(vocab, source, tmp_path / "out", "--workers", "2"), "--log_interval", "16"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("Processed 16 documents (")
+def test_nothing_outlives_a_kill(vocab: Path, large: Path, tmp_path: Path) -> None:
+    """KILL in the middle: every process is gone, and nothing is published."""
+    process = start(vocab, large, tmp_path / "out")
     process.kill()
     process.communicate(timeout=60)  # returns when the last holder of stderr is gone
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_run_after_kills_at_any_moment_gives_the_same_bytes(vocab: Path, tmp_path: Path) -> None:
+    """Kills from the start of Python to the renames, then a whole run: its files are those of an undisturbed one."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS * 20)
+    begun = time.monotonic()
+    assert run(vocab, source, tmp_path / "whole", "--append_eod").returncode == 0
+    whole = time.monotonic() - begun
+    claim = tmp_path / "claim.json"
+    for attempt, part in enumerate((0.3, 0.6, 0.8, 0.9, 0.95, None)):
+        claim.write_text(json.dumps({"attempt": f"a{attempt}"}))
+        environment = {**os.environ, "SNAKMODEL_CLAIM": str(claim), "SNAKMODEL_ATTEMPT": f"a{attempt}"}
+        process = subprocess.Popen(
+            command(vocab, source, tmp_path / "out", "--append_eod"), stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            process.wait(None if part is None else part * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_it_starts_without_torch() -> None:

@@ -9,11 +9,12 @@ import torch
 
 from megatron_llm import checkpoint
 from megatron_llm.files import Superseded
-from megatron_llm.model import Llama, initial_weights
+from megatron_llm.model import Llama, initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer
-from megatron_llm.parallel import World, fill, shard
+from megatron_llm.parallel import World
 from megatron_llm.retention import prune
+from megatron_llm.sharding import fill, parameters_by_name, shard
 
 
 @pytest.fixture
@@ -22,10 +23,11 @@ def saved(tmp_path: Path, world: World, tiny_config: ModelConfig) -> Path:
     with torch.device("meta"):
         model = Llama(tiny_config)
     shard(model, world, bf16=False)
-    fill(model, world, initial_weights(tiny_config, 1, 0.02))
-    optimizer = build_optimizer(model, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
+    parameters = parameters_by_name([model])
+    fill(parameters, shapes(tiny_config), world, initial_weights(tiny_config, 1, 0.02))
+    optimizer = build_optimizer(parameters.values(), betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
     for iteration in range(5, 31, 5):
-        checkpoint.save(tmp_path, model, optimizer, tiny_config, {"iteration": iteration}, world)
+        checkpoint.save(tmp_path, parameters, optimizer, tiny_config, {"iteration": iteration}, world)
     (tmp_path / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
     return tmp_path
 

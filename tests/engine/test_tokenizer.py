@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 
+from megatron_llm import vocabulary
 from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.tokenizer import as_control, build
+from megatron_llm.tokenizer import build
 
 WORDS = "en hane gol højt over den våde eng mens æbler faldt og børn lo ad gæs katte løb hunde sov fugle fløj"
 TEXT = [" ".join(WORDS.split()[(i * k) % 22] for k in range(1, 12)) + "." for i in range(1, 200)]
+LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+"""Settings of Llama's tokenizer: nothing is normalised."""
 CONTROLS = ["<s>", "</s>", "<unk>", "<CLS>", "<SEP>", "<EOD>", "<MASK>", "<PAD>"]
 
 
@@ -92,8 +98,6 @@ def test_a_symbol_that_is_no_special_token_still_matches(special: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(special))
     for text in [*TEXT, "en <table> eng"]:
         assert tokenizer.encode(text) == reference.encode(text)
-    model = special.read_bytes()
-    assert sum(a != b for a, b in zip(model, as_control(model, ["<EOD>"]), strict=True)) == 1
 
 
 def test_extra_tokens_split_the_text(plain: Path) -> None:
@@ -141,7 +145,7 @@ def test_a_truncated_model_is_refused(plain: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_built_is_refused(plain: Path, tmp_path: Path) -> None:
     """An unknown type names the valid one, a missing file is InputsMissing; forbidden additions and a lost EOD too."""
-    with pytest.raises(UserError, match="BertTokenizer is unknown; valid: SentencePieceTokenizer"):
+    with pytest.raises(UserError, match="BertTokenizer is unknown; valid: SentencePieceTokenizer, Hugging"):
         build("BertTokenizer", plain)
     with pytest.raises(InputsMissing, match=r"none\.model cannot be read: No such file"):
         build("SentencePieceTokenizer", tmp_path / "none.model")
@@ -149,3 +153,82 @@ def test_what_cannot_be_built_is_refused(plain: Path, tmp_path: Path) -> None:
         build("SentencePieceTokenizer", plain, no_new_tokens=True, vocab_extra_ids_list="<a>")
     with pytest.raises(UserError, match="neither <EOD> nor an end-of-sentence piece"):
         build("SentencePieceTokenizer", train(tmp_path / "no_eos.model", eos_id=-1), no_new_tokens=True)
+
+
+def awkward_text(seed: int, length: int) -> str:
+    """Words, runs of spaces, line ends, SentencePiece's own space symbol, emoji and controls, at random."""
+    source = random.Random(seed)
+    pieces = [
+        *WORDS.split(),
+        " ",
+        "  ",
+        "     ",
+        " \n",
+        "\n ",
+        "\t",
+        "\u2581",
+        " \u2581",
+        "\u2581 ",
+        "😀",
+        "\x00",
+        ".",
+        "ʒ",
+    ]
+    return "".join(source.choice(pieces) + source.choice(("", " ")) for _ in range(length))
+
+
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False}, {"user_defined_symbols": ["<table>", "    "]}])
+def test_a_long_text_is_cut_without_changing_its_ids(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a space before the text: parts of some words, and the ids of the whole."""
+    path = train(tmp_path / "x.model", **LLAMA, **options)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = build("SentencePieceTokenizer", path, no_new_tokens=True)
+    assert tokenizer.uncut is None
+    monkeypatch.setattr(vocabulary, "LONG", 40)
+    parts = 0
+    for seed in range(300):
+        text = awkward_text(seed, 100)
+        parts += len(tokenizer.cut(text))
+        assert tokenizer.encode(text) == reference.encode(text)
+    assert parts > 2000
+    for text in ("x" * 100, "x" * 100 + " ", " " * 100, "x" * 40 + " y", "x" * 40 + "  ", "\u2581 a" * 50):
+        assert tokenizer.encode(text) == reference.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalises text"),
+        ({"remove_extra_whitespaces": True}, "normalises text"),
+        ({"split_by_whitespace": False}, "has a space inside"),
+        ({"user_defined_symbols": ["en hane"]}, "'en.hane' has a space inside"),
+        ({"model_type": "unigram", "vocab_size": 290}, "not BPE"),
+        ({"treat_whitespace_as_suffix": True}, "spaces at the end"),
+        ({"byte_fallback": False, "vocab_size": 80}, "no byte fallback"),
+    ],
+)
+def test_a_long_text_is_whole_where_a_cut_could_change_its_ids(
+    options: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models that normalise, or that have pieces across spaces: no cut, and the reason."""
+    path = train(tmp_path / "x.model", **{**LLAMA, **options})
+    tokenizer = build("SentencePieceTokenizer", path, no_new_tokens=True)
+    monkeypatch.setattr(vocabulary, "LONG", 40)
+    assert tokenizer.uncut is not None
+    assert re.search(why, tokenizer.uncut)
+    text = awkward_text(1, 100)
+    assert tokenizer.cut(text) == [text]
+    assert tokenizer.encode(text) == sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(text)
+
+
+def test_extra_tokens_match_across_the_places_of_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listed token that holds a space is found wherever it stands in a long text."""
+    path = train(tmp_path / "x.model", **LLAMA)
+    monkeypatch.setattr(vocabulary, "LONG", 10)
+    tokenizer = build("SentencePieceTokenizer", path, vocab_extra_ids_list="<a b>")
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
+    for length in range(30):
+        text = "en hane gol "[: length % 12] * 3
+        assert tokenizer.encode(f"{text}<a b>{text}") == [*encode(text), 335, *encode(text)]

@@ -1,0 +1,141 @@
+"""A block of documents -> token ids and sizes: the fast encoder where it may be used, the tokenizer's own elsewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from megatron_llm.documents import offsets
+from megatron_llm.fast_tokenizer import Fast, Unfit, open_fast
+from megatron_llm.files import UserError
+from megatron_llm.vocabulary import LONG, Tokenizer
+
+BACKENDS = ("auto", "gigatoken", "sentencepiece")
+SAMPLE_FIRST, SAMPLE_REST = 16, 512
+"""One document in so many is also encoded by the tokenizer's own library: of the first block, of the others."""
+SAMPLE_CHARACTERS = 4096
+"""Of each of them."""
+MEMORY_A_CHARACTER = 50
+"""Bytes that sentencepiece takes to encode a text in one piece."""
+
+Ids = tuple[NDArray[np.uint32], NDArray[np.int64]]
+"""Ids back to back, and how many of them each text has."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Texts to ids. `fast` None means that the tokenizer's own library encodes everything."""
+
+    tokenizer: Tokenizer
+    fast: Fast | None
+    why_not_fast: str
+    """Why `fast` is None; empty where it is there or was not wanted."""
+
+    def encode(self, texts: Any, *, first: bool) -> tuple[Ids, NDArray[np.bool_]]:
+        """The ids of a large_string array (n,), and which texts (n,) bool the tokenizer's own library encoded.
+
+        Raises Unfit when the two disagree on a sample; `first` takes the larger one.
+        """
+        if self.fast is None:
+            return self.encode_slowly(texts), np.ones(len(texts), dtype=np.bool_)
+        self.fast.check(sample(texts, SAMPLE_FIRST if first else SAMPLE_REST))
+        matching = self.find_matches(texts)
+        if not matching.any():
+            return self.encode_parts(texts, self.fast), matching
+        slow = self.encode_slowly(texts.filter(pa.array(matching)))
+        return interleaved(self.encode_parts(texts.filter(pa.array(~matching)), self.fast), slow, matching), matching
+
+    def find_matches(self, texts: Any) -> NDArray[np.bool_]:
+        """Which texts hold a string that the fast encoder would take for one token."""
+        if not self.tokenizer.matched:
+            return np.zeros(len(texts), dtype=np.bool_)
+        pattern = "|".join(map(re.escape, sorted(self.tokenizer.matched)))
+        found: NDArray[np.bool_] = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+        return found
+
+    def encode_slowly(self, texts: Any) -> Ids:
+        """By the tokenizer's own library."""
+        if self.tokenizer.extra:
+            return flattened([self.tokenizer.encode(text) for text in texts.to_pylist()])
+        return self.encode_parts(texts, lambda parts: flattened(self.tokenizer.encode_plain(parts.to_pylist())))
+
+    def encode_parts(self, texts: Any, encode: Any) -> Ids:
+        """Encode texts, long ones in parts."""
+        parts, counts = self.parts(texts)
+        ids, sizes = encode(parts)
+        return (ids, sizes) if counts is None else (ids, np.add.reduceat(sizes, np.cumsum(counts) - counts))
+
+    def parts(self, texts: Any) -> tuple[Any, NDArray[np.int64] | None]:
+        """The parts of all texts, and how many each text (n,) has; None when no text is long."""
+        long = np.flatnonzero(np.diff(offsets(texts)) > LONG)
+        if not len(long):
+            return texts, None
+        pieces, counts, start = [], np.ones(len(texts), dtype=np.int64), 0
+        for row in long.tolist():
+            cut = self.tokenizer.cut(texts[row].as_py())
+            self.forecast(max(map(len, cut)))
+            pieces += [texts.slice(start, row - start), pa.array(cut, pa.large_string())]
+            counts[row], start = len(cut), row + 1
+        return pa.concat_arrays([*pieces, texts.slice(start)]), counts
+
+    def forecast(self, characters: int) -> None:
+        """Say what a text that could not be cut will need."""
+        if characters > 2 * LONG:
+            why = self.tokenizer.uncut or "it has no space to cut at"
+            print(
+                f"A document has {characters / 1e6:.1f} million characters in one piece ({why}): encoding it takes "
+                f"about {characters * MEMORY_A_CHARACTER / 1e9:.2f} GB of memory.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def open_encoder(tokenizer: Tokenizer, backend: str) -> Encoder:
+    """The encoder of --tokenizer_backend. Raises UserError when gigatoken is demanded and unfit."""
+    if backend == "sentencepiece":
+        return Encoder(tokenizer, None, "")
+    try:
+        return Encoder(tokenizer, open_fast(tokenizer), "")
+    except Unfit as why:
+        return without_fast(tokenizer, backend, why)
+
+
+def without_fast(tokenizer: Tokenizer, backend: str, why: Unfit) -> Encoder:
+    """The encoder for when gigatoken is unfit. Raises UserError when it was demanded."""
+    if backend == "gigatoken":
+        raise UserError(
+            f"--tokenizer_backend gigatoken: gigatoken cannot stand in for {tokenizer.reference} here: {why}; "
+            "leave the flag out"
+        ) from why
+    return Encoder(tokenizer, None, str(why))
+
+
+def sample(texts: Any, every: int) -> list[str]:
+    """The beginnings of every so-many-th text."""
+    rows = texts.take(pa.array(np.arange(0, len(texts), every)))
+    beginnings: list[str] = pc.utf8_slice_codeunits(rows, 0, SAMPLE_CHARACTERS).to_pylist()
+    return beginnings
+
+
+def flattened(documents: list[list[int]]) -> Ids:
+    """Lists of ids as two arrays."""
+    sizes = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+    return np.fromiter(chain.from_iterable(documents), dtype=np.uint32, count=int(sizes.sum())), sizes
+
+
+def interleaved(a: Ids, b: Ids, is_b: NDArray[np.bool_]) -> Ids:
+    """Two sets of texts in one order: the next of b where is_b (n,), else the next of a."""
+    sizes = np.empty(len(is_b), dtype=np.int64)
+    sizes[~is_b], sizes[is_b] = a[1], b[1]
+    from_b = np.repeat(is_b, sizes)
+    ids = np.empty(len(from_b), dtype=np.uint32)
+    ids[~from_b], ids[from_b] = a[0], b[0]
+    return ids, sizes

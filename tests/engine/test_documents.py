@@ -1,0 +1,157 @@
+"""Reading documents: blocks of every kind of file, and the place of every mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from megatron_llm import documents
+from megatron_llm.documents import Block, Columns, columns, find_inputs, parse_lines, read_blocks
+from megatron_llm.files import InputsMissing, UserError
+
+TEXTS = [f"Nummer {i}\u2028 æ\u0085 " * (i % 9) for i in range(500)]
+
+
+def read(path: Path, key: str = "text") -> list[Columns]:
+    """All blocks of a file."""
+    return [columns(block, [key]) for block in read_blocks(path, [key])]
+
+
+def texts(found: list[Columns]) -> list[str]:
+    """The documents of all blocks."""
+    return [text for one in found for text in one.texts["text"].to_pylist()]
+
+
+def write_arrow(path: Path, table: Any, rows: int) -> Path:
+    """An Arrow stream in batches of some rows."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_json_lines_come_back_in_order_whatever_the_blocks(tmp_path: Path, end: str) -> None:
+    """Lines longer and shorter than a block, a last one without its line end, and a compressed file."""
+    lines = "\n".join(json.dumps({"id": 1, "text": text}, ensure_ascii=False) for text in [*TEXTS, "x" * 5000]) + end
+    (tmp_path / "x.jsonl").write_text(lines, "utf-8")
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        found = read(tmp_path / name)
+        assert len(found) > 20
+        assert texts(found) == [*TEXTS, "x" * 5000]
+        assert {source for one in found for source in one.sources.to_pylist()} == {"all"}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10_000])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_arrow_batches_are_put_together_and_cut(tmp_path: Path, rows: int, kind: Any) -> None:
+    """Batches much smaller and larger than a block give the same documents and sources, in blocks of about its size."""
+    sources = ["a", "b", "c"] * 200
+    table = pa.table({"text": pa.array(TEXTS, kind), "source": pa.array(sources[:500], pa.string())})
+    found = read(write_arrow(tmp_path / "x.arrow", table, rows))
+    assert texts(found) == TEXTS
+    assert [source for one in found for source in one.sources.to_pylist()] == sources[:500]
+    assert 10 < len(found) < 100
+
+
+def test_one_document_longer_than_a_block(tmp_path: Path) -> None:
+    """It is a block of its own size, not cut."""
+    table = pa.table({"text": ["a", "x" * 5000, "b", "", "c" * 999]})
+    assert texts(read(write_arrow(tmp_path / "x.arrow", table, 10))) == ["a", "x" * 5000, "b", "", "c" * 999]
+
+
+def test_no_documents(tmp_path: Path) -> None:
+    """An empty file and a stream without rows have no blocks."""
+    (tmp_path / "x.jsonl").write_bytes(b"")
+    assert read(tmp_path / "x.jsonl") == []
+    assert texts(read(write_arrow(tmp_path / "x.arrow", pa.table({"text": pa.array([], pa.string())}), 10))) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": \n', "x, line 12 is not valid JSON"),
+        (b'{"text": "a"}\n\n', "x, line 12 is not valid JSON"),
+        (b'{"text": "\xff"}\n', "x, line 11 is not valid JSON"),
+        (b'{"text": "a\tb"}\n', "x, line 11 is not valid JSON"),
+        (b'{"text": "a"}{"text": "b"}\n', "x, line 11 is not valid JSON"),
+        (b'{"text":\n"a"}\n', "x, line 11 is not valid JSON"),
+        (b"{'text': 'a'}\n", "x, line 11 is not valid JSON"),
+        (b'["a"]\n', "x, line 11 is not a JSON object"),
+        (b'{"text": "a"}\n{"body": "a", "id": 1}\n', r"x, line 12: there is no 'text', only \['body', 'id'\]"),
+        (b'{"text": null}\n', "x, line 11: 'text' is None"),
+        (b'{"text": 5}\n', "x, line 11: 'text' is 5"),
+        (b'{"text": ["a"]}\n', r"x, line 11: 'text' is \['a'\]"),
+        (b'{"text": "ab\\ud800"}\n', "x, line 11: character 3 of 'text' is half a surrogate pair"),
+    ],
+)
+def test_a_wrong_line_is_named(content: bytes, message: str) -> None:
+    """By its file and number, whatever the fast parser thinks of it."""
+    with pytest.raises(UserError, match=message):
+        columns(Block("x, line", 11, content), ["text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"text": "a", "text": "b"}\n', ["b"]),
+        (b'{"n": 1e999, "text": "a"}\n', ["a"]),
+        (b' {"text": "a"}\r\n{"text": "b"}', ["a", "b"]),
+        (b'{"te\\u0078t": "\\u0000\\ud83d\\ude00"}\n', ["\x00😀"]),
+        (b'{"text": "a", "x": 1}\n{"x": [{"text": "no"}], "text": "b"}\n', ["a", "b"]),
+    ],
+)
+def test_what_only_one_parser_takes_is_read_right(content: bytes, expected: list[str]) -> None:
+    """Keys twice, numbers too large, white space before a line, escapes, other values of changing kinds."""
+    assert columns(Block("x, line", 1, content), ["text"]).texts["text"].to_pylist() == expected
+
+
+def test_plain_lines_take_the_fast_parser() -> None:
+    """Arrow parses what is one object a line, and leaves everything else to Python."""
+    found = parse_lines(b'{"text": "a", "title": "b"}\n{"title": "c", "text": ""}\n', ["text", "title"])
+    assert found is not None
+    assert {key: values.to_pylist() for key, values in found.items()} == {"text": ["a", ""], "title": ["b", "c"]}
+    assert parse_lines(b'{"text": null}\n', ["text"]) is None
+
+
+def test_wrong_columns_are_named(tmp_path: Path) -> None:
+    """A missing column, one of numbers, a null and bytes that are no UTF-8."""
+    with pytest.raises(UserError, match=r"x\.arrow has no column 'text'; its columns: body"):
+        read(write_arrow(tmp_path / "x.arrow", pa.table({"body": ["a"]}), 10))
+    with pytest.raises(UserError, match="column 'text' holds int64; a column of strings is needed"):
+        read(write_arrow(tmp_path / "x.arrow", pa.table({"text": [1]}), 10))
+    with pytest.raises(UserError, match=r"x\.arrow, row 3: 'source' is None"):
+        read(write_arrow(tmp_path / "x.arrow", pa.table({"text": ["a"] * 3, "source": ["s", "s", None]}), 1))
+    bad = pa.LargeStringArray.from_buffers(1, pa.py_buffer(bytes(8) + b"\x01" + bytes(7)), pa.py_buffer(b"\xff"))
+    with pytest.raises(UserError, match=r"x\.arrow, rows from 1 on, 'text': .*UTF8"):
+        read(write_arrow(tmp_path / "x.arrow", pa.table({"text": bad}), 10))
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
+    """One cut off in the middle, and one that is not compressed at all."""
+    whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
+    for content in (whole[: len(whole) // 2], b'{"text": "a"}\n'):
+        (tmp_path / "x.jsonl.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.jsonl\.gz cannot be read after line"):
+            read(tmp_path / "x.jsonl.gz")
+
+
+def test_inputs_are_found_by_name(tmp_path: Path) -> None:
+    """A glob in the order of names; a missing file is InputsMissing, a kind that is not read an error."""
+    for name in ("b.jsonl", "a.arrow", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_inputs(f"{tmp_path}/[ab].*")] == ["a.arrow", "b.jsonl"]
+    with pytest.raises(InputsMissing, match="no such file, and no file matches it"):
+        find_inputs(f"{tmp_path}/d*")
+    with pytest.raises(UserError, match=r"c\.txt: not a file of documents; valid are \.jsonl"):
+        find_inputs(f"{tmp_path}/c.txt")
