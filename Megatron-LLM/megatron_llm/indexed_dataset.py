@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.manifest import Manifest, beside
+from megatron_llm.manifest import beside
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")

@@ -30,7 +30,10 @@ def make_falcon(folder, variant, **changes):
         torch.nn.init.normal_(tensor, mean=1.0 if "ln" in name or "layernorm" in name else 0.0, std=0.3)
     model = model.to(torch.bfloat16)
     model.save_pretrained(folder)
-    Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).save(str(folder / "tokenizer.json"))
+    Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate("abcdefghijkl")}, merges=[])).save(
+        str(folder / "tokenizer.json")
+    )
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "l"}')
     return model
 
 
