@@ -127,12 +127,12 @@ def test_time_limit_over_max_wall(site: Site, of: str) -> None:
 
 def test_array_sizes_are_judged_packed(site: Site) -> None:
     """Where the queue is small, what counts is the arrays that a new run would be packed into."""
-    with submit_limit(site.cluster, 25):
+    with submit_limit(site.cluster, 27):
         done = site.call("preflight.py", "stages: {train: {ranks_per_node: 2}}", "--no-drill", "--scheduler", "slurm")
     assert done.returncode == 0, done.stdout
     text = " ".join(done.stdout.replace("│", " ").split())
     assert "4 elements at most, of up to 2 shard(s); MaxArraySize is 20001" in text, text
-    assert "MaxSubmitJobsPerUser of QOS normal = 25, 0 of it in use" in text
+    assert "MaxSubmitJobsPerUser of QOS normal = 27, 0 of it in use" in text
 
 
 def test_read_only_run_folder(site: Site) -> None:
