@@ -33,9 +33,9 @@ import numpy as np
 import pyarrow as pa
 from submit import machine
 
-from snakmodel.config import PROJECT
 from snakmodel.minhash import RECORD, BandHasher, Parameters
 from snakmodel.publish import run_main
+from snakmodel.settings import PROJECT
 from snakmodel.signature_file import SignatureWriter
 
 PARTS = ("signatures", "command", "datatrove", "scale")

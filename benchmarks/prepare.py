@@ -27,8 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from snakmodel.config import PROJECT
 from snakmodel.publish import append_file, fsync, run_main
+from snakmodel.settings import PROJECT
 
 FILES = 4
 SMALL = 8

@@ -23,11 +23,14 @@ from typing import Any, TypeVar
 from sentencepiece import SentencePieceTrainer
 
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT, Cluster, Config, Recipe
+from snakmodel.cluster import Cluster
+from snakmodel.config import Config
 from snakmodel.limits import pack_for_queue
 from snakmodel.plan import Plan, make_plan
 from snakmodel.publish import run_main
+from snakmodel.recipe import Recipe
 from snakmodel.scheduler import SlurmScheduler
+from snakmodel.settings import PROJECT
 from snakmodel.slurm import make_executor
 from snakmodel.tasklist import marker_path
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from snakmodel.config import Resources
+from snakmodel.cluster import Resources
 from snakmodel.squeue import ask
 
 _USER = ["DefaultAccount", "Account", "Partition", "DefaultQOS", "MaxSubmitJobs", "MaxJobs", "GrpSubmitJobs", "MaxWall"]

@@ -26,13 +26,14 @@ from pathlib import Path
 from snakmodel import config as configuration
 from snakmodel.attempts import Attempt, log_event
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT, Config
+from snakmodel.config import Config
 from snakmodel.jobqueue import array_ranges
 from snakmodel.local import LocalScheduler
 from snakmodel.lock import run_lock
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main
+from snakmodel.settings import PROJECT
 from snakmodel.slurm import active_packs, read_submissions
 
 STEPS: Mapping[str, Sequence[str]] = {

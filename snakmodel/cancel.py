@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from snakmodel.attempts import log_event
-from snakmodel.config import suggest
 from snakmodel.jobqueue import RUNNING, Job, Owner, ask_squeue
 from snakmodel.publish import UserError
 from snakmodel.runfiles import RunFiles, find_run
+from snakmodel.settings import suggest
 from snakmodel.squeue import Unanswered, ask
 
 _SETTLE_SECONDS = 300

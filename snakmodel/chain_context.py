@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.config import Config, Tokenizer
+from snakmodel.config import Config
 from snakmodel.publish import UserError
+from snakmodel.recipe import Tokenizer
 from snakmodel.sources import Part
 from snakmodel.stage import Input, Stage, Task, fingerprint
 

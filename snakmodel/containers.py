@@ -19,7 +19,8 @@ from snakmodel.publish import UserError
 from snakmodel.tasklist import ContainerSpec, TaskList
 
 if TYPE_CHECKING:
-    from snakmodel.config import Cluster, Config, Resources
+    from snakmodel.cluster import Cluster, Resources
+    from snakmodel.config import Config
 
 _NEEDED = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT|LISTEN_FD)|PYTHONPATH|PYTHONUNBUFFERED|TZ|LANG"
@@ -30,7 +31,7 @@ _NEEDED = re.compile(
 
 def container_spec(config: Config, root: Path, resources: Resources) -> ContainerSpec | None:
     """What a stage's commands run in, or None. Folders that the chain reads and writes are bound under their names."""
-    from snakmodel.config import PROJECT
+    from snakmodel.settings import PROJECT
 
     container, recipe = resources.container, config.recipe
     if container is None or container.runtime == "none":

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from snakmodel.attempts import Attempt
-from snakmodel.config import Config, Resources
+from snakmodel.cluster import Resources
+from snakmodel.config import Config
 from snakmodel.drill_rank import HELLO, REPORT, Note
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan

@@ -23,9 +23,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from snakmodel.config import Config, Recipe
+from snakmodel.config import Config
 from snakmodel.minhash import BandHasher, Parameters
 from snakmodel.plan import Plan
+from snakmodel.recipe import Recipe
 from snakmodel.sources import input_files
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}

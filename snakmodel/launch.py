@@ -18,7 +18,6 @@ from rich.table import Table
 
 from snakmodel import config as configuration
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT
 from snakmodel.containers import check_local
 from snakmodel.jobqueue import array_ranges
 from snakmodel.limits import pack_for_queue
@@ -28,6 +27,7 @@ from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
 from snakmodel.scheduler import SlurmScheduler
+from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from snakmodel.accounting import Accounting, Place, slurm_settings
-from snakmodel.config import Cluster
+from snakmodel.cluster import Cluster
 from snakmodel.publish import UserError
 from snakmodel.squeue import ENDED, Unanswered, ask
 from snakmodel.stage import Stage

@@ -19,9 +19,9 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from snakmodel.config import PROJECT
 from snakmodel.plan import Plan
 from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED
+from snakmodel.settings import PROJECT
 from snakmodel.stage import Stage
 from snakmodel.supervise import die_with_parent
 

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from snakmodel.chain import build
-from snakmodel.config import PROJECT, Config, suggest
+from snakmodel.config import Config
 from snakmodel.containers import container_spec, srun_flags
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError, remove, write_json, write_text
+from snakmodel.settings import PROJECT, suggest
 from snakmodel.sources import plan_shards, skipped_note
 from snakmodel.stage import Chain, Stage
 from snakmodel.tasklist import InputSpec, TaskList, TaskSpec

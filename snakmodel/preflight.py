@@ -19,7 +19,8 @@ from rich.table import Table
 from snakmodel import config as configuration
 from snakmodel import drill
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT, Config, Resources
+from snakmodel.cluster import Resources
+from snakmodel.config import Config
 from snakmodel.containers import check_local
 from snakmodel.drill import Finding
 from snakmodel.forecast import forecast_plan, free, gigabytes, used
@@ -27,6 +28,7 @@ from snakmodel.launch import make_writable
 from snakmodel.limits import check_indices, pack_for_queue, read_limits
 from snakmodel.plan import Plan, make_plan
 from snakmodel.publish import UserError
+from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import Partition, alike, ask, partition_of, partitions, read_accounting, refusal
 

@@ -16,9 +16,10 @@ import yaml
 
 from snakmodel import lock
 from snakmodel.attempts import ExitRecord
-from snakmodel.config import PROJECT, load_cluster
+from snakmodel.config import load_cluster
 from snakmodel.paths import RunPaths
 from snakmodel.publish import Marker, UserError
+from snakmodel.settings import PROJECT
 from snakmodel.tasklist import TaskList
 
 _TAIL_BYTES = 1 << 16

@@ -17,11 +17,12 @@ from typing import Any
 
 import submitit
 
-from snakmodel.config import PROJECT, Resources
+from snakmodel.cluster import Resources
 from snakmodel.jobqueue import array_ranges
 from snakmodel.once import read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
+from snakmodel.settings import PROJECT
 from snakmodel.squeue import my_elements, same_job
 from snakmodel.stage import Stage
 

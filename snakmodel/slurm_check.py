@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snakmodel.accounting import Accounting, slurm_settings
-from snakmodel.config import Resources
+from snakmodel.cluster import Resources
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
 from snakmodel.slurm import LEAKS, make_executor

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from snakmodel.config import PROJECT, Resources
+from snakmodel.cluster import Resources
 from snakmodel.publish import Marker, UserError
+from snakmodel.settings import PROJECT
 from snakmodel.tasklist import marker_path
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from snakmodel.accounting import Accounting, Place
-from snakmodel.config import Resources
+from snakmodel.cluster import Resources
 
 ROW = dict.fromkeys(["Partition", "MaxSubmitJobs", "MaxJobs", "GrpSubmitJobs", "MaxWall"], "")
 OWN = {**ROW, "DefaultAccount": "a", "Account": "a", "DefaultQOS": "", "MaxWall": "2:00:00"}

@@ -21,7 +21,7 @@ from snakmodel.attempts import (
     outcome,
     take_claim,
 )
-from snakmodel.config import Cluster
+from snakmodel.cluster import Cluster
 from snakmodel.publish import UserError, write_json
 from snakmodel.requeue import JobState
 

@@ -10,8 +10,8 @@ import yaml
 
 from snakmodel import config
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT
 from snakmodel.publish import UserError
+from snakmodel.settings import PROJECT
 from tests import toy
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from snakmodel.config import PROJECT, Cluster
+from snakmodel.cluster import Cluster
 from snakmodel.containers import check_local, contain, inner_python, needed, supervisor_python
 from snakmodel.publish import UserError
+from snakmodel.settings import PROJECT
 from snakmodel.supervise import python_of
 from snakmodel.tasklist import TaskList
 from tests import toy

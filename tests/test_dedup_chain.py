@@ -10,11 +10,13 @@ import pytest
 
 from snakmodel import chain_data
 from snakmodel.chain_context import Context
-from snakmodel.config import Cluster, Config, Recipe
+from snakmodel.cluster import Cluster
+from snakmodel.config import Config
 from snakmodel.dedup import parse_arguments
 from snakmodel.dedup_flags import parameters_of
 from snakmodel.minhash import Parameters
 from snakmodel.prepare import Part
+from snakmodel.recipe import Recipe
 from snakmodel.stage import Stage
 from tests import toy
 

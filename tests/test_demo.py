@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from snakmodel.chain import STAGES
-from snakmodel.config import PROJECT
 from snakmodel.publish import Marker
+from snakmodel.settings import PROJECT
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from snakmodel.chain import STAGES
-from snakmodel.config import Cluster, Config, Recipe, Resources
+from snakmodel.cluster import Cluster, Resources
+from snakmodel.config import Config
 from snakmodel.drill import Drill, findings, small
 from snakmodel.drill_rank import Note
 from snakmodel.forecast import forecast
+from snakmodel.recipe import Recipe
 from snakmodel.slurm import make_executor
 from snakmodel.slurm_check import Partition, alike, ask, minutes, partition_of
 from snakmodel.stage import Stage

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.config import Cluster, Config, Recipe, Resources
+from snakmodel.cluster import Cluster, Resources
+from snakmodel.config import Config
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan
+from snakmodel.recipe import Recipe
 from snakmodel.stage import Chain, Input, Stage, Task
 
 PUBLISH = (

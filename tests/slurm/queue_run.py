@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
-from snakmodel.config import Cluster as Settings
+from snakmodel.cluster import Cluster as Settings
 from snakmodel.limits import pack_for_queue
 from snakmodel.lock import run_lock
 from snakmodel.once import read_lines

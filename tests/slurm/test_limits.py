@@ -19,7 +19,7 @@ from .queue_run import QueueRun
 from .toy_run import ToyRun
 
 READ = (
-    "import sys; from snakmodel.config import Cluster, Resources; from snakmodel.limits import read_limits\n"
+    "import sys; from snakmodel.cluster import Cluster, Resources; from snakmodel.limits import read_limits\n"
     "from snakmodel.stage import Stage\n"
     "stages = [Stage('a', (), {}, Resources()), Stage('b', (), {}, Resources(qos='few'))]\n"
     "one = read_limits(Cluster(), stages[:int(sys.argv[1])])\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.config import Resources
+from snakmodel.cluster import Resources
 from snakmodel.stage import Stage, Task
 
 from ..engine.conftest import tiny_config, tiny_data

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from snakmodel.config import Resources
+from snakmodel.cluster import Resources
 from snakmodel.scheduler import SlurmScheduler
 from snakmodel.stage import Stage, Task
 from tests import toy
