@@ -151,16 +151,17 @@ def _selected(folder: Path, shares: Mapping[str, float] | None) -> list[InputFil
             for name in (_stem(path), path.name):
                 direct.setdefault(name, []).append((_stem(path), path))
     names = {**direct, **groups}
-    wanted = [name for name in shares or [ALL] if name != ALL or ALL in names]
+    shares = shares or {}
+    wanted = [name for name in shares if name != ALL or ALL in names]
     if not wanted:
-        return [InputFile(*pair) for pairs in groups.values() for pair in pairs]
+        return [InputFile(*pair, shares.get(ALL, 1.0)) for pairs in groups.values() for pair in pairs]
     chosen: list[InputFile] = []
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"unknown source {name!r}; {folder} has {', '.join(map(repr, names))}{hint}")
-        chosen += [InputFile(*pair, (shares or {})[name]) for pair in names[name]]
+        chosen += [InputFile(*pair, shares[name]) for pair in names[name]]
     if len({one.path for one in chosen}) < len(chosen):
         raise UserError(f"the sources {', '.join(map(repr, wanted))} name the same file twice; name each text once")
     return chosen

@@ -106,6 +106,19 @@ def test_names_without_their_endings(tmp_path: Path) -> None:
     assert input_files(raw, {"news.jsonl.gz": 0.5})[0].share == 0.5
     write(raw / "all/y.txt", b"y")
     assert [one.path.name for one in input_files(raw, {"all": 1.0})] == ["y.txt"]
+    assert len(input_files(raw, None)) == len(everything) + 1
+
+
+def test_all_stands_for_every_source(tmp_path: Path) -> None:
+    """With a share of its own too; a file called all.txt is one source among others where nothing is selected."""
+    for name in ("a.txt", "b.txt"):
+        write(tmp_path / name, b"x\n")
+    assert [(one.path.name, one.share) for one in input_files(tmp_path, {"all": 0.5})] == [
+        ("a.txt", 0.5),
+        ("b.txt", 0.5),
+    ]
+    write(tmp_path / "all.txt", b"x\n")
+    assert [one.path.name for one in input_files(tmp_path, None)] == ["a.txt", "all.txt", "b.txt"]
 
 
 def test_an_estimate_of_the_text(tmp_path: Path) -> None:

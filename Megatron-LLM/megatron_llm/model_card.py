@@ -136,10 +136,13 @@ def _data(run: Run) -> str:
                 counter[source] += int(entry[name])
     for one in run.counts["dedup-filter"]:
         kept.update(one["sources"])
-    rows = [(source, count, kept[source], raw["bytes"][source]) for source, count in raw["documents"].items()]
-    total = ("all", raw["documents"].total(), kept.total(), raw["bytes"].total())
-    table = _table(("source", "documents", "after deduplication", "bytes"), [*rows, total])
-    return f"## Data\n\n{table}\n\nTokens: {run.total('merge-tokens', 'tokens'):,}."
+    tokens = {name: int(one["tokens"]) for name, one in run.counts["merge-tokens"][0].get("sources", {}).items()}
+    rows = [
+        (source, count, kept[source], raw["bytes"][source], tokens.get(source, 0))
+        for source, count in raw["documents"].items()
+    ]
+    total = ("all", raw["documents"].total(), kept.total(), raw["bytes"].total(), run.total("merge-tokens", "tokens"))
+    return "## Data\n\n" + _table(("source", "documents", "after deduplication", "bytes", "tokens"), [*rows, total])
 
 
 def _deduplication(run: Run) -> str:

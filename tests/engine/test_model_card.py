@@ -31,7 +31,7 @@ def make_run(root):
             {"documents": 900, "sources": {"news": 900}},
             {"documents": 500, "sources": {"news": 150, "web": 350}},
         ],
-        "merge-tokens": [{"tokens": 123456}],
+        "merge-tokens": [{"tokens": 123456, "sources": {"news": {"tokens": 123000}, "web": {"tokens": 456}}}],
     }  # fmt: skip
     for stage, tasks in counts.items():
         (root / "markers" / stage).mkdir(parents=True)
@@ -60,10 +60,9 @@ def test_a_card_filled_from_the_run(tmp_path):
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "llama2"
     for text in (
         "parameters (float32): Llama-2-7b-hf (llama2), continually pre-trained",
-        "| news | 1,200 | 1,050 | 5,900 |",
-        "| web | 400 | 350 | 7 |",
-        "| all | 1,600 | 1,400 | 5,907 |",
-        "Tokens: 123,456.",
+        "| news | 1,200 | 1,050 | 5,900 | 123,000 |",
+        "| web | 400 | 350 | 7 | 456 |",
+        "| all | 1,600 | 1,400 | 5,907 | 123,456 |",
         "removed 200 of 1,600 documents (12.5%)",
         "num_perm 64, threshold 0.85",
         "clusters 37",

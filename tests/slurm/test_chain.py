@@ -15,6 +15,27 @@ from snakmodel.chain import STAGES
 
 from .conftest import REPOSITORY, Cluster
 
+SWAP = """
+import sys
+from pathlib import Path
+
+import torch
+
+from snakmodel.publish import Marker
+
+root = Path(sys.argv[1])
+path = root / "megatron/release/mp_rank_00/model_optim_rng.pt"
+content = torch.load(path, weights_only=False)
+layers = content["model"]["language_model"]["transformer"]
+name = "layers.0.mlp.dense_h_to_4h.weight"
+layers[name] = torch.cat(layers[name].chunk(2)[::-1])
+torch.save(content, path)
+marker = root / "markers/convert/00000.json"
+outputs = ["megatron/release", "megatron/latest_checkpointed_iteration.txt"]
+Marker.of(root, Marker.read(marker).key, outputs).write(marker)
+"""
+"""Up and gate of the first layer change places in the converted weights, and convert's marker is made to agree."""
+
 
 class Run:
     """A run of the demonstration, submitted as the unprivileged user."""
@@ -102,6 +123,24 @@ def test_one_lost_marker_is_one_task(run: Run) -> None:
     rows = run.cluster.wait([new[0]["job"]], "COMPLETED", "FAILED", timeout=60)
     assert [(row["JobID"], row["State"]) for row in rows] == [(f"{new[0]['job']}_2", "COMPLETED")], run.logs()
     assert "Nothing was submitted" in run.submit().stdout
+
+
+def test_a_failing_gate_stops_the_chain(run: Run) -> None:
+    """Weights that convert left wrong, with a marker that verifies: verify fails, and shard never starts."""
+    before = run.submissions()
+    root = run.folder / "runs" / "wrong"
+    run.cluster.run(["cp", "-r", run.root, root])
+    run.cluster.run([sys.executable, "-c", SWAP, root], cwd=REPOSITORY)
+    for name in ("markers/verify", "markers/shard", "sharded", "submissions.jsonl", "intents.jsonl"):
+        run.cluster.run(["rm", "-r", root / name])
+    run.submit("--run-dir", str(root), "--only", "verify", "shard")
+    submitted = [json.loads(line) for line in (root / "submissions.jsonl").read_text().splitlines()]
+    assert [one["stage"] for one in submitted] == ["verify", "shard"]
+    run.cluster.wait([submitted[0]["job"]], "FAILED", timeout=120)
+    run.cluster.wait([submitted[1]["job"]], "CANCELLED", timeout=60)
+    assert "FAILED: the logits differ" in (run.folder / "logs" / "wrong" / "verify" / "00000.out").read_text()
+    assert not (root / "sharded").exists()
+    assert run.submissions() == before
 
 
 def test_a_refused_submission_says_what_slurm_said(run: Run) -> None:
