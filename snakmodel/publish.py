@@ -58,7 +58,12 @@ class Superseded(Exception):
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code."""
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # as in `jobs/status.py | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR)
