@@ -110,7 +110,7 @@ def test_launcher_killed_between_acceptance_and_journal(cluster: Cluster) -> Non
     """The job of a killed launcher runs unaided; the next launcher adopts it by its token and submits the rest."""
     run = QueueRun.new(cluster, "killed", 3)
     pid = f"$(sed -E 's/.*\"pid\": ([0-9]+).*/\\1/' {run.root}/lock)"
-    run.wrap("sbatch", f'/usr/bin/sbatch "$@"; kill -9 {pid}; sleep 600 & echo $! > {run.folder}/left; wait')
+    run.wrap("sbatch", f'/usr/bin/sbatch "$@"; sleep 600 & echo $! > {run.folder}/left; kill -9 {pid}; wait')
     assert run.launch(check=False).returncode == -signal.SIGKILL
     left = int((run.folder / "left").read_text())
     cluster.run(["kill", str(left)])
