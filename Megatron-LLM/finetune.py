@@ -22,10 +22,10 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     """Parse, join the other ranks, train."""
     import torch
 
-    from megatron_llm import arguments, parallel, train
+    from megatron_llm import arguments, layout, parallel, train
 
     args = arguments.parse(argv)
-    arguments.batch_layout(args, parallel.world_size_in_environment())
+    layout.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
     world = parallel.start(args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
     return train.run(args, world, stop)
@@ -34,7 +34,7 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
     from megatron_llm.files import EXIT_INPUTS_MISSING, EXIT_USER_ERROR, InputsMissing, Superseded, UserError
-    from megatron_llm.train import Diverged
+    from megatron_llm.trainer import Diverged
 
     try:
         return main(argv, stop)

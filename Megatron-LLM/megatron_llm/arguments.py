@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from megatron_llm import argument_checks
 from megatron_llm.files import UserError
 from megatron_llm.gpt_dataset import DataPaths
 from megatron_llm.model_config import ModelConfig
@@ -29,11 +30,6 @@ NO_EFFECT = {
     "use_multiquery_attn": "the number of kv heads decides",
 }
 """Flags of published scripts that change nothing in this engine, and why."""
-PARALLEL = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "num_layers_per_virtual_pipeline_stage",
-)
 GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
 
 
@@ -193,8 +189,7 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
     no_effect = tuple(name for name in NO_EFFECT if values.pop(name))
     values["train_iters"] = _iterations(values)
     args = Arguments(**values, no_effect=no_effect)
-    _check_supported(args)
-    _check_numbers(args)
+    argument_checks.check(args)
     return args
 
 
@@ -227,84 +222,6 @@ def _options(hint: Any, default: Any) -> dict[str, Any]:
     if get_origin(kind) is list:
         return options | {"nargs": "+", "type": get_args(kind)[0]}
     return options | {"type": kind}
-
-
-def _check_supported(args: Arguments) -> None:
-    if args.fp16:
-        raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
-    for name in ("hidden_dropout", "attention_dropout"):
-        if (value := getattr(args, name)) != 0.0:
-            raise UserError(f"--{name} {value}: only 0.0 is supported")
-    falcon = args.model_name == "falcon"
-    for name in ("parallel_attn", "parallel_layernorm"):
-        if getattr(args, name) and not falcon:
-            raise UserError(f"--{name}: only for --model_name falcon")
-    if args.use_rms_norm and falcon:
-        raise UserError("--use_rms_norm: --model_name falcon has LayerNorm; leave it out")
-    if args.use_checkpoint_opt_param_scheduler and args.override_opt_param_scheduler:
-        raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
-    if args.use_checkpoint_args and args.load is None:
-        raise UserError("--use_checkpoint_args needs a checkpoint; give --load")
-    args.data()
-
-
-def _check_numbers(args: Arguments) -> None:
-    at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
-    for name in (
-        *at_least_one,
-        *PARALLEL,
-        *GEOMETRY,
-        "sliding_window_size",
-        "exit_interval",
-        "keep_last",
-        "keep_every",
-        "log_interval",
-        "eval_interval",
-        "lr_decay_iters",
-    ):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
-        if (value := getattr(args, name)) < 0:
-            raise UserError(f"--{name} {value}: must not be negative")
-    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
-        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
-    if args.keep_every and not args.keep_last:
-        raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
-    if args.skip_iters and min(args.skip_iters) < 1:
-        raise UserError(f"--skip_iters {min(args.skip_iters)}: iterations are numbered from 1")
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
-    if args.lr_warmup_fraction is not None and (args.lr_warmup_iters or not 0 <= args.lr_warmup_fraction < 1):
-        raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters")
-
-
-def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
-    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
-    divide."""
-    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    if ranks % (tensor * pipeline):
-        raise UserError(
-            f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
-            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
-        )
-    copies = ranks // (tensor * pipeline)
-    together = args.micro_batch_size * copies
-    total = args.global_batch_size or together * pipeline
-    if total % together:
-        raise UserError(
-            f"--global_batch_size {total} is not a multiple of {together} "
-            f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
-        )
-    micro_batches = total // together
-    interleaved = args.num_layers_per_virtual_pipeline_stage is not None
-    if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
-        kind = "a multiple of" if interleaved else "at least"
-        raise UserError(
-            f"--global_batch_size {total} gives each rank {micro_batches} micro-batches an update; a pipeline of "
-            f"{pipeline} stages needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
-        )
-    return total, micro_batches
 
 
 def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:

@@ -7,6 +7,34 @@ from megatron_llm.files import UserError
 from megatron_llm.model_config import ModelConfig
 
 
+def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
+    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
+    divide."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if ranks % (tensor * pipeline):
+        raise UserError(
+            f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
+            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
+        )
+    copies = ranks // (tensor * pipeline)
+    together = args.micro_batch_size * copies
+    total = args.global_batch_size or together * pipeline
+    if total % together:
+        raise UserError(
+            f"--global_batch_size {total} is not a multiple of {together} "
+            f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
+        )
+    micro_batches = total // together
+    interleaved = args.num_layers_per_virtual_pipeline_stage is not None
+    if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
+        kind = "a multiple of" if interleaved else "at least"
+        raise UserError(
+            f"--global_batch_size {total} gives each rank {micro_batches} micro-batches an update; a pipeline of "
+            f"{pipeline} stages needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
+        )
+    return total, micro_batches
+
+
 def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
     """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on so many ranks."""
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size

@@ -1,247 +1,26 @@
-"""The training loop: start -> (stop or save requested? | evaluate | step) … -> last iteration.
-
-A step is one update of a global batch; requests, evaluations and checkpoints happen between steps, on all ranks
-together. What a run computes does not depend on how often it was interrupted.
-"""
+"""One run on this rank: checks -> where it starts -> data, sharded model, optimizer -> the training loop."""
 
 from __future__ import annotations
 
 import base64
-import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron_llm import batches, checkpoint, pipeline, retention, sharding, start
-from megatron_llm.arguments import NO_EFFECT, Arguments, batch_layout
+from megatron_llm import batches, pipeline, sharding, start
+from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
-from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
-from megatron_llm.gpt_dataset import Samples
-from megatron_llm.metrics import Interval, Metrics
+from megatron_llm.layout import batch_layout
+from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import (
-    Schedule,
-    build_optimizer,
-    clip_gradients,
-    gradient_norm,
-    set_steps,
-    update,
-)
+from megatron_llm.optimizer import build_optimizer, set_steps
 from megatron_llm.parallel import World
 from megatron_llm.signals import StopRequest
-from megatron_llm.start import Progress, Start
+from megatron_llm.start import Start
 from megatron_llm.steps import Direct, Steps
-
-GO_ON, SAVE, SIGNALLED, STOP = range(4)
-"""Requests; ranks agree on the largest."""
-SAVE_FILE, STOP_FILE = "save", "stop"
-"""Files in --save by which a person asks: save and go on; save and exit 76."""
-
-
-class Diverged(Exception):
-    """The loss or the gradient norm is not finite; the update was not made."""
-
-
-@dataclass
-class Trainer:
-    """One process's part of a run."""
-
-    args: Arguments
-    world: World
-    stop: StopRequest
-    identity: DataIdentity
-    global_batch: int
-    config: ModelConfig
-    parameters: dict[str, nn.Parameter]
-    """This rank's slices, by their names in the whole model."""
-    steps: Steps
-    optimizer: torch.optim.AdamW
-    schedule: Schedule
-    progress: Progress
-    train_batches: Iterator[Tensor]
-    valid: Samples | None
-    metrics: Metrics | None
-    """Rank 0 only."""
-    saved_iteration: int
-    """Of the newest checkpoint in --save, -1 when there is none."""
-    seconds: float = 0.0
-    """Spent in steps since the last log line."""
-    steps_timed: int = 0
-    norm: float = 0.0
-    """Gradient norm of the last update."""
-    began: float = field(default_factory=time.monotonic)
-
-    def run(self) -> int:
-        """Train to the last iteration or until asked to stop; gives the exit code."""
-        first = self.progress.iteration
-        while not self.finished():
-            request = self.request()
-            if request == SAVE:
-                self.save_if_new()
-                self.world.on_rank0(lambda: remove(self.args.save / SAVE_FILE))
-            elif request != GO_ON:
-                return self.leave(request)
-            if self.progress.evaluation_due:
-                self.evaluate()
-            elif self.progress.iteration + 1 in (self.args.skip_iters or ()):
-                self.skip()
-            else:
-                self.step()
-            if not self.progress.evaluation_due and self.progress.iteration > first:
-                if self.divides(self.args.save_interval):
-                    self.save_if_new()
-                if (self.divides(self.args.exit_interval) or self.out_of_time()) and not self.finished():
-                    return self.leave(SIGNALLED)
-        self.save_if_new()
-        return 0
-
-    def finished(self) -> bool:
-        """Whether the last iteration and its evaluation are done."""
-        return self.progress.iteration >= self.args.train_iters and not self.progress.evaluation_due
-
-    def divides(self, interval: int | None) -> bool:
-        """Whether something is to be done every `interval` iterations, now."""
-        return interval is not None and self.progress.iteration % interval == 0
-
-    def out_of_time(self) -> bool:
-        """Whether --exit_duration_in_mins is over, by rank 0's clock. Collective."""
-        minutes = self.args.exit_duration_in_mins
-        return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
-
-    def request(self) -> int:
-        """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer."""
-        code = SIGNALLED if self.stop.received else GO_ON
-        if self.world.rank == 0:
-            code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
-            code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
-        return self.world.agree(code)
-
-    def leave(self, request: int) -> int:
-        """Save what is not saved yet and give the exit code."""
-        self.save_if_new()
-        if request == STOP:
-            self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
-        self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
-        return EXIT_STOPPED if request == STOP else EXIT_AGAIN
-
-    def step(self) -> None:
-        """One update from one global batch. Raises Diverged before a non-finite one."""
-        began = time.perf_counter()
-        mean = self.world.mean(self.steps.train(self.train_batches))
-        first = self.world.mesh.get_local_rank("tp") == 0
-        norm = gradient_norm(self.parameters.values(), self.world.total, count_copies=first)
-        self.check_finite(mean, float(norm))
-        clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
-        update(self.optimizer, self.learning_rate())
-        self.seconds += time.perf_counter() - began
-        self.norm = float(norm)
-        self.progress.optimizer_steps += 1
-        self.progress.losses_since_log.append(mean)
-        self.advance()
-
-    def skip(self) -> None:
-        """Pass over the samples of an iteration without an update."""
-        began, first = time.perf_counter(), self.progress.consumed_train_samples
-        for _ in range(batch_layout(self.args, self.world.size)[1]):
-            next(self.train_batches)
-        self.world.say(
-            f"iteration {self.progress.iteration + 1} is skipped (--skip_iters): "
-            f"samples {first} to {first + self.global_batch - 1} are not trained on"
-        )
-        self.progress.skipped_train_samples += self.global_batch
-        self.seconds += time.perf_counter() - began
-        self.advance()
-
-    def learning_rate(self) -> float:
-        """Of the next update."""
-        return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
-
-    def check_finite(self, loss: float, norm: float) -> None:
-        """Stop the run before it makes an update from a loss or gradient that is not a number."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            first = self.progress.consumed_train_samples
-            raise Diverged(
-                f"iteration {self.progress.iteration + 1}: lm loss is {loss} and the grad norm {norm} "
-                f"(samples {first} to {first + self.global_batch - 1}); the update was not made and the last "
-                f"checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
-            )
-
-    def advance(self) -> None:
-        """Count a finished iteration, and log when the interval is full."""
-        progress = self.progress
-        progress.iteration += 1
-        progress.consumed_train_samples += self.global_batch
-        self.steps_timed += 1
-        last = progress.iteration == self.args.train_iters
-        progress.evaluation_due = self.valid is not None and (last or self.divides(self.args.eval_interval))
-        if self.divides(self.args.log_interval):
-            if progress.losses_since_log:
-                self.log()
-            progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
-
-    def log(self) -> None:
-        """The log line of an interval in which there was an update."""
-        progress, seconds = self.progress, self.seconds / self.steps_timed
-        interval = Interval(
-            iteration=progress.iteration,
-            consumed_samples=progress.consumed_train_samples,
-            seconds_per_iteration=seconds,
-            tokens_per_second=self.global_batch * self.args.seq_length / seconds,
-            learning_rate=self.learning_rate(),
-            lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
-            grad_norm=self.norm,
-            skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
-        )
-        self.world.say(interval.line(self.args.train_iters, self.global_batch))
-        if self.metrics:
-            self.metrics.log_interval(interval)
-
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Mean validation loss over eval_iters global batches; given up, to be repeated whole, when asked to stop."""
-        assert self.valid is not None
-        first = self.progress.consumed_valid_samples
-        last = first + self.args.eval_iters * self.global_batch
-        share = Share(first, last, self.args.micro_batch_size, self.world.data_rank, self.world.data_size)
-        micro = batches.load(self.valid, share, 0)
-        total = torch.zeros((), device=self.world.device)
-        for _ in range(self.args.eval_iters):
-            if self.request() >= SIGNALLED:
-                self.steps.free()
-                return
-            total += self.steps.evaluate(micro)
-        self.steps.free()
-        loss = self.world.mean(total / self.args.eval_iters)
-        self.progress.consumed_valid_samples, self.progress.evaluation_due = last, False
-        if self.metrics:
-            print(self.metrics.log_validation(self.progress.iteration, loss), flush=True)
-
-    def save_if_new(self) -> None:
-        """Publish a checkpoint of this iteration unless there is one."""
-        if self.progress.iteration <= max(self.saved_iteration, 0):
-            return
-        began = time.perf_counter()
-        checkpoint.save(self.args.save, self.parameters, self.optimizer, self.config, self.state(), self.world)
-        self.saved_iteration = self.progress.iteration
-        self.world.on_rank0(lambda: retention.prune(self.args.save, self.args.keep_last, self.args.keep_every))
-        elapsed = time.perf_counter() - began
-        self.world.say(f"saved {checkpoint.iteration_folder(self.args.save, self.saved_iteration)} in {elapsed:.1f} s")
-
-    def state(self) -> dict[str, Any]:
-        """What state.json holds besides the geometry and the files."""
-        return {
-            **asdict(self.progress),
-            "global_batch_size": self.global_batch,
-            "data": asdict(self.identity),
-            "schedule": asdict(self.schedule),
-            "rng": {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()},
-            "arguments": self.args.as_json(),
-        }
+from megatron_llm.trainer import Trainer
 
 
 def run(args: Arguments, world: World, stop: StopRequest) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import batch_layout, config_from_flags, parse
+from megatron_llm.arguments import config_from_flags, parse
 from megatron_llm.files import UserError
+from megatron_llm.layout import batch_layout
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.start import schedule
 

@@ -1,0 +1,76 @@
+"""What can be checked of finetune.py's flags without files or ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megatron_llm.files import UserError
+
+if TYPE_CHECKING:
+    from megatron_llm.arguments import Arguments
+
+PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+)
+
+
+def check(args: Arguments) -> None:
+    """Raise UserError for values that are out of range, exclude each other or are not supported."""
+    _check_supported(args)
+    _check_numbers(args)
+
+
+def _check_supported(args: Arguments) -> None:
+    if args.fp16:
+        raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
+    for name in ("hidden_dropout", "attention_dropout"):
+        if (value := getattr(args, name)) != 0.0:
+            raise UserError(f"--{name} {value}: only 0.0 is supported")
+    falcon = args.model_name == "falcon"
+    for name in ("parallel_attn", "parallel_layernorm"):
+        if getattr(args, name) and not falcon:
+            raise UserError(f"--{name}: only for --model_name falcon")
+    if args.use_rms_norm and falcon:
+        raise UserError("--use_rms_norm: --model_name falcon has LayerNorm; leave it out")
+    if args.use_checkpoint_opt_param_scheduler and args.override_opt_param_scheduler:
+        raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
+    if args.use_checkpoint_args and args.load is None:
+        raise UserError("--use_checkpoint_args needs a checkpoint; give --load")
+    args.data()
+
+
+def _check_numbers(args: Arguments) -> None:
+    at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "train_iters", "save_interval", "threads")
+    for name in (
+        *at_least_one,
+        *PARALLEL,
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "ffn_hidden_size",
+        "max_position_embeddings",
+        "sliding_window_size",
+        "exit_interval",
+        "keep_last",
+        "keep_every",
+        "log_interval",
+        "eval_interval",
+        "lr_decay_iters",
+    ):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
+        if (value := getattr(args, name)) < 0:
+            raise UserError(f"--{name} {value}: must not be negative")
+    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
+        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
+    if args.keep_every and not args.keep_last:
+        raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
+    if args.skip_iters and min(args.skip_iters) < 1:
+        raise UserError(f"--skip_iters {min(args.skip_iters)}: iterations are numbered from 1")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
+    if args.lr_warmup_fraction is not None and (args.lr_warmup_iters or not 0 <= args.lr_warmup_fraction < 1):
+        raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters")
