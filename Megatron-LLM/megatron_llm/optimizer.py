@@ -71,9 +71,9 @@ def build_optimizer(
     decayed = [p for p in own if p.ndim > 1]
     plain = [p for p in own if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=True)
     for parameter in own:
-        optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
             name: torch.zeros_like(parameter) for name in MOMENTS
         }
     return optimizer

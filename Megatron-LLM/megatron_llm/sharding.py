@@ -1,18 +1,20 @@
 """A part of the model over its ranks: matrices cut over tensor ranks, everything sliced over data ranks (FSDP2).
 
 Every rank holds a slice of each parameter, gradient and optimizer moment; a layer's weights are gathered over the data
-ranks only while it computes. All of them are DTensors, so their place in the whole tensor is known.
+ranks only while it computes. All of them are DTensors, so their place in the whole tensor is known. A single data rank
+that computes in fp32 has nothing to gather or to convert: it uses its parameters as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from megatron_llm.model import Llama
 from megatron_llm.parallel import World
@@ -20,22 +22,38 @@ from megatron_llm.parallel import World
 
 def shard(model: Llama, world: World, *, bf16: bool) -> None:
     """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values)."""
+    whole = world.data_size == 1 and not bf16
     if model.tp.size > 1:
-        _cut_over_tensor_ranks(model, world)
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
-    for module in (*model.layers.values(), model):
-        fully_shard(module, mesh=world.mesh["dp"], mp_policy=policy, shard_placement_fn=_other_dimension)
+        _distribute(model, world.mesh["tp"], _cut_over_tensor_ranks)
+    elif whole:
+        _distribute(model, world.mesh["dp"], lambda _: Shard(0))
+    if not whole:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        for module in (*model.layers.values(), model):
+            fully_shard(module, mesh=world.mesh["dp"], mp_policy=policy, shard_placement_fn=_other_dimension)
     model.to_empty(device=world.device)
+    if whole and model.tp.size > 1:
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(_sum_parts)  # type: ignore[no-untyped-call]
 
 
-def _cut_over_tensor_ranks(model: nn.Module, world: World) -> None:
-    """Make every parameter a DTensor on the tensor mesh: cut where its module says so, else a copy on every rank."""
-    mesh = world.mesh["tp"]
+def _sum_parts(parameter: Tensor) -> None:
+    """What fully_shard does where it is used: the tensor ranks' parts of a copied parameter's gradient are summed."""
+    if isinstance(parameter.grad, DTensor) and isinstance(parameter, DTensor):
+        parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
+
+
+def _cut_over_tensor_ranks(module: nn.Module) -> Placement:
+    """Where the ranks cut a module's parameters: where it says so, else each rank has a copy."""
+    split = getattr(module, "split", None)
+    return Replicate() if split is None else Shard(split)
+
+
+def _distribute(model: nn.Module, mesh: DeviceMesh, placement: Callable[[nn.Module], Placement]) -> None:
+    """Make every parameter a DTensor on a mesh of one dimension; placement: by the module that holds it."""
     for module in model.modules():
-        split = getattr(module, "split", None)
-        placement = Replicate() if split is None else Shard(split)
         for name, parameter in module.named_parameters(recurse=False):
-            whole = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+            whole = distribute_tensor(parameter, mesh, [placement(module)], src_data_rank=None)
             setattr(module, name, nn.Parameter(whole))
 
 
@@ -46,14 +64,14 @@ def _other_dimension(parameter: nn.Parameter) -> Shard | None:
 
 def synchronise_gradients(model: nn.Module, *, now: bool) -> None:
     """Whether the next backward pass reduces gradients over the ranks or only adds them up."""
-    assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(now)
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
 
 
 def free_gathered_weights(model: nn.Module) -> None:
     """Back to slices after forward passes without a backward one, which leave the root's weights gathered."""
-    assert isinstance(model, FSDPModule)
-    model.reshard()
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def parameters_by_name(parts: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
