@@ -84,6 +84,7 @@ class Arguments:
         Literal["full", "selective"] | None,
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
+    torch_compile: Annotated[bool, "compile the layers: slower to begin, faster afterwards"] = False
     # parallelism and precision
     tensor_model_parallel_size: Annotated[int, "ranks that share each layer's matrices"] = 1
     sequence_parallel: Annotated[bool, "between these matrices each tensor rank holds its part of the sequence"] = False

@@ -116,6 +116,11 @@ class Layer(nn.Module):
             self.post_attention_layernorm = norm(config, tp)
         self.mlp = MLP(config, recompute, tp)
 
+    def compile_branches(self) -> None:
+        """Compile what lies inside the recomputation of whole layers and the hooks of sharding: one graph serves all
+        layers."""
+        self._branches = torch.compile(self._branches, dynamic=False)  # type: ignore[method-assign]
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
         return recomputed(self._branches, x, cos, sin, when=self.full)
@@ -154,6 +159,11 @@ class Llama(nn.Module):
             self.final_layernorm = norm(config, tp)
             if not config.tie_embed_logits:
                 self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
+
+    def compile_layers(self) -> None:
+        """Let torch.compile make the layers' kernels, from now on."""
+        for layer in self.layers.values():
+            cast(Layer, layer).compile_branches()
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """Token ids (b, s) int64, or the part before's result, -> the next part's input (b, s, hidden).

@@ -91,6 +91,8 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
     for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
             models[number] = Llama(config, args.recompute_granularity, part, tp)
+        if args.torch_compile:
+            models[number].compile_layers()
         sharding.shard(models[number], world, bf16=args.bf16)
     return models
 

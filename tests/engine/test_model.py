@@ -13,6 +13,7 @@ from torch.nn import functional
 from megatron_llm.attention import rotary_frequencies
 from megatron_llm.model import Llama, initial_weights
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.recompute import Recompute
 
 FALCON = {
     "use_rms_norm": False,
@@ -130,3 +131,25 @@ def test_initial_weights_are_megatrons(tiny_config: ModelConfig) -> None:
     assert torch.equal(weights["final_layernorm.weight"], torch.ones(256))
     other = dict(initial_weights(config, 8, 0.02))
     assert not torch.equal(weights["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("recompute", [None, "selective", "full"])
+def test_compiled_layers(tiny_config: ModelConfig, recompute: Recompute) -> None:
+    """One compiled graph serves all layers, and gives the loss and the gradients of the layers as they are written."""
+    batch = torch.randint(0, tiny_config.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+    plain, compiled = Llama(tiny_config, recompute), Llama(tiny_config, recompute)
+    weights = dict(initial_weights(tiny_config, 1, 0.1))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled.compile_layers()
+    losses = []
+    for model in (plain, compiled):
+        model.load_state_dict(weights)
+        losses.append(model(batch[:, :-1], batch[:, 1:]))
+        losses[-1].backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(
+            other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )

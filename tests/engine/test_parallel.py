@@ -30,6 +30,7 @@ LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
         "1,1,2 selective": ("--recompute_granularity", "selective"),
         "2,1,1": (TP, 2),
         "2,1,1 sequence": (TP, 2, SEQUENCE),
+        "2,1,1 compiled": (TP, 2, SEQUENCE, "--torch_compile"),
         "1,2,1": (PP, 2),
         "1,2,1 interleaved": (PP, 2, VIRTUAL, 1),
     },
