@@ -113,6 +113,9 @@ class Arguments:
     )
     no_new_tokens: Annotated[bool, "add no special tokens to the vocabulary"] = False
     vocab_extra_ids_list: Annotated[str | None, "comma-separated tokens added to the vocabulary"] = None
+    reset_position_ids: Annotated[bool, "positions begin again after each EOD"] = False
+    reset_attention_mask: Annotated[bool, "attention does not reach over an EOD to the documents before"] = False
+    eod_mask_loss: Annotated[bool, "what comes after an EOD is not counted in the loss"] = False
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from megatron_llm.arguments import Arguments
+from megatron_llm.masks import Masks
 from megatron_llm.model import Llama, Part
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import World
@@ -35,9 +37,12 @@ def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part
 class Pipelined:
     """The steps of a rank that holds only some of the layers; see steps.Steps."""
 
-    def __init__(self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int) -> None:
+    def __init__(
+        self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks
+    ) -> None:
         """models: this rank's stages by number; micro_batches: of a global batch, on this rank."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
+        self.masks = masks
         count = args.pipeline_model_parallel_size * len(models)
         own = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
@@ -49,15 +54,15 @@ class Pipelined:
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See steps.Steps."""
         losses: list[Tensor] = []
-        tokens, targets = self._global_batch(batches)
-        self.schedule.step(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        tokens, named = self._global_batch(batches)
+        self.schedule.step(*tokens, **named, losses=losses, return_outputs=False)
         return self._sum(losses)
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
         """See steps.Steps."""
         losses: list[Tensor] = []
-        tokens, targets = self._global_batch(batches)
-        self.schedule.eval(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        tokens, named = self._global_batch(batches)
+        self.schedule.eval(*tokens, **named, losses=losses, return_outputs=False)
         return self._sum(losses)
 
     def free(self) -> None:
@@ -65,11 +70,13 @@ class Pipelined:
         for model in self.models:
             free_gathered_weights(model)
 
-    def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What this rank's first stage takes from outside (nothing unless it is the model's first), and the targets."""
+    def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """What this rank's first stage takes from outside (nothing unless it is the model's first), and what all take:
+        the schedule cuts both into micro-batches."""
         own = torch.cat(list(islice(batches, self.micro_batches)))
         tokens, targets = checked(own, self.models[0].config.vocab_size, self.device)
-        return ((tokens,) if self.models[0].part.first else ()), targets
+        named = {"target": targets, "targets": targets, **self.masks.inputs(tokens)}
+        return ((tokens,) if self.models[0].part.first else ()), named
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
         """A micro-batch's part of the mean over the global batch."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, megatron_weights
+from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, masks, megatron_weights
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
@@ -115,7 +115,7 @@ def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
 
 
 def _check_continues(start: Start, args: Arguments, identity: DataIdentity, global_batch: int) -> None:
-    """What decides the order of samples may not change within a run."""
+    """What decides the order of samples, or what is learnt from them, may not change within a run."""
     given = start.saved["arguments"]
     earlier = replace(args, train_iters=given["train_iters"], train_samples=given["train_samples"])
     if (wanted := args.samples(global_batch)[0]) != (before := earlier.samples(global_batch)[0]):
@@ -132,6 +132,12 @@ def _check_continues(start: Start, args: Arguments, identity: DataIdentity, glob
             raise UserError(
                 f"{start.folder} was trained with {name} {before}, now it is {value}: samples would be repeated or "
                 "lost; keep it, or begin a new run from it with --finetune and another --save folder"
+            )
+    for name in masks.FLAGS:
+        if (before := given.get(name, False)) != getattr(args, name):
+            raise UserError(
+                f"{start.folder} was trained {'with' if before else 'without'} --{name}; keep it so, or begin a new "
+                "run from it with --finetune and another --save folder"
             )
 
 

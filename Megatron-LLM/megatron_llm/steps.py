@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_llm.masks import Masks
 from megatron_llm.model import Llama
 from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
 
@@ -44,8 +45,8 @@ def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tenso
 class Direct:
     """Without a pipeline."""
 
-    def __init__(self, model: Llama, micro_batches: int, device: torch.device) -> None:
-        self.model, self.micro_batches, self.device = model, micro_batches, device
+    def __init__(self, model: Llama, micro_batches: int, masks: Masks, device: torch.device) -> None:
+        self.model, self.micro_batches, self.masks, self.device = model, micro_batches, masks, device
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""
@@ -68,5 +69,5 @@ class Direct:
 
     def _loss(self, batch: Tensor) -> Tensor:
         tokens, targets = checked(batch, self.model.config.vocab_size, self.device)
-        loss: Tensor = self.model(tokens, targets)
+        loss: Tensor = self.model(tokens, targets, **self.masks.inputs(tokens))
         return loss

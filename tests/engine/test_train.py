@@ -225,6 +225,7 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
         ("--seq_length 65", 2, "--seq_length 65 is more than the model's max_position_embeddings 64"),
         ("--load /nonexistent/folder", 3, "/nonexistent/folder is not a checkpoint folder"),
         ("--data_path /nonexistent/data", 3, "/nonexistent/data"),
+        ("--eod_mask_loss", 2, "--eod_mask_loss: the documents of"),
         ("--split 1,0,0", 2, "--split 1,0,0 gives valid 0 of 200 documents"),
     ],
 )
