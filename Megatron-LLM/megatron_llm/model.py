@@ -38,7 +38,8 @@ class Part:
     first: bool
     """With the embedding; takes tokens."""
     last: bool
-    """With the final norm and the output layer; gives logits or the loss."""
+    """With the final norm and the output layer; gives logits or the loss. Where embeddings are tied but the part is
+    not the first, its output layer is a copy that pipeline.TiedEmbedding keeps equal."""
 
 
 class RMSNorm(nn.Module):
@@ -152,7 +153,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
         if part.last:
             self.final_layernorm = norm(config, tp)
-            if not config.tie_embed_logits:
+            if not (config.tie_embed_logits and part.first):
                 self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
 
     def forward(
@@ -182,7 +183,7 @@ class Llama(nn.Module):
             x = layer(x, cos, sin, mask)
         if not self.part.last:
             return x
-        head = self.embedding if self.config.tie_embed_logits else self.lm_head
+        head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
         (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
         return logits if targets is None else cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp)
 

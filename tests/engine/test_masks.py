@@ -50,7 +50,7 @@ def models(config: ModelConfig, recompute: Any = None) -> tuple[Any, Llama]:
 
 
 def test_where_documents_end() -> None:
-    """An EOD still belongs to its document; positions and numbers change after it, and it is not counted as an input."""
+    """An EOD still belongs to its document: positions and numbers change after it. As an input it is not counted."""
     found = Masks(True, True, True, EOD).inputs(SAMPLE)
     assert found["positions"].tolist() == [[*range(4), *range(3), 0, *range(8)], [0, *range(15)]]
     assert found["documents"].tolist() == [[0] * 4 + [1] * 3 + [2] + [3] * 8, [0] + [1] * 15]

@@ -24,7 +24,7 @@ RUN = (
 
 
 FALCON = (
-    "--model_name falcon --num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
+    "--model_name falcon --num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
     "--ffn_hidden_size 128 --max_position_embeddings 64"
 )
 
