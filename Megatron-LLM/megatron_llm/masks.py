@@ -69,3 +69,6 @@ class Masks:
         if self.eod_mask_loss:
             found["counted"] = ~ends
         return found
+
+
+NONE = Masks()

@@ -18,7 +18,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleIn
 from torch.distributed.tensor import DTensor
 
 from megatron_llm.arguments import Arguments
-from megatron_llm.masks import Masks
+from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama, Part
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import World
@@ -94,11 +94,12 @@ class Pipelined:
     """The steps of a rank that holds only some of the layers; see steps.Steps."""
 
     def __init__(
-        self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks
+        self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks = NONE
     ) -> None:
-        """models: this rank's stages by number; micro_batches: of a global batch, on this rank."""
+        """models: this rank's stages by number, with their values; micro_batches: of a global batch, on this rank."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
         self.masks, self.tied = masks, TiedEmbedding(self.models, world.mesh.get_group("pp"))
+        self.tied.share()
         count = args.pipeline_model_parallel_size * len(models)
         own = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B

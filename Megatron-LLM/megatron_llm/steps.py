@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_llm.masks import Masks
+from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama
 from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
 
@@ -45,8 +45,8 @@ def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tenso
 class Direct:
     """Without a pipeline."""
 
-    def __init__(self, model: Llama, micro_batches: int, masks: Masks, device: torch.device) -> None:
-        self.model, self.micro_batches, self.masks, self.device = model, micro_batches, masks, device
+    def __init__(self, model: Llama, micro_batches: int, device: torch.device, masks: Masks = NONE) -> None:
+        self.model, self.micro_batches, self.device, self.masks = model, micro_batches, device, masks
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""

@@ -100,7 +100,7 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
 def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int, masks: Masks) -> Steps:
     if args.pipeline_model_parallel_size > 1:
         return pipeline.Pipelined(models, args, world, micro_batches, masks)
-    return Direct(models[0], micro_batches, masks, world.device)
+    return Direct(models[0], micro_batches, world.device, masks)
 
 
 def _filled_optimizer(
