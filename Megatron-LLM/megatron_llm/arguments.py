@@ -38,7 +38,9 @@ class Arguments:
     """One training run. `None` means not given."""
 
     # checkpoints
-    load: Annotated[Path | None, "checkpoint folder to start from; without it the weights are random"] = None
+    load: Annotated[Path | None, "checkpoint folder or Hugging Face model to start from; without it random weights"] = (
+        None
+    )
     load_iters: Annotated[int | None, "iteration of --load; default: the one its tracker file names"] = None
     save: Annotated[Path, "folder for checkpoints and metrics; a run found there is continued"]
     save_interval: Annotated[int | None, "iterations between checkpoints; default: only at the end or when stopped"] = (

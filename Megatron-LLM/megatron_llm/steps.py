@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_llm.files import FoundByOneRank
 from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama
 from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
@@ -35,9 +36,12 @@ class Steps(Protocol):
 
 
 def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(tokens, targets), each (b, seq_length), on the device. Raises ValueError for a token that no embedding has."""
-    if int(batch.max()) >= vocab_size:
-        raise ValueError(f"the data has token {int(batch.max())}, the model only {vocab_size}")
+    """(tokens, targets), each (b, seq_length), on the device. Raises UserError for a token that no embedding has."""
+    if (highest := int(batch.max())) >= vocab_size:
+        raise FoundByOneRank(
+            f"the data has token {highest} and the model's embedding only {vocab_size} rows; tokenise with the model's "
+            "own tokenizer and --no_new_tokens"
+        )
     batch = batch.to(device)
     return batch[:, :-1], batch[:, 1:]
 
