@@ -175,3 +175,14 @@ def run(folder: Path, argv: Sequence[object], size: int = 2, **environment: str)
     """Run to the end: exit codes and what rank 0 printed."""
     ranks = Ranks(folder, argv, size, environment)
     return ranks.wait(), ranks.text()
+
+
+def fails(folder: Path, argv: Sequence[object], code: int, message: str) -> None:
+    """Run on two ranks: both must end with this code, rank 0 after one line with the message, the other silently."""
+    ranks = Ranks(folder, argv, 2, {})
+    assert ranks.wait() == [code, code], ranks.text()
+    errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in ranks.text()
+    assert ranks.text(1) == ""

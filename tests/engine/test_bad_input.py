@@ -166,13 +166,7 @@ def test_one_line_from_rank_0(tmp_path: Path, places: Places, mistake: str) -> N
     """Both ranks exit with the same code, without a traceback; nothing is saved."""
     make, code, message = MISTAKES[mistake]
     save = tmp_path / "save"
-    ranks = Ranks(tmp_path, make(places, save), 2, {})
-    assert ranks.wait() == [code, code], ranks.text()
-    errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in ranks.text()
-    assert ranks.text(1) == ""
+    engine_ranks.fails(tmp_path, make(places, save), code, message)
     assert not list(save.glob("iter_*"))
 
 

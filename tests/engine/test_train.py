@@ -233,13 +233,7 @@ def test_mistakes_end_all_ranks_with_one_line(
     tmp_path: Path, tiny_data: Path, more: str, code: int, message: str
 ) -> None:
     """Rank 0 prints what is wrong, the others nothing; all exit with the same code, none hangs."""
-    ranks = Ranks(tmp_path, flags(tiny_data, tmp_path / "save", *more.split()), 2, {})
-    assert ranks.wait() == [code, code], ranks.text()
-    errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in ranks.text()
-    assert ranks.text(1) == ""
+    engine_ranks.fails(tmp_path, flags(tiny_data, tmp_path / "save", *more.split()), code, message)
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path: Path, tiny_data: Path, tiny_config: ModelConfig) -> None:
