@@ -62,6 +62,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """Attention with rotary positions, causal or by a mask: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if (
+        mask is not None and not q.is_cpu
+    ):  # with a mask, GPUs have grouped heads only in the kernel that keeps all scores
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     grouped = q.shape[1] != k.shape[1]
     return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
 

@@ -14,9 +14,11 @@ import torch
 from hf_reference import hf_model, theirs
 from test_model import VARIANTS
 from tiny_run import EOD, flags, metrics
+from torch.nn import functional
 
 from megatron_llm import gpt_dataset
 from megatron_llm.arguments import parse
+from megatron_llm.attention import attend
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.manifest import beside
 from megatron_llm.masks import Masks
@@ -81,6 +83,25 @@ def test_packed_documents_are_as_if_alone(
     gradients = theirs(config, {name: parameter.grad for name, parameter in reference.named_parameters()})
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-5)
+
+
+def test_heads_are_repeated_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the CPU a mask goes with as many key/value heads as query heads, each before the queries that use it."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
+    cos, sin, mask = torch.ones(6, 8), torch.zeros(6, 8), torch.zeros(6, 6)
+    expected = attend(q, k, v, cos, sin, mask)
+    seen = []
+
+    def kernel(q: Any, k: Any, v: Any, mask: Any, *, is_causal: bool, enable_gqa: bool) -> Any:
+        seen.append((k.shape[1], v.shape[1], is_causal, enable_gqa))
+        return plain(q, k, v, mask)
+
+    plain = functional.scaled_dot_product_attention
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    torch.testing.assert_close(attend(q, k, v, cos, sin, mask), expected)
+    assert seen == [(4, 4, False, False)]
 
 
 def test_positions_alone_begin_again(tiny_config: ModelConfig) -> None:
