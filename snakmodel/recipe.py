@@ -156,6 +156,12 @@ class Training(Section):
     seed: int = 8446
     split: str = "969,30,1"
     """Proportions of the documents for training, validation and test."""
+    reset_position_ids: bool = False
+    """Positions begin again at each document. This and the next two need tokenizer.append_eod."""
+    reset_attention_mask: bool = False
+    """Attention does not reach over to the documents before."""
+    eod_mask_loss: bool = False
+    """What follows the end of a document is not counted in the loss."""
     save_interval: int = Field(ge=1)
     """Steps between checkpoints."""
     eval_interval: int = Field(default=100, ge=1)
@@ -238,6 +244,14 @@ class Recipe(Section):
             raise ValueError(
                 f"training.tensor_parallel is {t.tensor_parallel} and does not divide training.seq_length "
                 f"{t.seq_length}; each tensor rank takes an equal part of the sequence"
+            )
+        separated = [
+            name for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss") if getattr(t, name)
+        ]
+        if separated and not self.tokenizer.append_eod:
+            raise ValueError(
+                f"training.{separated[0]} is true but tokenizer.append_eod is false: nothing marks the end of a "
+                "document; change either"
             )
         if t.lr_warmup_iters >= t.train_iters:
             raise ValueError(

@@ -72,6 +72,16 @@ def test_export_of_an_iteration_that_is_never_saved(tmp_path: Path) -> None:
         load(tmp_path, toy.recipe(export={"iterations": [3]}))
 
 
+@pytest.mark.parametrize("name", ["reset_position_ids", "reset_attention_mask", "eod_mask_loss"])
+def test_masks_of_documents_need_their_ends(tmp_path: Path, name: str) -> None:
+    """What acts at the ends of documents is refused where nothing marks them."""
+    recipe = with_training(**{name: True})
+    assert getattr(load(tmp_path, recipe).recipe.training, name)
+    recipe["tokenizer"] = {**recipe["tokenizer"], "append_eod": False}
+    with pytest.raises(UserError, match=rf"training\.{name} is true but tokenizer\.append_eod is false"):
+        load(tmp_path, recipe)
+
+
 def test_tensor_ranks_share_the_sequence(tmp_path: Path) -> None:
     """A sequence length that the tensor parallel size does not divide is refused."""
     assert load(tmp_path, with_training(tensor_parallel=4)).recipe.training.tensor_parallel == 4

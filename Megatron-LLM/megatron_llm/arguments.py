@@ -38,7 +38,9 @@ class Arguments:
     """One training run. `None` means not given."""
 
     # checkpoints
-    load: Annotated[Path | None, "checkpoint folder to start from; without it the weights are random"] = None
+    load: Annotated[Path | None, "checkpoint folder or Hugging Face model to start from; without it random weights"] = (
+        None
+    )
     load_iters: Annotated[int | None, "iteration of --load; default: the one its tracker file names"] = None
     save: Annotated[Path, "folder for checkpoints and metrics; a run found there is continued"]
     save_interval: Annotated[int | None, "iterations between checkpoints; default: only at the end or when stopped"] = (
@@ -114,6 +116,9 @@ class Arguments:
     )
     no_new_tokens: Annotated[bool, "add no special tokens to the vocabulary"] = False
     vocab_extra_ids_list: Annotated[str | None, "comma-separated tokens added to the vocabulary"] = None
+    reset_position_ids: Annotated[bool, "positions begin again after each EOD"] = False
+    reset_attention_mask: Annotated[bool, "attention does not reach over an EOD to the documents before"] = False
+    eod_mask_loss: Annotated[bool, "what comes after an EOD is not counted in the loss"] = False
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]

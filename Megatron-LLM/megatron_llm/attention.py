@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import cast
 
 import torch
@@ -28,11 +27,30 @@ def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     return (1.0 - kept) * scaled + kept * frequencies
 
 
-def rotary_angles(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, kv_channels), fp32, of positions 0 … length-1; both halves hold the same angles."""
-    positions = torch.arange(length, device=device).float()
-    angles = torch.outer(positions, rotary_frequencies(config, device)).repeat(1, 2)
+def rotary_angles(
+    config: ModelConfig, length: int, device: torch.device, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, kv_channels), fp32, of positions 0 … length-1, or (b, 1, length, kv_channels) of
+    positions (b, length); both halves hold the same angles."""
+    places = torch.arange(length, device=device) if positions is None else positions.unsqueeze(1)
+    angles = places.float().unsqueeze(-1) * rotary_frequencies(config, device)
+    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def attention_mask(
+    window: int | None, length: int, documents: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """What is added to the scores of positions that a position may not see, -inf: (length, length), or with the
+    documents' numbers (b, length), of which it sees its own, (b, 1, length, length). None where all is seen before."""
+    if documents is None and (window is None or window >= length):
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    if documents is not None:
+        seen = seen & (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, -math.inf)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,14 +59,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, window: int | None) -> Tensor:
-    """Causal attention with rotary positions: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with rotary positions, causal or by a mask: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    grouped, length = q.shape[1] != k.shape[1], q.shape[2]
-    if window is None or window >= length:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    past = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    return functional.scaled_dot_product_attention(q, k, v, past.triu(1 - window), enable_gqa=grouped)
+    if (
+        mask is not None and not q.is_cpu
+    ):  # with a mask, GPUs have grouped heads only in the kernel that keeps all scores
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    grouped = q.shape[1] != k.shape[1]
+    return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -57,18 +76,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
         self.head_size, self.selective, self.tp = config.kv_channels, recompute == "selective", tp
-        self._attend = partial(attend, window=config.sliding_window_size)
         hidden, queries, groups = config.hidden_size, config.num_attention_heads, config.num_attention_heads_kv
         self.wq = ColumnLinear(hidden, queries * self.head_size)
         self.wk = key_value_linear(hidden, groups, self.head_size, tp)
         self.wv = key_value_linear(hidden, groups, self.head_size, tp)
         self.wo = RowLinear(queries * self.head_size, hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden); with sequence parallelism this rank's part of s."""
         weights = self.wq.used(), self.wk.used(), self.wv.used()
         q, k, v = (self._heads(projected) for projected in products(x, weights, self.tp))
-        mixed = recomputed(self._attend, q, k, v, cos, sin, when=self.selective)
+        mixed = recomputed(attend, q, k, v, cos, sin, mask, when=self.selective)
         return leave(cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2))), self.tp)
 
     def _heads(self, x: Tensor) -> Tensor:

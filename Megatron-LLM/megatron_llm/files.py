@@ -31,6 +31,10 @@ class InputsMissing(UserError):
     """A file that the command reads is not there or not whole."""
 
 
+class FoundByOneRank(UserError):
+    """A mistake in what a rank reads for itself, that others may not see: every rank that found it says so."""
+
+
 class Superseded(Exception):
     """Another attempt holds the claim file: this one must not publish."""
 

@@ -40,11 +40,6 @@ def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     if tensor > 1:
         _check_tensor(config, args, ranks // (tensor * pipeline))
-    if pipeline > 1 and config.tie_embed_logits:
-        raise UserError(
-            f"--pipeline_model_parallel_size {pipeline}: this model's output layer is its embedding, which the first "
-            "and the last pipeline stage cannot share; use 1 and more tensor or data parallelism"
-        )
     _check_pipeline(config.num_layers, pipeline, args.num_layers_per_virtual_pipeline_stage)
 
 

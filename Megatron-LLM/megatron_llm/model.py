@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_llm.attention import Attention, rotary_angles
+from megatron_llm.attention import Attention, attention_mask, rotary_angles
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.recompute import Recompute, recomputed
 from megatron_llm.tensor_parallel import (
@@ -38,7 +38,8 @@ class Part:
     first: bool
     """With the embedding; takes tokens."""
     last: bool
-    """With the final norm and the output layer; gives logits or the loss."""
+    """With the final norm and the output layer; gives logits or the loss. Where embeddings are tied but the part is
+    not the first, its output layer is a copy that pipeline.TiedEmbedding keeps equal."""
 
 
 class RMSNorm(nn.Module):
@@ -121,13 +122,13 @@ class Layer(nn.Module):
         layers."""
         self._branches = torch.compile(self._branches, dynamic=False)  # type: ignore[method-assign]
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
-        return recomputed(self._branches, x, cos, sin, when=self.full)
+        return recomputed(self._branches, x, cos, sin, mask, when=self.full)
 
-    def _branches(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _branches(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         normed = self._normed(self.input_layernorm, x)
-        attended = self.attention(normed, cos, sin)
+        attended = self.attention(normed, cos, sin, mask)
         if self.parallel:
             if self.parallel_norm:
                 normed = self._normed(self.mlp_layernorm, x)
@@ -157,7 +158,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
         if part.last:
             self.final_layernorm = norm(config, tp)
-            if not config.tie_embed_logits:
+            if not (config.tie_embed_logits and part.first):
                 self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
 
     def compile_layers(self) -> None:
@@ -165,25 +166,36 @@ class Llama(nn.Module):
         for layer in self.layers.values():
             cast(Layer, layer).compile_branches()
 
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> Tensor:
         """Token ids (b, s) int64, or the part before's result, -> the next part's input (b, s, hidden).
 
         The last part gives logits (b, s, vocab_size) in the parameters' dtype, or, with targets (b, s) int64, their
         mean cross-entropy in fp32. Under tensor parallelism logits are this rank's part of the vocabulary, and under
-        sequence parallelism what parts exchange is this rank's part of s.
+        sequence parallelism what parts exchange is this rank's part of s. For positions, documents and what is counted
+        in the loss, all (b, s), see masks.Masks.
         """
         if self.part.first:
             length, x = x.shape[1], self.embedding(x)
         else:
             length = x.shape[1] * (self.tp.size if self.tp.sequence else 1)
-        cos, sin = (angles.to(x.dtype) for angles in rotary_angles(self.config, length, x.device))
+        angles = rotary_angles(self.config, length, x.device, positions)
+        cos, sin = (angle.to(x.dtype) for angle in angles)
+        mask = attention_mask(self.config.sliding_window_size, length, documents, x.device, x.dtype)
         for layer in self.layers.values():
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, mask)
         if not self.part.last:
             return x
-        head = self.embedding if self.config.tie_embed_logits else self.lm_head
+        head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
         (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
-        return logits if targets is None else cross_entropy(logits, targets, self.config.vocab_size, self.tp)
+        return logits if targets is None else cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp)
 
 
 def shapes(config: ModelConfig) -> dict[str, torch.Size]:

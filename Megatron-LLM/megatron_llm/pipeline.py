@@ -1,19 +1,24 @@
 """Pipeline parallelism: which layers a rank holds, and a global batch passing through all ranks' stages.
 
 1F1B where a rank holds one stage, interleaved 1F1B where it holds several. Every stage passes on its hidden states and
-the last one gives the loss itself, so that no logits outlive their micro-batch.
+the last one gives the loss itself, so that no logits outlive their micro-batch. A tied embedding is the first stage's;
+the last one computes with a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+from torch.distributed.tensor import DTensor
 
 from megatron_llm.arguments import Arguments
+from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama, Part
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import World
@@ -32,12 +37,69 @@ def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part
     }
 
 
+class TiedEmbedding:
+    """The embedding in the first stage and its copy, the output layer of the last one: one weight on two ranks.
+
+    The copy takes the embedding's values before it is used, and its gradient is added to the embedding's. So the norm,
+    the optimizer and the checkpoints have one weight only, the embedding. Without tied embeddings nothing is done.
+    """
+
+    def __init__(self, models: Sequence[Llama], group: dist.ProcessGroup) -> None:
+        """models: this rank's stages in their order; group: the pipeline's ranks."""
+        tied, self.group, self.stale = models[0].config.tie_embed_logits, group, True
+        self.embedding = models[0].embedding.weight if tied and models[0].part.first else None
+        self.copy = models[-1].lm_head.weight if tied and models[-1].part.last else None
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Give the copy the embedding's values where they may have changed. Together with the other end's rank."""
+        if not self.stale:
+            return
+        self.stale = False
+        if self.embedding is not None:
+            self._send(self.embedding, self.group.size() - 1)
+        if self.copy is not None:
+            _slice(self.copy).copy_(self._received(self.copy, 0))
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the copy's gradient to the embedding's, before an update. Together with the other end's rank."""
+        self.stale = True
+        if self.copy is not None:
+            assert self.copy.grad is not None
+            self._send(self.copy.grad, 0)
+            self.copy.grad = None
+        if self.embedding is not None:
+            assert self.embedding.grad is not None
+            _slice(self.embedding.grad).add_(self._received(self.embedding, self.group.size() - 1))
+
+    def _send(self, tensor: Tensor, rank: int) -> None:
+        if (own := _slice(tensor)).numel():
+            dist.send(own.contiguous(), group=self.group, group_dst=rank)
+
+    def _received(self, like: Tensor, rank: int) -> Tensor:
+        own = torch.empty_like(_slice(like), memory_format=torch.contiguous_format)
+        if own.numel():
+            dist.recv(own, group=self.group, group_src=rank)
+        return own
+
+
+def _slice(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
 class Pipelined:
     """The steps of a rank that holds only some of the layers; see steps.Steps."""
 
-    def __init__(self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int) -> None:
-        """models: this rank's stages by number; micro_batches: of a global batch, on this rank."""
+    def __init__(
+        self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks = NONE
+    ) -> None:
+        """models: this rank's stages by number, with their values; micro_batches: of a global batch, on this rank."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
+        self.masks, self.tied = masks, TiedEmbedding(self.models, world.mesh.get_group("pp"))
+        self.tied.share()
         count = args.pipeline_model_parallel_size * len(models)
         own = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
@@ -49,15 +111,18 @@ class Pipelined:
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See steps.Steps."""
         losses: list[Tensor] = []
-        tokens, targets = self._global_batch(batches)
-        self.schedule.step(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        tokens, named = self._global_batch(batches)
+        self.tied.share()
+        self.schedule.step(*tokens, **named, losses=losses, return_outputs=False)
+        self.tied.collect()
         return self._sum(losses)
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
         """See steps.Steps."""
         losses: list[Tensor] = []
-        tokens, targets = self._global_batch(batches)
-        self.schedule.eval(*tokens, target=targets, targets=targets, losses=losses, return_outputs=False)
+        tokens, named = self._global_batch(batches)
+        self.tied.share()
+        self.schedule.eval(*tokens, **named, losses=losses, return_outputs=False)
         return self._sum(losses)
 
     def free(self) -> None:
@@ -65,11 +130,13 @@ class Pipelined:
         for model in self.models:
             free_gathered_weights(model)
 
-    def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What this rank's first stage takes from outside (nothing unless it is the model's first), and the targets."""
+    def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """What this rank's first stage takes from outside (nothing unless it is the model's first), and what all take:
+        the schedule cuts both into micro-batches."""
         own = torch.cat(list(islice(batches, self.micro_batches)))
         tokens, targets = checked(own, self.models[0].config.vocab_size, self.device)
-        return ((tokens,) if self.models[0].part.first else ()), targets
+        named = {"target": targets, "targets": targets, **self.masks.inputs(tokens)}
+        return ((tokens,) if self.models[0].part.first else ()), named
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
         """A micro-batch's part of the mean over the global batch."""

@@ -13,7 +13,7 @@ Recompute = Literal["selective", "full"] | None
 """Nothing; norms, rotary embeddings, the attention core and the MLP's activation; or whole layers."""
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, when: bool) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, when: bool) -> Tensor:
     """Call the function; when asked, keep only its inputs and compute it again in the backward pass."""
     if not when or not torch.is_grad_enabled():
         return function(*inputs)

@@ -74,9 +74,14 @@ def free_gathered_weights(model: nn.Module) -> None:
         model.reshard()
 
 
-def parameters_by_name(parts: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
-    """The slices that this rank holds, by their names in the whole model."""
-    return {name: parameter for part in parts for name, parameter in part.named_parameters()}
+def parameters_by_name(parts: Iterable[Llama]) -> dict[str, nn.Parameter]:
+    """The slices that this rank holds, by their names in the whole model; copies of a tied embedding are left out."""
+    return {
+        name: parameter
+        for part in parts
+        for name, parameter in part.named_parameters()
+        if part.part.first or not (part.config.tie_embed_logits and name == "lm_head.weight")
+    }
 
 
 @torch.no_grad()

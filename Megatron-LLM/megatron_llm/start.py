@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, megatron_weights
+from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, masks, megatron_weights
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
@@ -57,8 +57,10 @@ def find(args: Arguments, identity: DataIdentity, global_batch: int, ranks: int,
     check_claim()
     checkpoint.remove_stale(args.save)
     start = _choose(args, identity, weights)
+    where = start.folder or args.load
+    _check_family(start.config, args.model_name, where)
     if not args.use_checkpoint_args:
-        _check_geometry(start.config, config_from_flags(args, start.config.vocab_size))
+        _check_geometry(start.config, config_from_flags(args, start.config.vocab_size), where)
     layout.check(start.config, args, ranks)
     check_fits(identity, args, start.config.vocab_size, start.config.max_position_embeddings)
     if start.saved:
@@ -70,12 +72,16 @@ def _choose(args: Arguments, identity: DataIdentity, weights: dict[str, Tensor])
     if own := checkpoint.latest_valid(args.save):
         print(f"continuing from {own}", flush=True)
         return _from_ours(own)
+    if any(args.save.glob("iter_*")):
+        begin = args.load or "random weights"
+        print(f"no checkpoint in {args.save} verifies: the run begins anew from {begin}", flush=True)
     if args.load is None:
         if identity.vocab_size is None:
             raise UserError("the size of the vocabulary is unknown: give --vocab_file, or --load a checkpoint")
-        print(f"no --load and no checkpoint in {args.save}: random weights, seed {args.seed}", flush=True)
+        print(f"no --load and no checkpoint to continue in {args.save}: random weights, seed {args.seed}", flush=True)
         return Start(config_from_flags(args, identity.vocab_size), Progress())
-    folder = megatron_weights.find(args.load, args.load_iters)
+    plain = args.load_iters is None and (args.load / "config.json").is_file()  # a Hugging Face folder
+    folder = args.load if plain else megatron_weights.find(args.load, args.load_iters)
     print(f"loading {folder}", flush=True)
     if checkpoint.is_ours(folder) and not args.finetune:
         if reason := checkpoint.problem(folder):
@@ -103,7 +109,18 @@ def _upstream_progress(loaded: any_weights.Loaded) -> Progress:
     return Progress(loaded.iteration, train, valid)
 
 
-def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
+def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> None:
+    """A Falcon is not trained as one of the others, nor they as a Falcon. Raises UserError."""
+    if found.parallel_attn != (model_name == "falcon"):
+        kind = "a Falcon" if found.parallel_attn else "no Falcon but one of the Llamas or Mistral"
+        raise UserError(
+            f"{where} is of another architecture: it is {kind}, and --model_name is {model_name}; give the name of "
+            "the checkpoint's architecture, or the checkpoint of another model"
+        )
+
+
+def _check_geometry(found: ModelConfig, asked: ModelConfig, where: Path | None) -> None:
+    """Flags that describe the model must describe the checkpoint's. Raises UserError."""
     asked_values = asdict(asked)
     differing = [
         f"{name} {value} (flags: {asked_values[name]})"
@@ -111,28 +128,46 @@ def _check_geometry(found: ModelConfig, asked: ModelConfig) -> None:
         if value != asked_values[name]
     ]
     if differing:
-        raise UserError(f"the checkpoint has {', '.join(differing)}; correct the flags or pass --use_checkpoint_args")
+        raise UserError(f"{where} has {', '.join(differing)}; correct the flags or pass --use_checkpoint_args")
 
 
 def _check_continues(start: Start, args: Arguments, identity: DataIdentity, global_batch: int) -> None:
-    """What decides the order of samples may not change within a run."""
+    """What decides the order of samples, or what is learnt from them, may not change within a run."""
     given = start.saved["arguments"]
     earlier = replace(args, train_iters=given["train_iters"], train_samples=given["train_samples"])
     if (wanted := args.samples(global_batch)[0]) != (before := earlier.samples(global_batch)[0]):
         _check_order(start, args, before, wanted)
+    _check_tokenizer(start, identity)
     now = {
         "global_batch_size": global_batch,
         "seq_length": args.seq_length,
         "seed": args.seed,
         "split": args.split,
-        "data": asdict(identity),
+        "data": identity.fingerprint,
     }
+    known = {**start.saved, "data": start.saved["data"]["fingerprint"]}
     for name, value in now.items():
-        if (before := start.saved[name] if name in start.saved else start.saved["arguments"][name]) != value:
+        if (before := known[name] if name in known else given[name]) != value:
             raise UserError(
                 f"{start.folder} was trained with {name} {before}, now it is {value}: samples would be repeated or "
                 "lost; keep it, or begin a new run from it with --finetune and another --save folder"
             )
+    for name in masks.FLAGS:
+        if (before := given.get(name, False)) != getattr(args, name):
+            raise UserError(
+                f"{start.folder} was trained {'with' if before else 'without'} --{name}; keep it so, or begin a new "
+                "run from it with --finetune and another --save folder"
+            )
+
+
+def _check_tokenizer(start: Start, identity: DataIdentity) -> None:
+    """Data of the run's own tokenizer, where both are known. Raises UserError."""
+    before = start.saved["data"]["tokenizer_fingerprint"]
+    if None not in (before, identity.tokenizer_fingerprint) and before != identity.tokenizer_fingerprint:
+        raise UserError(
+            f"{start.folder} was trained on data of another tokenizer (fingerprint {before}, now "
+            f"{identity.tokenizer_fingerprint}); tokenise the data with the run's tokenizer, or give its --vocab_file"
+        )
 
 
 def _check_order(start: Start, args: Arguments, before: int, wanted: int) -> None:

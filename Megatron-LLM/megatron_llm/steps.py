@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_llm.files import FoundByOneRank
+from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama
 from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
 
@@ -34,9 +36,12 @@ class Steps(Protocol):
 
 
 def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(tokens, targets), each (b, seq_length), on the device. Raises ValueError for a token that no embedding has."""
-    if int(batch.max()) >= vocab_size:
-        raise ValueError(f"the data has token {int(batch.max())}, the model only {vocab_size}")
+    """(tokens, targets), each (b, seq_length), on the device. Raises UserError for a token that no embedding has."""
+    if (highest := int(batch.max())) >= vocab_size:
+        raise FoundByOneRank(
+            f"the data has token {highest} and the model's embedding only {vocab_size} rows; tokenise with the model's "
+            "own tokenizer and --no_new_tokens"
+        )
     batch = batch.to(device)
     return batch[:, :-1], batch[:, 1:]
 
@@ -44,8 +49,8 @@ def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tenso
 class Direct:
     """Without a pipeline."""
 
-    def __init__(self, model: Llama, micro_batches: int, device: torch.device) -> None:
-        self.model, self.micro_batches, self.device = model, micro_batches, device
+    def __init__(self, model: Llama, micro_batches: int, device: torch.device, masks: Masks = NONE) -> None:
+        self.model, self.micro_batches, self.device, self.masks = model, micro_batches, device, masks
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""
@@ -68,5 +73,5 @@ class Direct:
 
     def _loss(self, batch: Tensor) -> Tensor:
         tokens, targets = checked(batch, self.model.config.vocab_size, self.device)
-        loss: Tensor = self.model(tokens, targets)
+        loss: Tensor = self.model(tokens, targets, **self.masks.inputs(tokens))
         return loss

@@ -219,9 +219,19 @@ class _CrossEntropy(torch.autograd.Function):
         return result.to(ctx.dtype), None, None, None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, tp: TensorParallel) -> Tensor:
-    """Mean cross-entropy, fp32. logits: (b, s, this rank's part of V); targets: (b, s) int64."""
-    if tp.size == 1:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, counted: Tensor | None, vocab_size: int, tp: TensorParallel
+) -> Tensor:
+    """Mean cross-entropy of all tokens or the counted ones, fp32 (0 without any).
+
+    logits: (b, s, this rank's part of V); targets: (b, s) int64; counted: (b, s) bool.
+    """
+    if tp.size > 1:
+        losses: Tensor = _CrossEntropy.apply(logits, targets, vocab_size, tp)  # type: ignore[no-untyped-call]
+    elif counted is None:
         return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    losses: Tensor = _CrossEntropy.apply(logits, targets, vocab_size, tp)  # type: ignore[no-untyped-call]
-    return losses.mean()
+    else:
+        losses = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    if counted is None:
+        return losses.mean()
+    return (losses.view_as(counted) * counted).sum() / counted.sum().clamp(min=1)

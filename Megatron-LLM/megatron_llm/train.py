@@ -12,6 +12,7 @@ from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.layout import batch_layout
+from megatron_llm.masks import Masks
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
 from megatron_llm.model_config import ModelConfig
@@ -58,6 +59,7 @@ def _trainer(
     indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
     train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
     _set_random_state(args.seed, found.saved)
+    masks = world.on_rank0(lambda: Masks.of(args))
     models = _models(args, world, found.config)
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
@@ -74,7 +76,7 @@ def _trainer(
         global_batch=global_batch,
         config=found.config,
         parameters=parameters,
-        steps=_steps(args, world, models, micro_batches),
+        steps=_steps(args, world, models, micro_batches, masks),
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
@@ -97,10 +99,10 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
     return models
 
 
-def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int) -> Steps:
+def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int, masks: Masks) -> Steps:
     if args.pipeline_model_parallel_size > 1:
-        return pipeline.Pipelined(models, args, world, micro_batches)
-    return Direct(models[0], micro_batches, world.device)
+        return pipeline.Pipelined(models, args, world, micro_batches, masks)
+    return Direct(models[0], micro_batches, world.device, masks)
 
 
 def _filled_optimizer(

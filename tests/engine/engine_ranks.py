@@ -29,17 +29,23 @@ def _finetune(argv: Sequence[str]) -> None:
 def _several(argvs: Sequence[Sequence[str]]) -> None:
     """Several runs one after another in one world, each at its own layout; prints their exit codes.
 
-    Before each checkpoint it is asserted that what tensor ranks hold copies of is the same to the bit.
+    Before each checkpoint it is asserted that what tensor ranks hold copies of is the same to the bit, and before each
+    global batch that the two ends of a pipeline have the same tied embedding.
     """
     import torch
 
-    from megatron_llm import arguments, checkpoint, parallel, signals, train
+    from megatron_llm import arguments, checkpoint, parallel, pipeline, signals, train
 
     def save(*inputs: Any) -> None:
         _assert_copies_equal(inputs[1])
         publish(*inputs)
 
+    def share(tied: pipeline.TiedEmbedding) -> None:
+        copy(tied)
+        _assert_ends_equal(tied)
+
     publish, checkpoint.save = checkpoint.save, save
+    copy, pipeline.TiedEmbedding.share = pipeline.TiedEmbedding.share, share
     torch.set_num_threads(1)
     world = parallel.start()
     for argv in argvs:
@@ -63,6 +69,16 @@ def _assert_copies_equal(parameters: dict[str, Any]) -> None:
                 copies = [torch.empty_like(own) for _ in range(mesh.size(axis))]
                 dist.all_gather(copies, own, group=mesh.get_group(axis))
                 assert all(torch.equal(own, copy) for copy in copies), f"copies of {name} differ"
+
+
+def _assert_ends_equal(tied: Any) -> None:
+    import torch.distributed as dist
+
+    own = [weight.to_local().tolist() for weight in (tied.embedding, tied.copy) if weight is not None]
+    ranks: list[list[Any]] = [[] for _ in range(tied.group.size())]
+    dist.all_gather_object(ranks, own, group=tied.group)
+    held = [values for rank in ranks for values in rank]
+    assert not held or (len(held) == 2 and held[0] == held[1]), "the copy of the embedding differs"
 
 
 def _rank(
@@ -159,3 +175,14 @@ def run(folder: Path, argv: Sequence[object], size: int = 2, **environment: str)
     """Run to the end: exit codes and what rank 0 printed."""
     ranks = Ranks(folder, argv, size, environment)
     return ranks.wait(), ranks.text()
+
+
+def fails(folder: Path, argv: Sequence[object], code: int, message: str) -> None:
+    """Run on two ranks: both must end with this code, rank 0 after one line with the message, the other silently."""
+    ranks = Ranks(folder, argv, 2, {})
+    assert ranks.wait() == [code, code], ranks.text()
+    errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in ranks.text()
+    assert ranks.text(1) == ""

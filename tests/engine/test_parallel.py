@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
 BRIEF = ("--train_iters", 6, "--lr_decay_iters", 20, "--eval_interval", 6)
 BF16: dict[int, tuple[object, ...]] = {1: (), 2: (TP, 2, SEQUENCE), 4: (TP, 2, PP, 2, SEQUENCE)}
 """In bfloat16, on so many ranks."""
+TIED: dict[int, dict[str, tuple[object, ...]]] = {
+    1: {"1,1,1": ()},
+    2: {"2,1,1": (TP, 2, SEQUENCE), "1,2,1": (PP, 2), "1,2,1 interleaved": (PP, 2, VIRTUAL, 1)},
+    4: {
+        "2,2,1 interleaved": (TP, 2, PP, 2, VIRTUAL, 1, SEQUENCE),
+        "1,2,2 full": (PP, 2, "--recompute_granularity", "full"),
+        "1,4,1": (PP, 4),
+    },
+}
+"""A Falcon, whose output layer is its embedding."""
 STOPPED = ("--exit_interval", 11)
 RESUMED = "2,2,1 interleaved"
 """The layout at which a run is stopped and continued."""
@@ -70,10 +81,12 @@ def saves(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str
     for size, more in BF16.items():
         folders[f"bf16 {size}"] = root / f"bf16-{size}"
         several[size].append(argv(f"bf16 {size}", *BRIEF, "--bf16", *more))
-    for size in (1, 2):
-        folders[f"falcon {size}"] = root / f"falcon-{size}"
-        more = (*BRIEF, "--init_method_std", 0.1, *((TP, size, SEQUENCE) if size > 1 else ()))
-        several[size].append(flags(tiny_data, folders[f"falcon {size}"], *more, geometry=FALCON))
+    tied = [(size, name, more) for size, layouts in TIED.items() for name, more in layouts.items()]
+    tied += [(2, "moved", (*TIED[2]["1,2,1"], "--exit_interval", 3)), (4, "moved", TIED[4]["2,2,1 interleaved"])]
+    for size, name, more in tied:
+        folders[f"tied {name}"] = root / f"tied-{name.replace(' ', '-')}"
+        brief = (*BRIEF, "--init_method_std", 0.1, *more)
+        several[size].append(flags(tiny_data, folders[f"tied {name}"], *brief, geometry=FALCON))
     for size, argvs in several.items():
         engine_ranks.run_several(root, argvs, size)
     return folders
@@ -93,10 +106,17 @@ def test_another_layout_goes_on(saves: dict[str, Path], name: str) -> None:
         assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_falcon_on_tensor_ranks(saves: dict[str, Path]) -> None:
-    """One key/value head, norms with bias, parallel branches and tied embeddings give the losses of one process."""
-    for one, other in zip(metrics(saves["falcon 1"]), metrics(saves["falcon 2"]), strict=True):
+@pytest.mark.parametrize("layout", [*(name for layouts in TIED.values() for name in layouts), "moved"][1:])
+def test_falcon_and_tied_embeddings(saves: dict[str, Path], layout: str) -> None:
+    """One key/value head, norms with bias, parallel branches and an embedding at both ends of the pipeline give the
+    losses and norms of one process, over a move from two pipeline ranks to four too; the embedding is stored once."""
+    alone, spread = metrics(saves["tied 1,1,1"]), metrics(saves[f"tied {layout}"])
+    assert len(alone) == len(spread) == 7
+    for one, other in zip(alone, spread, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+    folders = [checkpoint.iteration_folder(saves[f"tied {name}"], 6) for name in ("1,1,1", layout)]
+    config, weights, _ = checkpoint.load_model_state(folders[0])
+    assert_holds(folders[1], config, weights)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -153,15 +173,19 @@ def test_layouts_give_equal_losses(saves: dict[str, Path], layout: str) -> None:
 @pytest.mark.parametrize("layout", [name for layouts in LAYOUTS.values() for name in layouts])
 def test_checkpoints_hold_the_whole_model(saves: dict[str, Path], layout: str, tiny_config: ModelConfig) -> None:
     """Each weight and moment is stored once, under the model's own name, at its whole and true size."""
-    folder = checkpoint.iteration_folder(saves[layout], 20)
+    alone = checkpoint.load_model_state(checkpoint.iteration_folder(saves["1,1,1"], 20))[1]
+    assert_holds(checkpoint.iteration_folder(saves[layout], 20), tiny_config, alone)
+
+
+def assert_holds(folder: Path, config: ModelConfig, expected_weights: Mapping[str, torch.Tensor]) -> None:
+    """The checkpoint has every weight and moment of the model and nothing else, and about these weights."""
     stored: Any = checkpoint._Reader(folder).read_metadata().state_dict_metadata
     expected = {
         f"{prefix}.{name}": shape
         for prefix in ("model", *(f"optimizer.{moment}" for moment in MOMENTS))
-        for name, shape in shapes(tiny_config).items()
+        for name, shape in shapes(config).items()
     }
     assert {name: entry.size for name, entry in stored.items()} == expected
-    _, alone, _ = checkpoint.load_model_state(checkpoint.iteration_folder(saves["1,1,1"], 20))
     _, weights, _ = checkpoint.load_model_state(folder)
-    for name, tensor in alone.items():
+    for name, tensor in expected_weights.items():
         torch.testing.assert_close(weights[name], tensor, atol=2e-4, rtol=0)

@@ -225,6 +225,7 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
         ("--seq_length 65", 2, "--seq_length 65 is more than the model's max_position_embeddings 64"),
         ("--load /nonexistent/folder", 3, "/nonexistent/folder is not a checkpoint folder"),
         ("--data_path /nonexistent/data", 3, "/nonexistent/data"),
+        ("--eod_mask_loss", 2, "--eod_mask_loss: the documents of"),
         ("--split 1,0,0", 2, "--split 1,0,0 gives valid 0 of 200 documents"),
     ],
 )
@@ -232,13 +233,7 @@ def test_mistakes_end_all_ranks_with_one_line(
     tmp_path: Path, tiny_data: Path, more: str, code: int, message: str
 ) -> None:
     """Rank 0 prints what is wrong, the others nothing; all exit with the same code, none hangs."""
-    ranks = Ranks(tmp_path, flags(tiny_data, tmp_path / "save", *more.split()), 2, {})
-    assert ranks.wait() == [code, code], ranks.text()
-    errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in ranks.text()
-    assert ranks.text(1) == ""
+    engine_ranks.fails(tmp_path, flags(tiny_data, tmp_path / "save", *more.split()), code, message)
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path: Path, tiny_data: Path, tiny_config: ModelConfig) -> None:

@@ -6,6 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.manifest import Manifest, beside
+
+DOCUMENTS = 200
+EOD = 2
 GEOMETRY = (
     "--num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
     "--max_position_embeddings 64 --no_tie_embed_logits"
@@ -17,9 +24,37 @@ RUN = (
 
 
 FALCON = (
-    "--model_name falcon --num_layers 2 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
+    "--model_name falcon --num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 1 "
     "--ffn_hidden_size 128 --max_position_embeddings 64"
 )
+
+
+def write_data(folder: Path, vocab_size: int, *, append_eod: bool = False) -> Path:
+    """Prefix of 200 documents of 5 to 39 random tokens, with a manifest."""
+    prefix, random = folder / "tiny_text_document", np.random.RandomState(0)
+    sizes = random.randint(5, 40, DOCUMENTS).astype(np.int32)
+    tokens = random.randint(0, vocab_size, sizes.sum()).astype(token_dtype(vocab_size))
+    if append_eod:
+        tokens[tokens == EOD] = EOD + 1
+        tokens[sizes.cumsum() - 1] = EOD
+    with IndexedDatasetWriter(beside(prefix, ".bin"), beside(prefix, ".idx"), tokens.dtype) as writer:
+        writer.add(tokens, sizes)
+    manifest = Manifest(
+        documents=DOCUMENTS,
+        empty_documents=0,
+        characters=1,
+        bytes=1,
+        tokens=len(tokens),
+        sequences=DOCUMENTS,
+        vocab_size=vocab_size,
+        tokenizer_fingerprint="tiny",
+        tokenizer_type="SentencePieceTokenizer",
+        append_eod=append_eod,
+        eod=EOD,
+        dtype="uint16",
+    )
+    beside(prefix, ".json").write_text(json.dumps(manifest.as_dict()))
+    return prefix
 
 
 def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
