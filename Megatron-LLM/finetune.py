@@ -33,12 +33,19 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
-    from megatron_llm.files import EXIT_INPUTS_MISSING, EXIT_USER_ERROR, InputsMissing, Superseded, UserError
+    from megatron_llm.files import (
+        EXIT_INPUTS_MISSING,
+        EXIT_USER_ERROR,
+        InputsMissing,
+        SaveFailed,
+        Superseded,
+        UserError,
+    )
     from megatron_llm.trainer import Diverged
 
     try:
         return main(argv, stop)
-    except (UserError, Superseded, Diverged) as error:
+    except (*TOLD, Diverged) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, UserError):

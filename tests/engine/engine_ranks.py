@@ -33,13 +33,14 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
     """
     import torch
 
-    from megatron_llm import arguments, checkpoint, parallel, signals, train
+    from megatron_llm import arguments, parallel, signals, train
+    from megatron_llm.saving import Saver
 
-    def save(*inputs: Any) -> None:
-        _assert_copies_equal(inputs[1])
-        publish(*inputs)
+    def checked(saver: Saver, parameters: Any, *more: Any) -> None:
+        _assert_copies_equal(parameters)
+        begin(saver, parameters, *more)
 
-    publish, checkpoint.save = checkpoint.save, save
+    begin, Saver.begin = Saver.begin, checked  # type: ignore[method-assign]
     torch.set_num_threads(1)
     world = parallel.start()
     for argv in argvs:

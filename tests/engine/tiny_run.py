@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_llm import arguments
+from megatron_llm.arguments import Arguments
+
 GEOMETRY = (
     "--num_layers 4 --hidden_size 32 --num_attention_heads 4 --num_attention_heads_kv 2 --ffn_hidden_size 48 "
     "--max_position_embeddings 64 --no_tie_embed_logits"
@@ -25,6 +28,11 @@ FALCON = (
 def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
     """The command line of the tiny run."""
     return [*geometry.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
+
+
+def save_arguments(save: Path, *more: object) -> Arguments:
+    """Flags that say where and how checkpoints are saved."""
+    return arguments.parse([str(flag) for flag in flags(Path("data"), save, *more)])
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
