@@ -114,7 +114,7 @@ class Saver:
         if (free := free_bytes(save)) < needed:
             newest = max(save.glob("iter_*"), default=None)
             raise UserError(
-                f"--save {save}: a checkpoint needs {_gigabytes(needed)} and {_gigabytes(free)} are free; nothing was "
+                f"--save {save}: a checkpoint needs {_amount(needed)} and {_amount(free)} are free; nothing was "
                 f"written, {f'{newest.name} stays the last one' if newest else 'there is none yet'}. Free space, keep "
                 "fewer (--keep_last), or move the folder"
             )
@@ -122,7 +122,7 @@ class Saver:
     def forecast(self) -> str:
         """How large a checkpoint is and for how many there is room (rank 0)."""
         needed, free = checkpoint.needed_bytes(self.config, self.world.size), free_bytes(self.args.save)
-        text = f"a checkpoint takes {_gigabytes(needed)}; {self.args.save} has {_gigabytes(free)} free"
+        text = f"a checkpoint takes {_amount(needed)}; {self.args.save} has {_amount(free)} free"
         return text if free >= needed else f"warning: {text}: the first one will not fit"
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class Saver:
             return final.is_dir() and checkpoint.problem(final) is None
         except TOLD:
             raise
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's is not an Exception
             raise _told(error, final) from error
 
     def _gathered(self, temporary: Path) -> Files:
@@ -225,10 +225,9 @@ def _use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _told(error: Exception, final: Path) -> UserError | SaveFailed:
+def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
     """What a person reads about a save that failed."""
-    where = ""
-    cause: BaseException = error
+    where, cause = "", error
     if isinstance(error, CheckpointException):
         rank, (found, _) = min(error.failures.items())
         where, cause = f"rank {rank}: ", found
@@ -238,5 +237,5 @@ def _told(error: Exception, final: Path) -> UserError | SaveFailed:
     return kind(f"{final} could not be saved: {where}{cause}; nothing was published, earlier checkpoints are kept")
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e9:.6f} GB"
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import engine_ranks
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hf_reference import hf_model, theirs
 from tiny_run import FALCON, flags, metrics, tensors
 from torch.nn import functional
@@ -22,7 +24,7 @@ from megatron_llm.optimizer import MOMENTS
 TP, PP = "--tensor_model_parallel_size", "--pipeline_model_parallel_size"
 VIRTUAL = "--num_layers_per_virtual_pipeline_stage"
 SEQUENCE = "--sequence_parallel"
-SHORT = ("--train_iters", 20, "--eval_interval", 20)
+SHORT = ("--train_iters", 20, "--eval_interval", 20, "--log_samples")
 LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
     1: {"1,1,1": ()},
     2: {
@@ -90,6 +92,23 @@ def test_another_layout_goes_on(saves: dict[str, Path], name: str) -> None:
     losses of the straight one."""
     for one, other in zip(metrics(saves["1,1,1"]), metrics(saves[name]), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for layouts in LAYOUTS.values() for name in layouts] + ["moved", "spread"])
+def test_every_layout_takes_the_same_samples(saves: dict[str, Path], name: str, tiny_data: Path) -> None:
+    """What the ranks loaded, by number and content, is in every iteration what the order of the samples says; stopped
+    and continued at another layout nothing is lost or repeated."""
+    paths = gpt_dataset.DataPaths.of([str(tiny_data)], (None, None, None), "90,10,0")
+    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
+    assert plan is not None
+    train = gpt_dataset.open_split(plan, None)
+    lines = [json.loads(line) for line in (saves[name] / "samples.jsonl").read_text().splitlines()]
+    for step, line in enumerate(lines):
+        numbers = range(8 * step, 8 * step + 8)
+        digest = sum(xxhash.xxh3_64_intdigest(np.array([k, *train[k]], np.int64).tobytes()) for k in numbers) % 2**64
+        expected = {"iteration": step + 1, "updates": step + 1, "first": numbers[0], "last": numbers[-1]}
+        assert line == expected | {"samples": 8, "digest": f"{digest:016x}"}
+    assert len(lines) == 20
 
 
 def test_falcon_on_tensor_ranks(saves: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a run is doing and however its ranks share the model, a stop request saves and a dead rank ends the others."""
+"""Whatever a run does and however ranks share the model, a stop request saves and a dead rank ends the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYOUTS: dict[str, tuple[int, tuple[object, ...]]] = {
     "pp 2": (2, (PP, 2)),
     "tp 2 pp 2": (4, (TP, 2, PP, 2)),
 }
-SHORT = ("--train_iters", 12, "--eval_interval", 4, "--save_interval", 3)
+SHORT = ("--train_iters", 12, "--global_batch_size", 4, "--eval_interval", 4, "--save_interval", 3)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def published(save: Path) -> int:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_stopped_in_every_phase(tmp_path: Path, tiny_data: Path, straight: dict[str, Path], layout: str) -> None:
     """TERM or USR2 to any one rank in its first step, in an evaluation or while a checkpoint is being written ends all
-    ranks with 75 and a checkpoint; KILL during a save ends the others; the run ends in the bytes of the straight one."""
+    ranks with 75 and a checkpoint; KILL during a save ends the others; the run ends in the straight one's bytes."""
     size, more = LAYOUTS[layout]
     save = tmp_path / "save"
     argv = flags(tiny_data, save, *SHORT, *more)
