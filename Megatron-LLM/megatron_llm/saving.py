@@ -39,6 +39,7 @@ class Saver:
 
     def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
         self.args, self.world, self.config = args, world, config
+        self.needed = checkpoint.needed_bytes(config, world.size)
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
         self.job: Future[bool | None] | None = None
@@ -95,7 +96,7 @@ class Saver:
 
     def _prepare(self) -> Path:
         """The empty folder to write into (rank 0), visible before other ranks do."""
-        self.check_space()
+        self._check_space()
         final = checkpoint.iteration_folder(self.args.save, self.iteration)
         temporary = final.with_name(f".{final.name}.tmp-{attempt_name()}")
         try:
@@ -105,10 +106,10 @@ class Saver:
             raise _told(error, final) from error
         return temporary
 
-    def check_space(self) -> None:
+    def _check_space(self) -> None:
         """Raise UserError unless a checkpoint fits on --save's file system, for which older ones are deleted if they
         may be (rank 0)."""
-        needed, save = checkpoint.needed_bytes(self.config, self.world.size), self.args.save
+        needed, save = self.needed, self.args.save
         if free_bytes(save) < needed:
             self._prune()
         if (free := free_bytes(save)) < needed:
@@ -121,9 +122,9 @@ class Saver:
 
     def forecast(self) -> str:
         """How large a checkpoint is and for how many there is room (rank 0)."""
-        needed, free = checkpoint.needed_bytes(self.config, self.world.size), free_bytes(self.args.save)
-        text = f"a checkpoint takes {_amount(needed)}; {self.args.save} has {_amount(free)} free"
-        return text if free >= needed else f"warning: {text}: the first one will not fit"
+        free = free_bytes(self.args.save)
+        text = f"a checkpoint takes {_amount(self.needed)}; {self.args.save} has {_amount(free)} free"
+        return text if free >= self.needed else f"warning: {text}: the first one will not fit"
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's tensors as they are now, in host memory."""

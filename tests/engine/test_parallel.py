@@ -80,6 +80,14 @@ def saves(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str
     return folders
 
 
+def training_samples(data: Path) -> gpt_dataset.Samples:
+    """What 20 iterations read."""
+    paths = gpt_dataset.DataPaths.of([str(data)], (None, None, None), "90,10,0")
+    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
+    assert plan is not None
+    return gpt_dataset.open_split(plan, None)
+
+
 def test_the_same_layout_goes_on_to_the_bit(saves: dict[str, Path]) -> None:
     """Stopped after 11 iterations, tensor and interleaved pipeline ranks end in the bytes of the straight run."""
     assert tensors(saves["resumed"], 20) == tensors(saves[RESUMED], 20)
@@ -98,10 +106,7 @@ def test_another_layout_goes_on(saves: dict[str, Path], name: str) -> None:
 def test_every_layout_takes_the_same_samples(saves: dict[str, Path], name: str, tiny_data: Path) -> None:
     """What the ranks loaded, by number and content, is in every iteration what the order of the samples says; stopped
     and continued at another layout nothing is lost or repeated."""
-    paths = gpt_dataset.DataPaths.of([str(tiny_data)], (None, None, None), "90,10,0")
-    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
-    assert plan is not None
-    train = gpt_dataset.open_split(plan, None)
+    train = training_samples(tiny_data)
     lines = [json.loads(line) for line in (saves[name] / "samples.jsonl").read_text().splitlines()]
     for step, line in enumerate(lines):
         numbers = range(8 * step, 8 * step + 8)
@@ -141,10 +146,7 @@ def test_one_process_equals_a_plain_loop_over_transformers(
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-    paths = gpt_dataset.DataPaths.of([str(tiny_data)], (None, None, None), "90,10,0")
-    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
-    assert plan is not None
-    train = gpt_dataset.open_split(plan, None)
+    train = training_samples(tiny_data)
     for step, record in enumerate(metrics(saves["1,1,1"])[:20]):
         batch = torch.from_numpy(np.stack([train[8 * step + row] for row in range(8)]))
         logits = model(batch[:, :-1]).logits

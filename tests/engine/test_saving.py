@@ -159,6 +159,16 @@ def test_a_failed_save_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert checkpoint.latest_valid(run.save) == run.save / "iter_0000004"
 
 
+def test_files_that_rank_0_does_not_see(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that the nodes do not share is no checkpoint: refused, with the reason."""
+    digests = checkpoint.digests
+    monkeypatch.setattr(checkpoint, "digests", lambda *inputs: {**digests(*inputs), "__1_0.distcp": (7, "")})
+    run.begin(1)
+    with pytest.raises(UserError, match=r"__1_0.distcp, which another rank wrote, .* a folder that all nodes share"):
+        run.saver.finish()
+    assert run.names() == []
+
+
 def test_a_checkpoint_that_is_there_stays(run: Run) -> None:
     """One of the same name that verifies is kept, a damaged one replaced; the tracker names it either way."""
     run.begin(1)

@@ -22,16 +22,17 @@ LAYOUTS: dict[str, tuple[int, tuple[object, ...]]] = {
     "pp 2": (2, (PP, 2)),
     "tp 2 pp 2": (4, (TP, 2, PP, 2)),
 }
-SHORT = ("--train_iters", 12, "--global_batch_size", 4, "--eval_interval", 4, "--save_interval", 3)
+SHORT = ("--train_iters", 12, "--global_batch_size", 4, "--eval_interval", 4, "--log_samples")
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str, Path]:
-    """The --save folder of 12 iterations without interruption, at every layout."""
+    """The --save folder of 12 iterations without interruption or saves beside training, at every layout."""
     root = tmp_path_factory.mktemp("straight")
     folders = {name: root / name.replace(" ", "-") for name in LAYOUTS}
     for size in (2, 4):
-        several = [flags(tiny_data, folders[name], *SHORT, *more) for name, (n, more) in LAYOUTS.items() if n == size]
+        own = {name: more for name, (ranks, more) in LAYOUTS.items() if ranks == size}
+        several = [flags(tiny_data, folders[name], *SHORT, "--no_async_save", *more) for name, more in own.items()]
         engine_ranks.run_several(root, several, size)
     return folders
 
@@ -58,7 +59,7 @@ def test_stopped_in_every_phase(tmp_path: Path, tiny_data: Path, straight: dict[
     ranks with 75 and a checkpoint; KILL during a save ends the others; the run ends in the straight one's bytes."""
     size, more = LAYOUTS[layout]
     save = tmp_path / "save"
-    argv = flags(tiny_data, save, *SHORT, *more)
+    argv = flags(tiny_data, save, *SHORT, "--save_interval", 3, *more)
 
     with held(tmp_path, argv, size, "step", size - 1) as ranks:
         os.kill(ranks.pid(size - 1), signal.SIGTERM)
@@ -90,6 +91,7 @@ def test_stopped_in_every_phase(tmp_path: Path, tiny_data: Path, straight: dict[
     assert not list(save.glob(".iter_*"))
     assert tensors(save, 12) == tensors(straight[layout], 12)
     assert metrics(save) == metrics(straight[layout])
+    assert (save / "samples.jsonl").read_text() == (straight[layout] / "samples.jsonl").read_text()
 
 
 def test_before_the_first_step(tmp_path: Path, tiny_data: Path) -> None:
