@@ -121,10 +121,10 @@ class Saver:
             )
 
     def forecast(self) -> str:
-        """How large a checkpoint is and for how many there is room (rank 0)."""
+        """How large a checkpoint is and how much room there is, to be printed."""
         free = free_bytes(self.args.save)
         text = f"a checkpoint takes {_amount(self.needed)}; {self.args.save} has {_amount(free)} free"
-        return text if free >= self.needed else f"warning: {text}: the first one will not fit"
+        return text if free >= self.needed else f"warning: {text}: the next one will not fit"
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's tensors as they are now, in host memory."""
@@ -235,7 +235,7 @@ def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
     if not isinstance(cause, OSError):
         traceback.print_exception(error)
     kind = UserError if isinstance(cause, OSError) and cause.errno in FOR_A_PERSON else SaveFailed
-    return kind(f"{final} could not be saved: {where}{cause}; nothing was published, earlier checkpoints are kept")
+    return kind(f"{final} could not be saved: {where}{cause}; the checkpoints before it are kept")
 
 
 def _amount(size: int) -> str:

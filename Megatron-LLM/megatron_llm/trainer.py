@@ -84,11 +84,10 @@ class Trainer:
     def run(self) -> int:
         """Train to the last iteration or until asked to stop; gives the exit code. What was saved is published."""
         try:
-            code = self.loop()
+            return self.loop()
         except Diverged:
             self.saver.finish()
             raise
-        return code
 
     def loop(self) -> int:
         """See run."""

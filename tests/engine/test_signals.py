@@ -79,9 +79,10 @@ def test_stopped_in_every_phase(tmp_path: Path, tiny_data: Path, straight: dict[
     assert f"saved {save / 'iter_0000006'}" in ranks.text()
     assert (stopped := published(save)) >= 7
 
-    with held(tmp_path, argv, size, "write", size - 1) as ranks:
-        os.kill(ranks.pid(size - 1), signal.SIGKILL)
-        assert ranks.wait(30) == [1] * (size - 1) + [-signal.SIGKILL], ranks.text()
+    victim = 0 if layout == "tp 2" else size - 1
+    with held(tmp_path, argv, size, "write", victim) as ranks:
+        os.kill(ranks.pid(victim), signal.SIGKILL)
+        assert ranks.wait(30) == [-signal.SIGKILL if rank == victim else 1 for rank in range(size)], ranks.text()
     assert published(save) == stopped
     assert list(save.glob(".iter_*.tmp-*"))
 
