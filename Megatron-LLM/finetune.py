@@ -36,16 +36,16 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     from megatron_llm.files import (
         EXIT_INPUTS_MISSING,
         EXIT_USER_ERROR,
+        TOLD,
         FoundByOneRank,
         InputsMissing,
-        Superseded,
         UserError,
     )
     from megatron_llm.trainer import Diverged
 
     try:
         return main(argv, stop)
-    except (UserError, Superseded, Diverged) as error:
+    except (*TOLD, Diverged) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, FoundByOneRank):
             print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, UserError):

@@ -48,6 +48,9 @@ class Arguments:
     )
     keep_last: Annotated[int | None, "of the checkpoints in --save keep so many, the newest; default: all"] = None
     keep_every: Annotated[int | None, "beside --keep_last: keep those of iterations divisible by this for ever"] = None
+    no_async_save: Annotated[bool, "stand still until a checkpoint is written; saves its copy in the host's memory"] = (
+        False
+    )
     finetune: Annotated[bool, "take only the weights of --load and begin at iteration 0"] = False
     use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
@@ -134,6 +137,7 @@ class Arguments:
     )
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
+    log_samples: Annotated[bool, "record which samples each iteration took, in SAVE/samples.jsonl"] = False
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100

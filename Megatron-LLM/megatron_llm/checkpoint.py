@@ -1,8 +1,9 @@
 """Our training checkpoints: every rank's slices -> iter_XXXXXXX/*.distcp + state.json -> rename -> tracker file.
 
 Saving: all ranks write into a temporary folder (torch.distributed.checkpoint) and digest what they wrote; rank 0 adds
-state.json, renames the folder and replaces the tracker last. Loading takes the newest folder that verifies, into any
-number of ranks. `.metadata` is a pickle: it is read through an allow-list, so a forged one cannot run code.
+state.json, renames the folder and replaces the tracker last; saving.py puts these steps in order. Loading takes the
+newest folder that verifies, into any number of ranks. `.metadata` is a pickle: it is read through an allow-list, so a
+forged one cannot run code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from megatron_llm.files import UserError, attempt_name, checksum, remove, rename, write_json, write_text
+from megatron_llm.files import UserError, checksum, fsync_all, put, remove, write_json, write_text
+from megatron_llm.model import shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import MOMENTS
-from megatron_llm.parallel import World
 from megatron_llm.reshard import LazyState
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -42,6 +42,8 @@ STATE = "state.json"
 ITERATION = re.compile(r"iter_(\d{7,})")
 TEMPORARY = re.compile(r"\.iter_\d{7,}\.(tmp|old)-.*")
 CHECKSUM_THREADS = 8
+SLICE_OVERHEAD = 2048
+"""Bytes around the numbers of one tensor's slice of one rank."""
 ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
@@ -74,6 +76,18 @@ class _Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta:
         """Nothing: torch would note the temporary path and a random number, and equal runs would differ in bytes."""
         return StorageMeta()
+
+
+class _CopyPlanner(DefaultSavePlanner):
+    """Writes copies instead of the tensors, which tell only shapes and places."""
+
+    def __init__(self, copies: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        """This rank's part of a tensor; it has only one."""
+        return self.copies[index.fqn]
 
 
 class _Reader(FileSystemReader):
@@ -154,56 +168,55 @@ def remove_stale(save_dir: Path) -> None:
             remove(path)
 
 
-def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What is stored, by name: `model.NAME` and `optimizer.MOMENT.NAME`."""
+def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: `model.NAME` and `optimizer.MOMENT.NAME`; these share the run's memory."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     for moment in MOMENTS:
         tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
     return tensors
 
 
-def save(
-    save_dir: Path,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    config: ModelConfig,
-    state: dict[str, Any],
-    world: World,
+def needed_bytes(config: ModelConfig, ranks: int) -> int:
+    """Size of a checkpoint on disk, at most a little less: fp32 weights and moments, and what surrounds each slice."""
+    numbers = [shape.numel() for shape in shapes(config).values()]
+    return (1 + len(MOMENTS)) * (4 * sum(numbers) + SLICE_OVERHEAD * len(numbers) * ranks)
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor] | None, group: dist.ProcessGroup
 ) -> None:
-    """Publish iter_XXXXXXX (state["iteration"]) and then the tracker; returns on every rank when both are durable.
+    """Write this rank's slices, of `copies` where they are given, and on rank 0 `.metadata`; fsynced. Collective."""
+    planner = DefaultSavePlanner() if copies is None else _CopyPlanner(copies)
+    save_tensors(dict(tensors), storage_writer=_Writer(folder), planner=planner, process_group=group)
 
-    Collective. Raises Superseded when the claim is another attempt's; nothing is published then.
+
+def digests(folder: Path, rank: int) -> dict[str, tuple[int, str]]:
+    """Size and checksum of the files that a rank wrote, read back."""
+    own = sorted(folder.glob(f"__{rank}_*")) + ([folder / METADATA] if rank == 0 else [])
+    return {path.name: (path.stat().st_size, checksum(path)) for path in own}
+
+
+def complete(folder: Path, state: dict[str, Any]) -> None:
+    """Add state.json and flush all to disk (rank 0). Raises UserError when files of other ranks are not to be seen."""
+    for name, (size, _) in state["files"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise UserError(
+                f"{folder / name}, which another rank wrote, is not seen whole by rank 0; "
+                "--save must be a folder that all nodes share"
+            )
+    write_json(folder / STATE, state)
+    fsync_all(folder)
+
+
+def publish(temporary: Path, iteration: int, *, keep: bool) -> None:
+    """Give a complete folder its name, or drop it where one of that name is to be kept; then replace the tracker.
+
+    Raises Superseded when the claim is another attempt's; nothing is published then.
     """
-    final = iteration_folder(save_dir, state["iteration"])
-    temporary = world.on_rank0(lambda: _fresh(final.with_name(f".{final.name}.tmp-{attempt_name()}")))
-    try:
-        save_tensors(_tensors(parameters, optimizer), storage_writer=_Writer(temporary))
-        files = _digest_together(temporary, world)
-        world.on_rank0(lambda: _publish(temporary, final, {**state, "model_config": asdict(config), "files": files}))
-    finally:
-        if world.rank == 0:
-            remove(temporary)  # only still there after an error, such as a full disk
-
-
-def _fresh(folder: Path) -> Path:
-    """An empty folder, made visible before other ranks write into it."""
-    remove(folder)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _digest_together(folder: Path, world: World) -> dict[str, tuple[int, str]]:
-    """Size and checksum of every file; each rank reads the ones that it wrote, rank 0 also the rest."""
-    own = sorted(folder.glob(f"__{world.rank}_*")) + ([folder / METADATA] if world.rank == 0 else [])
-    shares: list[dict[str, tuple[int, str]]] = [{} for _ in range(world.size)]
-    dist.all_gather_object(shares, {path.name: (path.stat().st_size, checksum(path)) for path in own})
-    return {name: share[name] for share in shares for name in sorted(share)}
-
-
-def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
-    write_json(temporary / STATE, state)
-    rename(temporary, final)
-    write_text(final.parent / TRACKER, f"{state['iteration']}\n")
+    final = iteration_folder(temporary.parent, iteration)
+    if not keep:
+        put(temporary, final)
+    write_text(final.parent / TRACKER, f"{iteration}\n")
 
 
 @contextmanager
@@ -218,7 +231,7 @@ def _readable(folder: Path) -> Iterator[_Reader]:
 def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective."""
     with _readable(folder) as reader:
-        load_tensors(_tensors(parameters, optimizer), storage_reader=reader, planner=_Planner())
+        load_tensors(stored(parameters, optimizer), storage_reader=reader, planner=_Planner())
 
 
 def load_model_state(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -21,6 +22,8 @@ EXIT_STOPPED = 76
 """State saved, stopped on request: do not run me again."""
 CLAIM = "SNAKMODEL_CLAIM"
 """Names the launcher's claim file; not set by hand."""
+FOR_A_PERSON = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""Errors of the system that running again does not cure."""
 
 
 class UserError(Exception):
@@ -37,6 +40,14 @@ class FoundByOneRank(UserError):
 
 class Superseded(Exception):
     """Another attempt holds the claim file: this one must not publish."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written, for a reason that may be gone when the run is started again."""
+
+
+TOLD = (UserError, Superseded, SaveFailed)
+"""What ranks tell each other, and a person in one line."""
 
 
 def run_main(main: Callable[[], int | None]) -> None:
@@ -74,6 +85,12 @@ def fsync(path: Path) -> None:
     os.close(descriptor)
 
 
+def free_bytes(folder: Path) -> int:
+    """Space left to this user on a folder's file system; the folder, or one above it, exists."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder if present."""
     if path.is_dir():
@@ -84,8 +101,18 @@ def remove(path: Path) -> None:
 
 def rename(temporary: Path, final: Path) -> None:
     """Fsync `temporary` (a file or a whole folder), check the claim, and put it in the place of `final`."""
-    for path in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
-        fsync(path)
+    fsync_all(temporary)
+    put(temporary, final)
+
+
+def fsync_all(path: Path) -> None:
+    """Flush a file, or a folder with all that it holds, to disk."""
+    for part in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        fsync(part)
+
+
+def put(temporary: Path, final: Path) -> None:
+    """Check the claim and put what is on disk already in the place of `final`, which a folder leaves first."""
     check_claim()
     aside = final.with_name(f".{final.name}.old-{attempt_name()}")
     if final.is_dir():

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not marked so
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from megatron_llm.files import Superseded, UserError
+from megatron_llm.files import TOLD, SaveFailed, Superseded, UserError
 from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
@@ -57,11 +57,11 @@ class World:
         if self.rank == 0:
             print(text, flush=True)
 
-    def agree(self, code: int) -> int:
-        """The largest code of all ranks."""
-        value = torch.tensor(code, dtype=torch.int32)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return int(value)
+    def agree(self, *codes: int) -> list[int]:
+        """The largest of all ranks, for each code."""
+        values = torch.tensor(codes, dtype=torch.int32)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return [int(value) for value in values]
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of a number over the ranks, as fp64 so that it does not depend on the order of summation."""
@@ -74,15 +74,15 @@ class World:
         return float(self.total(value)) / (self.data_size * self.mesh["tp"].size())
 
     def on_rank0(self, function: Callable[[], T]) -> T:
-        """Run on rank 0 and give its result, or its UserError or Superseded, to every rank."""
-        answer: list[T | UserError | Superseded | None] = [None]
+        """Run on rank 0 and give its result, or its UserError, Superseded or SaveFailed, to every rank."""
+        answer: list[T | UserError | Superseded | SaveFailed | None] = [None]
         if self.rank == 0:
             try:
                 answer = [function()]
-            except (UserError, Superseded) as error:
+            except TOLD as error:
                 answer = [error]
         dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], (UserError, Superseded)):
+        if isinstance(answer[0], TOLD):
             raise answer[0]
         return answer[0]  # type: ignore[return-value]  # None only where T is None
 

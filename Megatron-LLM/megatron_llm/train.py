@@ -18,6 +18,8 @@ from megatron_llm.model import Llama
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer, set_steps
 from megatron_llm.parallel import World
+from megatron_llm.sample_log import Numbered, SampleLog
+from megatron_llm.saving import Saver
 from megatron_llm.signals import StopRequest
 from megatron_llm.start import Start
 from megatron_llm.steps import Direct, Steps
@@ -68,6 +70,10 @@ def _trainer(
     last = first + (args.train_iters - progress.iteration) * global_batch
     share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)
     due = progress.evaluation_due
+    sample_log = SampleLog(args.save, world, progress.iteration) if args.log_samples else None
+    train_batches = batches.load(Numbered(train) if sample_log else train, share, args.num_workers)
+    saver = Saver(args, world, found.config)
+    world.say(saver.forecast())
     return Trainer(
         args=args,
         world=world,
@@ -80,9 +86,11 @@ def _trainer(
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
-        train_batches=batches.load(train, share, args.num_workers),
+        train_batches=sample_log.watched(train_batches) if sample_log else train_batches,
         valid=valid,
         metrics=Metrics(args.save, args.tensorboard_dir, progress.iteration, due) if world.rank == 0 else None,
+        saver=saver,
+        sample_log=sample_log,
         saved_iteration=progress.iteration if found.folder and found.folder.parent == args.save else -1,
     )
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron_llm import batches, checkpoint, retention
+from megatron_llm import batches
 from megatron_llm.arguments import Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
@@ -31,6 +31,8 @@ from megatron_llm.optimizer import (
     update,
 )
 from megatron_llm.parallel import World
+from megatron_llm.sample_log import SampleLog
+from megatron_llm.saving import IDLE, Saver
 from megatron_llm.signals import StopRequest
 from megatron_llm.start import Progress
 from megatron_llm.steps import Steps
@@ -65,8 +67,11 @@ class Trainer:
     valid: Samples | None
     metrics: Metrics | None
     """Rank 0 only."""
+    saver: Saver
     saved_iteration: int
-    """Of the newest checkpoint in --save, -1 when there is none."""
+    """Of the newest checkpoint in --save, published or begun, -1 when there is none."""
+    sample_log: SampleLog | None
+    """With --log_samples."""
     seconds: float = 0.0
     """Spent in steps since the last log line."""
     steps_timed: int = 0
@@ -77,7 +82,15 @@ class Trainer:
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
-        """Train to the last iteration or until asked to stop; gives the exit code."""
+        """Train to the last iteration or until asked to stop; gives the exit code. What was saved is published."""
+        try:
+            return self.loop()
+        except Diverged:
+            self.saver.finish()
+            raise
+
+    def loop(self) -> int:
+        """See run."""
         first = self.progress.iteration
         while not self.finished():
             request = self.request()
@@ -98,6 +111,7 @@ class Trainer:
                 if (self.divides(self.args.exit_interval) or self.out_of_time()) and not self.finished():
                     return self.leave(SIGNALLED)
         self.save_if_new()
+        self.stand_still(self.saver.finish)
         return 0
 
     def finished(self) -> bool:
@@ -114,16 +128,23 @@ class Trainer:
         return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
-        """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer."""
+        """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer.
+
+        By the way a save that all ranks have written meanwhile is published, and one that failed raised.
+        """
         code = SIGNALLED if self.stop.received else GO_ON
         if self.world.rank == 0:
             code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
             code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
-        return self.world.agree(code)
+        agreed, saving = self.world.agree(code, self.saver.status())
+        if saving != IDLE:
+            self.stand_still(lambda: self.saver.advance(saving))
+        return agreed
 
     def leave(self, request: int) -> int:
         """Save what is not saved yet and give the exit code."""
         self.save_if_new()
+        self.stand_still(self.saver.finish)
         if request == STOP:
             self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
         self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
@@ -177,6 +198,8 @@ class Trainer:
         progress.iteration += 1
         progress.consumed_train_samples += self.global_batch
         self.steps_timed += 1
+        if self.sample_log:
+            self.sample_log.write(progress.iteration, progress.optimizer_steps)
         last = progress.iteration == self.args.train_iters
         progress.evaluation_due = self.valid is not None and (last or self.divides(self.args.eval_interval))
         if self.divides(self.args.log_interval):
@@ -222,16 +245,17 @@ class Trainer:
             print(self.metrics.log_validation(self.progress.iteration, loss), flush=True)
 
     def save_if_new(self) -> None:
-        """Publish a checkpoint of this iteration unless there is one."""
+        """Begin a checkpoint of this iteration unless there is one."""
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
-        began = time.perf_counter()
-        checkpoint.save(self.args.save, self.parameters, self.optimizer, self.config, self.state(), self.world)
+        self.stand_still(lambda: self.saver.begin(self.parameters, self.optimizer, self.state()))
         self.saved_iteration = self.progress.iteration
-        self.world.on_rank0(lambda: retention.prune(self.args.save, self.args.keep_last, self.args.keep_every))
-        elapsed = time.perf_counter() - began
-        self.save_seconds += elapsed
-        self.world.say(f"saved {checkpoint.iteration_folder(self.args.save, self.saved_iteration)} in {elapsed:.1f} s")
+
+    def stand_still(self, act: Callable[[], None]) -> None:
+        """Do something for checkpoints while training waits."""
+        began = time.perf_counter()
+        act()
+        self.save_seconds += time.perf_counter() - began
 
     def state(self) -> dict[str, Any]:
         """What state.json holds besides the geometry and the files."""

@@ -26,6 +26,34 @@ def _finetune(argv: Sequence[str]) -> None:
     runpy.run_path(str(FINETUNE), run_name="__main__")
 
 
+def held_finetune(argv: Sequence[str]) -> None:
+    """The script, which waits where the file HELD says, `PHASE RANK`, until that file is gone; it prints `at PHASE`.
+
+    Phases: `step`, `evaluate`, and `write`, which is in the thread that writes a checkpoint.
+    """
+    from megatron_llm import checkpoint
+    from megatron_llm.trainer import Trainer
+
+    held, rank = Path(os.environ["HELD"]), os.environ["RANK"]
+
+    def hold(owner: Any, name: str) -> None:
+        act = getattr(owner, name)
+
+        def waiting(*inputs: Any) -> Any:
+            if held.exists() and held.read_text() == f"{name} {rank}":
+                print(f"at {name}", flush=True)
+                while held.exists():
+                    time.sleep(0.002)
+            return act(*inputs)
+
+        setattr(owner, name, waiting)
+
+    hold(Trainer, "step")
+    hold(Trainer, "evaluate")
+    hold(checkpoint, "write")
+    _finetune(argv)
+
+
 def _several(argvs: Sequence[Sequence[str]]) -> None:
     """Several runs one after another in one world, each at its own layout; prints their exit codes.
 
@@ -34,18 +62,19 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
     """
     import torch
 
-    from megatron_llm import arguments, checkpoint, parallel, pipeline, signals, train
+    from megatron_llm import arguments, parallel, pipeline, signals, train
+    from megatron_llm.saving import Saver
 
-    def save(*inputs: Any) -> None:
-        _assert_copies_equal(inputs[1])
-        publish(*inputs)
+    def checked(saver: Saver, parameters: Any, *more: Any) -> None:
+        _assert_copies_equal(parameters)
+        begin(saver, parameters, *more)
 
     def share(tied: pipeline.TiedEmbedding) -> None:
         copy(tied)
         _assert_ends_equal(tied)
 
-    publish, checkpoint.save = checkpoint.save, save
     copy, pipeline.TiedEmbedding.share = pipeline.TiedEmbedding.share, share
+    begin, Saver.begin = Saver.begin, checked  # type: ignore[method-assign]
     torch.set_num_threads(1)
     world = parallel.start()
     for argv in argvs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_run import save_arguments
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
@@ -18,6 +19,7 @@ from megatron_llm.model import Llama, initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import MOMENTS, build_optimizer
 from megatron_llm.parallel import World
+from megatron_llm.saving import Saver
 from megatron_llm.sharding import fill, parameters_by_name, shard
 
 Parts = tuple[dict[str, torch.nn.Parameter], torch.optim.AdamW]
@@ -44,7 +46,9 @@ def parts(world: World, tiny_config: ModelConfig) -> Parts:
 
 def save(folder: Path, iteration: int, parts: Parts, world: World, config: ModelConfig) -> Path:
     """Save the parts as an iteration."""
-    checkpoint.save(folder, *parts, config, {"iteration": iteration}, world)
+    saver = Saver(save_arguments(folder), world, config)
+    saver.begin(*parts, {"iteration": iteration})
+    saver.finish()
     return checkpoint.iteration_folder(folder, iteration)
 
 

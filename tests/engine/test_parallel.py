@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import engine_ranks
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hf_reference import hf_model, theirs
 from tiny_run import FALCON, flags, metrics, tensors
 from torch.nn import functional
@@ -23,7 +25,7 @@ from megatron_llm.optimizer import MOMENTS
 TP, PP = "--tensor_model_parallel_size", "--pipeline_model_parallel_size"
 VIRTUAL = "--num_layers_per_virtual_pipeline_stage"
 SEQUENCE = "--sequence_parallel"
-SHORT = ("--train_iters", 20, "--eval_interval", 20)
+SHORT = ("--train_iters", 20, "--eval_interval", 20, "--log_samples")
 LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
     1: {"1,1,1": ()},
     2: {
@@ -92,6 +94,14 @@ def saves(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str
     return folders
 
 
+def training_samples(data: Path) -> gpt_dataset.Samples:
+    """What 20 iterations read."""
+    paths = gpt_dataset.DataPaths.of([str(data)], (None, None, None), "90,10,0")
+    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
+    assert plan is not None
+    return gpt_dataset.open_split(plan, None)
+
+
 def test_the_same_layout_goes_on_to_the_bit(saves: dict[str, Path]) -> None:
     """Stopped after 11 iterations, tensor and interleaved pipeline ranks end in the bytes of the straight run."""
     assert tensors(saves["resumed"], 20) == tensors(saves[RESUMED], 20)
@@ -104,6 +114,20 @@ def test_another_layout_goes_on(saves: dict[str, Path], name: str) -> None:
     losses of the straight one."""
     for one, other in zip(metrics(saves["1,1,1"]), metrics(saves[name]), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for layouts in LAYOUTS.values() for name in layouts] + ["moved", "spread"])
+def test_every_layout_takes_the_same_samples(saves: dict[str, Path], name: str, tiny_data: Path) -> None:
+    """What the ranks loaded, by number and content, is in every iteration what the order of the samples says; stopped
+    and continued at another layout nothing is lost or repeated."""
+    train = training_samples(tiny_data)
+    lines = [json.loads(line) for line in (saves[name] / "samples.jsonl").read_text().splitlines()]
+    for step, line in enumerate(lines):
+        numbers = range(8 * step, 8 * step + 8)
+        digest = sum(xxhash.xxh3_64_intdigest(np.array([k, *train[k]], np.int64).tobytes()) for k in numbers) % 2**64
+        expected = {"iteration": step + 1, "updates": step + 1, "first": numbers[0], "last": numbers[-1]}
+        assert line == expected | {"samples": 8, "digest": f"{digest:016x}"}
+    assert len(lines) == 20
 
 
 @pytest.mark.parametrize("layout", [*(name for layouts in TIED.values() for name in layouts), "moved"][1:])
@@ -143,10 +167,7 @@ def test_one_process_equals_a_plain_loop_over_transformers(
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-    paths = gpt_dataset.DataPaths.of([str(tiny_data)], (None, None, None), "90,10,0")
-    plan = gpt_dataset.plan(paths, 1234, 32, (160, 32, 0))[0]
-    assert plan is not None
-    train = gpt_dataset.open_split(plan, None)
+    train = training_samples(tiny_data)
     for step, record in enumerate(metrics(saves["1,1,1"])[:20]):
         batch = torch.from_numpy(np.stack([train[8 * step + row] for row in range(8)]))
         logits = model(batch[:, :-1]).logits

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import save_arguments
 
 from megatron_llm import checkpoint
 from megatron_llm.files import Superseded
@@ -14,6 +15,7 @@ from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer
 from megatron_llm.parallel import World
 from megatron_llm.retention import prune
+from megatron_llm.saving import Saver
 from megatron_llm.sharding import fill, parameters_by_name, shard
 
 
@@ -26,8 +28,10 @@ def saved(tmp_path: Path, world: World, tiny_config: ModelConfig) -> Path:
     parameters = parameters_by_name([model])
     fill(parameters, shapes(tiny_config), world, initial_weights(tiny_config, 1, 0.02))
     optimizer = build_optimizer(parameters.values(), betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
+    saver = Saver(save_arguments(tmp_path), world, tiny_config)
     for iteration in range(5, 31, 5):
-        checkpoint.save(tmp_path, parameters, optimizer, tiny_config, {"iteration": iteration}, world)
+        saver.begin(parameters, optimizer, {"iteration": iteration})
+    saver.finish()
     (tmp_path / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
     return tmp_path
 

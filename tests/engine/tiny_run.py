@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_llm import arguments
+from megatron_llm.arguments import Arguments
 from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
 from megatron_llm.manifest import Manifest, beside
 
@@ -60,6 +62,11 @@ def write_data(folder: Path, vocab_size: int, *, append_eod: bool = False) -> Pa
 def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
     """The command line of the tiny run."""
     return [*geometry.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
+
+
+def save_arguments(save: Path, *more: object) -> Arguments:
+    """Flags that say where and how checkpoints are saved."""
+    return arguments.parse([str(flag) for flag in flags(Path("data"), save, *more)])
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
