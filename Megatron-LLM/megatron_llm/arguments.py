@@ -28,6 +28,7 @@ NO_EFFECT = {
     "accumulate_allreduce_grads_in_fp32": "gradients are always reduced in fp32",
     "use_distributed_optimizer": "the optimizer is always sharded over the data ranks",
     "use_multiquery_attn": "the number of kv heads decides",
+    "exit_signal_handler": "SIGTERM, SIGINT and SIGUSR2 always save and exit 75",
 }
 """Flags of published scripts that change nothing in this engine, and why."""
 GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
@@ -47,6 +48,16 @@ class Arguments:
     keep_last: Annotated[int | None, "of the checkpoints in --save keep so many, the newest; default: all"] = None
     keep_every: Annotated[int | None, "beside --keep_last: keep those of iterations divisible by this for ever"] = None
     finetune: Annotated[bool, "take only the weights of --load and begin at iteration 0"] = False
+    no_load_optim: Annotated[
+        bool,
+        "of a training checkpoint in --load do not take Adam's moments, nor how far the learning rate is: it warms up "
+        "again; a run found in --save is always continued whole",
+    ] = False
+    no_load_rng: Annotated[
+        bool,
+        "of a training checkpoint in --load do not take the random state but begin with --seed's; a run found in "
+        "--save is always continued whole",
+    ] = False
     use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
@@ -81,7 +92,7 @@ class Arguments:
     hidden_dropout: Annotated[float, "only 0.0"] = 0.0
     attention_dropout: Annotated[float, "only 0.0"] = 0.0
     recompute_granularity: Annotated[
-        Literal["full", "selective"] | None,
+        Literal["none", "full", "selective"] | None,
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
     # parallelism and precision
@@ -134,11 +145,19 @@ class Arguments:
     # optimizer
     lr: Annotated[float, "highest learning rate"]
     min_lr: Annotated[float, "learning rate at the end of the decay"] = 0.0
-    lr_decay_style: Annotated[Literal["constant", "linear", "cosine", "inverse-square-root"], "shape of the decay"] = (
-        "linear"
-    )
+    lr_decay_style: Annotated[
+        Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"],
+        "shape of the decay; WSD: none until the last --lr_wsd_decay_iters",
+    ] = "linear"
     lr_decay_iters: Annotated[int | None, "iterations until min_lr; default: train_iters"] = None
+    lr_decay_samples: Annotated[int | None, "the same in samples"] = None
+    lr_wsd_decay_style: Annotated[
+        Literal["exponential", "linear", "cosine", "minus_sqrt"], "WSD: shape of the decay at the end"
+    ] = "exponential"
+    lr_wsd_decay_iters: Annotated[int | None, "WSD: iterations of the decay at the end"] = None
+    lr_wsd_decay_samples: Annotated[int | None, "the same in samples"] = None
     lr_warmup_iters: Annotated[int, "iterations of linear warm-up"] = 0
+    lr_warmup_samples: Annotated[int, "the same in samples"] = 0
     lr_warmup_fraction: Annotated[float | None, "warm-up as a fraction of the decay iterations"] = None
     weight_decay: Annotated[float, "decoupled weight decay of matrices"] = 0.01
     clip_grad: Annotated[float, "global gradient norm above which gradients are scaled down; 0: never"] = 1.0

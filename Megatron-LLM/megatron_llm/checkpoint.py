@@ -154,11 +154,12 @@ def remove_stale(save_dir: Path) -> None:
             remove(path)
 
 
-def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What is stored, by name: `model.NAME` and `optimizer.MOMENT.NAME`."""
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """What is stored, by name: `model.NAME` and, with an optimizer, `optimizer.MOMENT.NAME`."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for moment in MOMENTS:
-        tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
+    if optimizer:
+        for moment in MOMENTS:
+            tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
     return tensors
 
 
@@ -215,8 +216,11 @@ def _readable(folder: Path) -> Iterator[_Reader]:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
 
 
-def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective."""
+def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
+    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective.
+
+    Without an optimizer only the model.
+    """
     with _readable(folder) as reader:
         load_tensors(_tensors(parameters, optimizer), storage_reader=reader, planner=_Planner())
 

@@ -115,6 +115,6 @@ def _filled_optimizer(
 def _set_random_state(seed: int, saved: dict[str, Any]) -> None:
     """Go on with the checkpoint's random numbers, or begin with the seed's."""
     torch.manual_seed(seed)
-    if saved:
+    if "rng" in saved:
         state = bytearray(base64.b64decode(saved["rng"]["torch"]))
         torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
