@@ -75,6 +75,8 @@ def _check_numbers(args: Arguments) -> None:
             raise UserError(f"--{name} {value}: must not be negative")
     if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
         raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise UserError(f"--peak_tflops {args.peak_tflops}: must be above 0")
     if args.keep_every and not args.keep_last:
         raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
     if args.skip_iters and min(args.skip_iters) < 1:

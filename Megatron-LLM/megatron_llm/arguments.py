@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+import torch
+
 from megatron_llm import argument_checks
 from megatron_llm.files import UserError
 from megatron_llm.gpt_dataset import DataPaths
@@ -140,6 +142,10 @@ class Arguments:
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
+    peak_tflops: Annotated[
+        float | None,
+        "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16",
+    ] = None
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
     # optimizer
@@ -178,6 +184,10 @@ class Arguments:
         evaluations = self.train_iters // self.eval_interval + 1
         train = self.train_samples or self.train_iters * global_batch
         return train, evaluations * self.eval_iters * global_batch, self.eval_iters * global_batch
+
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations and of the weights that make them."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     def as_json(self) -> dict[str, Any]:
         """The flags as JSON values, for state.json."""

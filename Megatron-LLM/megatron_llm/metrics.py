@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS = "metrics.jsonl"
+BOARD = {
+    "lm_loss": "lm-loss-training/lm loss",
+    "learning_rate": "learning-rate/learning-rate",
+    "grad_norm": "grad-norm/grad-norm",
+}
+"""Upstream's names in TensorBoard; others are `numbers/NAME`."""
 MAX_EXPONENT = 20
 """Perplexities are capped at e^20, as upstream does."""
 
@@ -31,8 +37,20 @@ class Interval:
     lm_loss: float
     grad_norm: float
     """Of the last update."""
-    skipped: int = 0
-    """Iterations of the interval that made no update, by --skip_iters."""
+    skipped: int
+    """Iterations of the interval that made no update."""
+    tflops: float
+    """TFLOP/s of each rank, of model FLOPs: see flops.py."""
+    utilisation: float | None
+    """Model FLOPs utilisation (MFU): the part of the device's peak, None when that is unknown."""
+    data_wait: float
+    """Part of the step's time in which it waited for its batch; of the rank that waited longest."""
+    checkpoint_stall: float
+    """Seconds for which training stood still for checkpoints since the last line."""
+    memory: int
+    """Bytes that a rank has taken at most so far: of the GPU, or of the process when there is none."""
+    reserved: int
+    """Bytes that PyTorch has reserved at most on a GPU; else the same."""
 
     def line(self, train_iters: int, global_batch_size: int) -> str:
         """The log line that people's scripts parse. A non-finite step stops the run, so there is no nan iteration."""
@@ -44,6 +62,34 @@ class Interval:
             f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {self.skipped:3d} | "
             f"number of nan iterations: {0:3d} |"
         )
+
+    def second_line(self) -> str:
+        """What upstream's line does not hold."""
+        used = "" if self.utilisation is None else f" | MFU: {self.utilisation:.1%}"
+        return (
+            f" data wait: {self.data_wait:.1%} of the step | checkpoint stall: {self.checkpoint_stall:.1f} s | "
+            f"memory: {self.memory / 1e9:.2f} GB | {self.tflops:.2f} TFLOP/s per rank{used} |"
+        )
+
+    def record(self) -> dict[str, float]:
+        """What metrics.jsonl holds of it."""
+        record = {
+            "iteration": self.iteration,
+            "consumed_samples": self.consumed_samples,
+            "lm_loss": self.lm_loss,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "skipped_iterations": self.skipped,
+        }
+        speeds = {
+            "tokens_per_second": round(self.tokens_per_second, 2),
+            "tflops_per_rank": round(self.tflops, 5),
+            "data_wait": round(self.data_wait, 5),
+            "checkpoint_stall": round(self.checkpoint_stall, 3),
+            "memory_gb": round(self.memory / 1e9, 3),
+            "memory_reserved_gb": round(self.reserved / 1e9, 3),
+        }
+        return record | speeds | ({} if self.utilisation is None else {"mfu": round(self.utilisation, 5)})
 
 
 class Metrics:
@@ -61,18 +107,9 @@ class Metrics:
 
     def log_interval(self, interval: Interval) -> None:
         """Record a log line's numbers."""
-        self._append(
-            {
-                "iteration": interval.iteration,
-                "consumed_samples": interval.consumed_samples,
-                "lm_loss": interval.lm_loss,
-                "learning_rate": interval.learning_rate,
-                "grad_norm": interval.grad_norm,
-                "tokens_per_second": round(interval.tokens_per_second, 2),
-            }
-        )
-        names = {"lm-loss-training/lm loss": interval.lm_loss, "learning-rate/learning-rate": interval.learning_rate}
-        self._scalars(names | {"grad-norm/grad-norm": interval.grad_norm}, interval.iteration)
+        record = interval.record()
+        self._append(record)
+        self._scalars({BOARD.get(name, f"numbers/{name}"): value for name, value in record.items()}, interval.iteration)
 
     def log_validation(self, iteration: int, loss: float) -> str:
         """Record an evaluation and give the line to print."""

@@ -7,7 +7,7 @@ node, whose links are the fastest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -62,6 +62,12 @@ class World:
         value = torch.tensor(code, dtype=torch.int32)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks, of each number."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [float(value) for value in tensor]
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of a number over the ranks, as fp64 so that it does not depend on the order of summation."""

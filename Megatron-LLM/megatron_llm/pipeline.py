@@ -82,10 +82,9 @@ class Pipelined:
 def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:
     """A stage with the shapes that it takes and gives, so that none need be found out by a trial run."""
     length = args.seq_length // (model.tp.size if model.tp.sequence else 1)
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
     tokens = torch.empty(args.micro_batch_size, args.seq_length, dtype=torch.int64, device="meta")
     size = (args.micro_batch_size, length, model.config.hidden_size)
-    hidden = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+    hidden = torch.empty(size, dtype=args.compute_dtype(), device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
     return PipelineStage(
         model,

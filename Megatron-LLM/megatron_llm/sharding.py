@@ -18,11 +18,14 @@ from megatron_llm.model import Llama
 from megatron_llm.parallel import World
 
 
-def shard(model: Llama, world: World, *, bf16: bool) -> None:
-    """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values)."""
+def shard(model: Llama, world: World, dtype: torch.dtype) -> None:
+    """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values).
+
+    dtype: in which it computes; gradients are reduced in fp32.
+    """
     if model.tp.size > 1:
         _cut_over_tensor_ranks(model, world)
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
     for module in (*model.layers.values(), model):
         fully_shard(module, mesh=world.mesh["dp"], mp_policy=policy, shard_placement_fn=_other_dimension)
     model.to_empty(device=world.device)

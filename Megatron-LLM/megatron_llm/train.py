@@ -12,6 +12,7 @@ from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.layout import batch_layout
+from megatron_llm.meter import Waited, Work
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
 from megatron_llm.model_config import ModelConfig
@@ -78,7 +79,8 @@ def _trainer(
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
-        train_batches=batches.load(train, share, args.num_workers),
+        train_batches=Waited(batches.load(train, share, args.num_workers)),
+        work=Work.of(args, found.config, global_batch, world.size),
         valid=valid,
         metrics=Metrics(args.save, args.tensorboard_dir, progress.iteration, due) if world.rank == 0 else None,
         saved_iteration=progress.iteration if found.folder and found.folder.parent == args.save else -1,
@@ -91,7 +93,7 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
     for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
             models[number] = Llama(config, args.recompute_granularity, part, tp)
-        sharding.shard(models[number], world, bf16=args.bf16)
+        sharding.shard(models[number], world, args.compute_dtype())
     return models
 
 

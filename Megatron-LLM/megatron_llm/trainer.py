@@ -9,12 +9,11 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from megatron_llm import batches, checkpoint, retention
 from megatron_llm.arguments import Arguments
@@ -22,6 +21,7 @@ from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
 from megatron_llm.gpt_dataset import Samples
 from megatron_llm.layout import batch_layout
+from megatron_llm.meter import Waited, Work, peak_memory
 from megatron_llm.metrics import Interval, Metrics
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import (
@@ -61,7 +61,8 @@ class Trainer:
     optimizer: torch.optim.AdamW
     schedule: Schedule
     progress: Progress
-    train_batches: Iterator[Tensor]
+    train_batches: Waited
+    work: Work
     valid: Samples | None
     metrics: Metrics | None
     """Rank 0 only."""
@@ -183,10 +184,14 @@ class Trainer:
             if progress.losses_since_log:
                 self.log()
             progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
+            self.train_batches.seconds = 0.0
 
     def log(self) -> None:
-        """The log line of an interval in which there was an update."""
+        """The log lines of an interval in which there was an update. Collective."""
         progress, seconds = self.progress, self.seconds / self.steps_timed
+        wait = self.train_batches.seconds / self.seconds
+        wait, memory, reserved = self.world.largest([wait, *peak_memory(self.world.device)])
+        tflops, utilisation = self.work.rate(seconds)
         interval = Interval(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_train_samples,
@@ -196,8 +201,15 @@ class Trainer:
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=self.norm,
             skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
+            tflops=tflops,
+            utilisation=utilisation,
+            data_wait=wait,
+            checkpoint_stall=self.save_seconds,
+            memory=int(memory),
+            reserved=int(reserved),
         )
-        self.world.say(interval.line(self.args.train_iters, self.global_batch))
+        self.save_seconds = 0.0
+        self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
         if self.metrics:
             self.metrics.log_interval(interval)
 

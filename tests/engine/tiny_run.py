@@ -22,15 +22,26 @@ FALCON = (
 )
 
 
+MEASURED = {
+    "tokens_per_second",
+    "tflops_per_rank",
+    "mfu",
+    "data_wait",
+    "checkpoint_stall",
+    "memory_gb",
+    "memory_reserved_gb",
+}
+
+
 def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> list[object]:
     """The command line of the tiny run."""
     return [*geometry.split(), *RUN.split(), "--data_path", data, "--save", save, *more]
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the speeds."""
+    """metrics.jsonl without times and memory, which differ from run to run."""
     records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
 
 
 def tensors(save: Path, iteration: int) -> dict[str, bytes]:
