@@ -34,7 +34,7 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
     from megatron_llm.files import EXIT_INPUTS_MISSING, EXIT_USER_ERROR, InputsMissing, Superseded, UserError
-    from megatron_llm.trainer import Diverged
+    from megatron_llm.guards import Diverged
 
     try:
         return main(argv, stop)

@@ -24,8 +24,8 @@ def check(args: Arguments) -> None:
 
 
 def _check_supported(args: Arguments) -> None:
-    if args.fp16:
-        raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
+    if args.fp16 and args.bf16:
+        raise UserError("--fp16 and --bf16 exclude each other")
     for name in ("hidden_dropout", "attention_dropout"):
         if (value := getattr(args, name)) != 0.0:
             raise UserError(f"--{name} {value}: only 0.0 is supported")
@@ -60,6 +60,8 @@ def _check_numbers(args: Arguments) -> None:
         "eval_interval",
         "lr_decay_iters",
         "lr_decay_samples",
+        "loss_scale_window",
+        "hysteresis",
     ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
@@ -73,10 +75,17 @@ def _check_numbers(args: Arguments) -> None:
     ):
         if (value := getattr(args, name)) is not None and value < 0:
             raise UserError(f"--{name} {value}: must not be negative")
-    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
-        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
-    if args.peak_tflops is not None and args.peak_tflops <= 0:
-        raise UserError(f"--peak_tflops {args.peak_tflops}: must be above 0")
+    above_0 = ("exit_duration_in_mins", "peak_tflops", "loss_scale", "initial_loss_scale", "min_loss_scale")
+    for name in (*above_0, "skip_spikes"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be above 0")
+    if args.min_loss_scale > args.initial_loss_scale:
+        raise UserError(
+            f"--min_loss_scale {args.min_loss_scale:g} is more than --initial_loss_scale {args.initial_loss_scale:g}; "
+            "make it at most that"
+        )
+    if args.spike_window < 4:
+        raise UserError(f"--spike_window {args.spike_window}: must be at least 4, to know a standard deviation")
     if args.keep_every and not args.keep_last:
         raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
     if args.skip_iters and min(args.skip_iters) < 1:

@@ -105,7 +105,12 @@ class Arguments:
         int | None, "interleaved pipeline: layers of one of the several stages of a rank"
     ] = None
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
-    fp16: Annotated[bool, "not supported"] = False
+    fp16: Annotated[bool, "compute in float16 with loss scaling, with fp32 master weights and reductions"] = False
+    loss_scale: Annotated[float | None, "fp16: a constant scale; default: one that adapts itself"] = None
+    initial_loss_scale: Annotated[float, "fp16: the scale at the beginning"] = 2.0**32
+    min_loss_scale: Annotated[float, "fp16: the scale never becomes smaller"] = 1.0
+    loss_scale_window: Annotated[float, "fp16: updates without overflow after which the scale is doubled"] = 1000.0
+    hysteresis: Annotated[int, "fp16: overflows after which each one halves the scale"] = 2
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
     # data
     data_path: Annotated[list[str] | None, "one prefix of .bin and .idx, or: weight prefix weight prefix …"] = None
@@ -135,6 +140,12 @@ class Arguments:
     skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
         None
     )
+    skip_spikes: Annotated[
+        float | None,
+        "make no update from a loss or gradient norm more than so many standard deviations above the mean of the last "
+        "updates; after 10 in a row the run fails. OLMo uses 6; default: never",
+    ] = None
+    spike_window: Annotated[int, "how many updates --skip_spikes compares with; it begins with half of them"] = 128
     exit_interval: Annotated[int | None, "save and exit 75 after an iteration divisible by this"] = None
     exit_duration_in_mins: Annotated[float | None, "save and exit 75 after the iteration that ends later than this"] = (
         None
@@ -144,7 +155,7 @@ class Arguments:
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
     peak_tflops: Annotated[
         float | None,
-        "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16",
+        "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16 or --fp16",
     ] = None
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
@@ -187,7 +198,7 @@ class Arguments:
 
     def compute_dtype(self) -> torch.dtype:
         """Of activations and of the weights that make them."""
-        return torch.bfloat16 if self.bf16 else torch.float32
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     def as_json(self) -> dict[str, Any]:
         """The flags as JSON values, for state.json."""

@@ -18,6 +18,7 @@ BOARD = {
     "lm_loss": "lm-loss-training/lm loss",
     "learning_rate": "learning-rate/learning-rate",
     "grad_norm": "grad-norm/grad-norm",
+    "loss_scale": "loss-scale/loss-scale",
 }
 """Upstream's names in TensorBoard; others are `numbers/NAME`."""
 MAX_EXPONENT = 20
@@ -37,6 +38,8 @@ class Interval:
     lm_loss: float
     grad_norm: float
     """Of the last update."""
+    loss_scale: float
+    """Of the next iteration with fp16; else 1."""
     skipped: int
     """Iterations of the interval that made no update."""
     tflops: float
@@ -58,9 +61,9 @@ class Interval:
             f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
             f"elapsed time per iteration (ms): {1000 * self.seconds_per_iteration:.1f} | "
             f"rate (tokens/sec): {self.tokens_per_second:.2f} | learning rate: {self.learning_rate:.3E} | "
-            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | loss scale: {1.0:.1f} | "
-            f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {self.skipped:3d} | "
-            f"number of nan iterations: {0:3d} |"
+            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | "
+            f"loss scale: {self.loss_scale:.1f} | grad norm: {self.grad_norm:.3f} | "
+            f"number of skipped iterations: {self.skipped:3d} | number of nan iterations: {0:3d} |"
         )
 
     def second_line(self) -> str:
@@ -79,6 +82,7 @@ class Interval:
             "lm_loss": self.lm_loss,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
+            "loss_scale": self.loss_scale,
             "skipped_iterations": self.skipped,
         }
         speeds = {

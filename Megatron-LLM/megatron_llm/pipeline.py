@@ -38,6 +38,7 @@ class Pipelined:
     def __init__(self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int) -> None:
         """models: this rank's stages by number; micro_batches: of a global batch, on this rank."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
+        self.loss_scale = 1.0
         count = args.pipeline_model_parallel_size * len(models)
         own = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
@@ -72,11 +73,13 @@ class Pipelined:
         return ((tokens,) if self.models[0].part.first else ()), targets
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
-        """A micro-batch's part of the mean over the global batch."""
-        return loss / self.micro_batches
+        """A micro-batch's part of the mean over the global batch, times the loss scale."""
+        return loss / self.micro_batches * self.loss_scale
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
-        return torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self.device)
+        if not losses:
+            return torch.zeros((), device=self.device)
+        return torch.stack(losses).detach().sum() / self.loss_scale
 
 
 def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:

@@ -14,6 +14,8 @@ from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, megatron_
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
+from megatron_llm.guards import Memory
+from megatron_llm.loss_scale import LossScale
 from megatron_llm.model import initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import Schedule
@@ -35,6 +37,16 @@ class Progress:
     evaluation_due: bool = False
     """The evaluation after this iteration has not been made, or was interrupted."""
     losses_since_log: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Progress:
+        """From state.json; checkpoints from before the guards had a memory lack it. Raises KeyError, TypeError."""
+        memory = dict(state.get("memory", {}))
+        if scale := memory.pop("loss_scale", None):
+            memory["loss_scale"] = LossScale(**scale)
+        values = {name: state[name] for name in cls.__dataclass_fields__ if name != "memory"}
+        return cls(**values, memory=Memory(**memory))
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,7 @@ def _choose(args: Arguments, identity: DataIdentity, weights: dict[str, Tensor])
 def _from_ours(folder: Path) -> Start:
     state = checkpoint.read_state(folder)
     try:
-        progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-        return Start(ModelConfig(**state["model_config"]), progress, folder, state)
+        return Start(ModelConfig(**state["model_config"]), Progress.of(state), folder, state)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / checkpoint.STATE} is not of this version: {error!r}") from error
 
@@ -104,7 +115,8 @@ def _as_asked(start: Start, args: Arguments) -> Start:
     if not args.no_load_optim:
         return replace(start, saved=saved)
     consumed = start.progress.consumed_train_samples
-    progress = replace(start.progress, optimizer_steps=0, skipped_train_samples=consumed)
+    memory = replace(start.progress.memory, loss_scale=None)
+    progress = replace(start.progress, optimizer_steps=0, skipped_train_samples=consumed, memory=memory)
     return replace(start, saved=saved, progress=progress, with_optimizer=False)
 
 

@@ -12,6 +12,7 @@ from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.layout import batch_layout
+from megatron_llm.loss_scale import LossScale
 from megatron_llm.meter import Waited, Work
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
@@ -63,6 +64,7 @@ def _trainer(
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
     progress = found.progress
+    progress.memory.loss_scale = LossScale.of(args, progress.memory.loss_scale)
     first = progress.consumed_train_samples
     last = first + (args.train_iters - progress.iteration) * global_batch
     share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)

@@ -7,7 +7,6 @@ together. What a run computes does not depend on how often it was interrupted.
 from __future__ import annotations
 
 import base64
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from megatron_llm.arguments import Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
 from megatron_llm.gpt_dataset import Samples
+from megatron_llm.guards import Place, objection
 from megatron_llm.layout import batch_layout
 from megatron_llm.meter import Waited, Work, peak_memory
 from megatron_llm.metrics import Interval, Metrics
@@ -39,10 +39,6 @@ GO_ON, SAVE, SIGNALLED, STOP = range(4)
 """Requests; ranks agree on the largest."""
 SAVE_FILE, STOP_FILE = "save", "stop"
 """Files in --save by which a person asks: save and go on; save and exit 76."""
-
-
-class Diverged(Exception):
-    """The loss or the gradient norm is not finite; the update was not made."""
 
 
 @dataclass
@@ -131,12 +127,18 @@ class Trainer:
         return EXIT_STOPPED if request == STOP else EXIT_AGAIN
 
     def step(self) -> None:
-        """One update from one global batch. Raises Diverged before a non-finite one."""
-        began = time.perf_counter()
+        """One update from one global batch, unless a guard objects. Raises Diverged before one that ends the run."""
+        began, scale = time.perf_counter(), self.progress.memory.loss_scale
+        self.steps.loss_scale = self.loss_scale()
         mean = self.world.mean(self.steps.train(self.train_batches))
+        if scale:
+            scale.divide(self.parameters.values())
         first = self.world.mesh.get_local_rank("tp") == 0
         norm = gradient_norm(self.parameters.values(), self.world.total, count_copies=first)
-        self.check_finite(mean, float(norm))
+        if reason := objection(self.args, self.progress.memory, mean, float(norm), self.place()):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.pass_over(reason, began)
+            return
         clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
         update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
@@ -147,30 +149,31 @@ class Trainer:
 
     def skip(self) -> None:
         """Pass over the samples of an iteration without an update."""
-        began, first = time.perf_counter(), self.progress.consumed_train_samples
+        began = time.perf_counter()
         for _ in range(batch_layout(self.args, self.world.size)[1]):
             next(self.train_batches)
-        self.world.say(
-            f"iteration {self.progress.iteration + 1} is skipped (--skip_iters): "
-            f"samples {first} to {first + self.global_batch - 1} are not trained on"
-        )
+        self.pass_over("--skip_iters", began)
+
+    def pass_over(self, reason: str, began: float) -> None:
+        """Count an iteration that made no update; the schedule does not."""
+        self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
         self.progress.skipped_train_samples += self.global_batch
         self.seconds += time.perf_counter() - began
         self.advance()
 
+    def loss_scale(self) -> float:
+        """Of the next update: 1 unless fp16 needs another."""
+        scale = self.progress.memory.loss_scale
+        return scale.factor if scale else 1.0
+
+    def place(self) -> Place:
+        """The next iteration to be finished, and its samples."""
+        first = self.progress.consumed_train_samples
+        return Place(self.progress.iteration + 1, range(first, first + self.global_batch))
+
     def learning_rate(self) -> float:
         """Of the next update."""
         return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
-
-    def check_finite(self, loss: float, norm: float) -> None:
-        """Stop the run before it makes an update from a loss or gradient that is not a number."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            first = self.progress.consumed_train_samples
-            raise Diverged(
-                f"iteration {self.progress.iteration + 1}: lm loss is {loss} and the grad norm {norm} "
-                f"(samples {first} to {first + self.global_batch - 1}); the update was not made and the last "
-                f"checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
-            )
 
     def advance(self) -> None:
         """Count a finished iteration, and log when the interval is full."""
@@ -200,6 +203,7 @@ class Trainer:
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=self.norm,
+            loss_scale=self.loss_scale(),
             skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
             tflops=tflops,
             utilisation=utilisation,

@@ -59,7 +59,9 @@ ACCEPTED = (
     "--lr_decay_samples None 10; --lr_warmup_iters 0; --lr_warmup_samples 0; --lr_warmup_fraction None 0.1; "
     "--lr_wsd_decay_style exponential minus_sqrt; --lr_wsd_decay_iters None 5; --lr_wsd_decay_samples None 5; "
     "--min_lr 0.0; --weight_decay 0.01; --clip_grad 1.0; --adam_beta1 0.9; --adam_beta2 0.999; --adam_eps 1e-08; "
-    "--bf16; --recompute_granularity None none; --hidden_dropout None 0.0; --attention_dropout None 0.0; "
+    "--bf16; --fp16; --loss_scale None 128.0; --initial_loss_scale 4294967296.0; --min_loss_scale 1.0; "
+    "--loss_scale_window 1000.0; --hysteresis 2; "
+    "--recompute_granularity None none; --hidden_dropout None 0.0; --attention_dropout None 0.0; "
     "--init_method_std 0.02; --layernorm_epsilon 1e-05; --rope_theta 10000.0; --rope_scaling_factor 1.0; "
     "--num_attention_heads_kv None 2; --kv_channels None 8; --sequence_parallel; --no_tie_embed_logits; "
     "--sliding_window_size None 8"
@@ -98,7 +100,11 @@ def test_flags_without_a_meaning_here_are_accepted() -> None:
     [
         ("--tensor_model_parallel_size 0", "--tensor_model_parallel_size 0: must be at least 1"),
         ("--pipeline_model_parallel_size -2", "--pipeline_model_parallel_size -2: must be at least 1"),
-        ("--fp16", "use --bf16"),
+        ("--fp16 --bf16", "exclude each other"),
+        ("--fp16 --initial_loss_scale 0.5", "--min_loss_scale 1 is more than --initial_loss_scale 0.5"),
+        ("--skip_spikes 0", "--skip_spikes 0.0: must be above 0"),
+        ("--skip_spikes 6 --spike_window 3", "--spike_window 3: must be at least 4"),
+        ("--peak_tflops -1", "must be above 0"),
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
         ("--model_name gemma", "choose from"),
