@@ -76,7 +76,7 @@ def _check_numbers(args: Arguments) -> None:
         if (value := getattr(args, name)) is not None and value < 0:
             raise UserError(f"--{name} {value}: must not be negative")
     above_0 = ("exit_duration_in_mins", "peak_tflops", "loss_scale", "initial_loss_scale", "min_loss_scale")
-    for name in (*above_0, "skip_spikes"):
+    for name in (*above_0, "skip_spikes", "distributed_timeout_minutes"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value}: must be above 0")
     if args.min_loss_scale > args.initial_loss_scale:

@@ -104,6 +104,9 @@ class Arguments:
     num_layers_per_virtual_pipeline_stage: Annotated[
         int | None, "interleaved pipeline: layers of one of the several stages of a rank"
     ] = None
+    distributed_timeout_minutes: Annotated[
+        float, "a rank that waits longer than this for the others within a step, evaluation or checkpoint fails"
+    ] = 10.0
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
     fp16: Annotated[bool, "compute in float16 with loss scaling, with fp32 master weights and reductions"] = False
     loss_scale: Annotated[float | None, "fp16: a constant scale; default: one that adapts itself"] = None

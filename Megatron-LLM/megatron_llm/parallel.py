@@ -17,12 +17,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not marked so
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron_llm.files import Superseded, UserError
 from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
 STORE_TIMEOUT = timedelta(minutes=10)
+START_TIMEOUT = timedelta(hours=1)
+"""Until training begins ranks wait so long for each other: rank 0 may verify or convert a large checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class World:
         """Print a line, from rank 0 only."""
         if self.rank == 0:
             print(text, flush=True)
+
+    def limit_waiting(self, minutes: float) -> None:
+        """From now on a rank that waits longer than this for the others in a collective fails."""
+        for group in (dist.group.WORLD, *self.mesh.get_all_groups()):
+            _set_pg_timeout(timedelta(minutes=minutes), group)
 
     def agree(self, code: int) -> int:
         """The largest code of all ranks."""
@@ -126,7 +134,8 @@ def start(tensor: int = 1, pipeline: int = 1) -> World:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
-    dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
+    store = _store(rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START_TIMEOUT)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     return World(rank, size, device, layout_mesh(device, size, tensor, pipeline))
 

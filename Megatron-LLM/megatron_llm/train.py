@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
 from megatron_llm.loss_scale import LossScale
 from megatron_llm.meter import Waited, Work
@@ -27,6 +28,8 @@ from megatron_llm.trainer import Trainer
 
 def run(args: Arguments, world: World, stop: StopRequest) -> int:
     """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
+    heartbeat = Heartbeat()
+    heartbeat.beat("start", 0)
     for name in args.no_effect:
         world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
     if args.sequence_parallel and args.tensor_model_parallel_size == 1:
@@ -38,12 +41,23 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
     if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
         world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
         return 0
-    trainer = _trainer(args, world, stop, identity, found, weights)
+    trainer = _trainer(args, world, stop, identity, found, weights, heartbeat)
+    world.limit_waiting(args.distributed_timeout_minutes)
     try:
         return trainer.run()
+    except RuntimeError as error:
+        raise RuntimeError(f"in {trainer.heartbeat}{_peers(args, world)}: {error}") from error
     finally:
         if trainer.metrics:
             trainer.metrics.close()
+
+
+def _peers(args: Arguments, world: World) -> str:
+    """What an error of this rank may come from that is not this rank's fault."""
+    if world.size == 1:
+        return ""
+    return f", perhaps as another rank has ended or stands still (--distributed_timeout_minutes \
+{args.distributed_timeout_minutes:g})"
 
 
 def _trainer(
@@ -53,6 +67,7 @@ def _trainer(
     identity: DataIdentity,
     found: Start,
     weights: dict[str, Tensor],
+    heartbeat: Heartbeat,
 ) -> Trainer:
     """Data, model and optimizer, standing where the run was found."""
     global_batch, micro_batches = batch_layout(args, world.size)
@@ -72,6 +87,7 @@ def _trainer(
     return Trainer(
         args=args,
         world=world,
+        heartbeat=heartbeat,
         stop=stop,
         identity=identity,
         global_batch=global_batch,

@@ -20,6 +20,7 @@ from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
 from megatron_llm.gpt_dataset import Samples
 from megatron_llm.guards import Place, objection
+from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
 from megatron_llm.meter import Waited, Work, peak_memory
 from megatron_llm.metrics import Interval, Metrics
@@ -47,6 +48,7 @@ class Trainer:
 
     args: Arguments
     world: World
+    heartbeat: Heartbeat
     stop: StopRequest
     identity: DataIdentity
     global_batch: int
@@ -77,6 +79,7 @@ class Trainer:
         """Train to the last iteration or until asked to stop; gives the exit code."""
         first = self.progress.iteration
         while not self.finished():
+            self.heartbeat.beat("step", self.progress.iteration + 1)
             request = self.request()
             if request == SAVE:
                 self.save_if_new()
@@ -227,6 +230,7 @@ class Trainer:
         micro = batches.load(self.valid, share, 0)
         total = torch.zeros((), device=self.world.device)
         for _ in range(self.args.eval_iters):
+            self.heartbeat.beat("evaluation", self.progress.iteration)
             if self.request() >= SIGNALLED:
                 self.steps.free()
                 return
@@ -241,6 +245,7 @@ class Trainer:
         """Publish a checkpoint of this iteration unless there is one."""
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
+        self.heartbeat.beat("checkpoint", self.progress.iteration)
         began = time.perf_counter()
         checkpoint.save(self.args.save, self.parameters, self.optimizer, self.config, self.state(), self.world)
         self.saved_iteration = self.progress.iteration
