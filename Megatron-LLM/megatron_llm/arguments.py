@@ -156,6 +156,12 @@ class Arguments:
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
+    wandb_logger: Annotated[
+        bool, "send the numbers to Weights & Biases too; the key comes from WANDB_API_KEY or `wandb login`"
+    ] = False
+    wandb_project: Annotated[str | None, "W&B project; default: WANDB_PROJECT's, or W&B's own"] = None
+    wandb_entity: Annotated[str | None, "W&B team or user; default: the key's"] = None
+    wandb_id: Annotated[str | None, "id of the W&B run; default: the one noted in --save, or a new one"] = None
     peak_tflops: Annotated[
         float | None,
         "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16 or --fp16",
@@ -219,6 +225,8 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
 
     Another program that takes these flags says which it can do without, and its `prog` and `description`.
     """
+    if any(word.partition("=")[0] == "--wandb_api_key" for word in argv):
+        raise UserError("--wandb_api_key: a command line is no place for secrets; set WANDB_API_KEY or `wandb login`")
     texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
     parser = _Parser(**texts, allow_abbrev=False)  # type: ignore[arg-type]  # no other keyword is in `about`
     hints = get_type_hints(Arguments, include_extras=True)

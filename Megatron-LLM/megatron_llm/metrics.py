@@ -1,4 +1,4 @@
-"""What people and programs see of a run: the log line, SAVE/metrics.jsonl and TensorBoard. Rank 0 only."""
+"""What people and programs see of a run: the log lines, SAVE/metrics.jsonl, TensorBoard and W&B. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_llm.arguments import Arguments
 from megatron_llm.files import write_text
+from megatron_llm.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -97,17 +99,21 @@ class Interval:
 
 
 class Metrics:
-    """Appends to metrics.jsonl and TensorBoard; what a killed attempt wrote past the resumed iteration is cut off."""
+    """Appends to metrics.jsonl, TensorBoard and W&B; what a killed attempt wrote past the resumed iteration is cut off.
 
-    def __init__(self, save_dir: Path, tensorboard_dir: Path | None, iteration: int, evaluation_due: bool) -> None:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        self.path = save_dir / METRICS
+    Raises UserError when W&B is asked for and cannot be had.
+    """
+
+    def __init__(self, args: Arguments, iteration: int, evaluation_due: bool) -> None:
+        args.save.mkdir(parents=True, exist_ok=True)
+        self.path = args.save / METRICS
         cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
         self.board: SummaryWriter | None = None
-        if tensorboard_dir:
+        if args.tensorboard_dir:
             from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, for those who ask
 
-            self.board = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
+            self.board = SummaryWriter(str(args.tensorboard_dir), purge_step=iteration + 1)
+        self.wandb = WandbRun(args) if args.wandb_logger else None
 
     def log_interval(self, interval: Interval) -> None:
         """Record a log line's numbers."""
@@ -124,14 +130,18 @@ class Metrics:
             f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
         )
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
+    def close(self, *, failed: bool) -> None:
+        """Flush what has not been written or sent."""
         if self.board:
             self.board.close()
+        if self.wandb:
+            self.wandb.close(failed=failed)
 
     def _append(self, record: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.wandb:
+            self.wandb.log(record)
 
     def _scalars(self, values: dict[str, float], iteration: int) -> None:
         for name, value in values.items():

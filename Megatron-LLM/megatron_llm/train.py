@@ -21,7 +21,7 @@ from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer, set_steps
 from megatron_llm.parallel import World
 from megatron_llm.signals import StopRequest
-from megatron_llm.start import Start
+from megatron_llm.start import Progress, Start
 from megatron_llm.steps import Direct, Steps
 from megatron_llm.trainer import Trainer
 
@@ -43,13 +43,16 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
         return 0
     trainer = _trainer(args, world, stop, identity, found, weights, heartbeat)
     world.limit_waiting(args.distributed_timeout_minutes)
+    failed = True
     try:
-        return trainer.run()
+        code = trainer.run()
+        failed = False
     except RuntimeError as error:
         raise RuntimeError(f"in {trainer.heartbeat}{_peers(args, world)}: {error}") from error
     finally:
         if trainer.metrics:
-            trainer.metrics.close()
+            trainer.metrics.close(failed=failed)
+    return code
 
 
 def _peers(args: Arguments, world: World) -> str:
@@ -70,6 +73,7 @@ def _trainer(
     heartbeat: Heartbeat,
 ) -> Trainer:
     """Data, model and optimizer, standing where the run was found."""
+    metrics = _metrics(args, world, found.progress)
     global_batch, micro_batches = batch_layout(args, world.size)
     schedule = start.schedule(args, global_batch, found.saved)
     indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
@@ -83,7 +87,6 @@ def _trainer(
     first = progress.consumed_train_samples
     last = first + (args.train_iters - progress.iteration) * global_batch
     share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)
-    due = progress.evaluation_due
     return Trainer(
         args=args,
         world=world,
@@ -100,9 +103,16 @@ def _trainer(
         train_batches=Waited(batches.load(train, share, args.num_workers)),
         work=Work.of(args, found.config, global_batch, world.size),
         valid=valid,
-        metrics=Metrics(args.save, args.tensorboard_dir, progress.iteration, due) if world.rank == 0 else None,
+        metrics=metrics,
         saved_iteration=progress.iteration if found.folder and found.folder.parent == args.save else -1,
     )
+
+
+def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | None:
+    """On rank 0, whose mistakes with it all ranks hear of."""
+    opened: list[Metrics] = []
+    world.on_rank0(lambda: opened.append(Metrics(args, progress.iteration, progress.evaluation_due)))
+    return opened[0] if opened else None
 
 
 def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:

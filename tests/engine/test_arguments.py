@@ -104,6 +104,7 @@ def test_flags_without_a_meaning_here_are_accepted() -> None:
         ("--fp16 --initial_loss_scale 0.5", "--min_loss_scale 1 is more than --initial_loss_scale 0.5"),
         ("--skip_spikes 0", "--skip_spikes 0.0: must be above 0"),
         ("--skip_spikes 6 --spike_window 3", "--spike_window 3: must be at least 4"),
+        ("--wandb_api_key 0123", "no place for secrets; set WANDB_API_KEY"),
         ("--peak_tflops -1", "must be above 0"),
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
