@@ -64,7 +64,8 @@ ACCEPTED = (
     "--recompute_granularity None none; --hidden_dropout None 0.0; --attention_dropout None 0.0; "
     "--init_method_std 0.02; --layernorm_epsilon 1e-05; --rope_theta 10000.0; --rope_scaling_factor 1.0; "
     "--num_attention_heads_kv None 2; --kv_channels None 8; --sequence_parallel; --no_tie_embed_logits; "
-    "--sliding_window_size None 8"
+    "--sliding_window_size None 8; --wandb_logger; --wandb_project None p; --wandb_entity None e; --wandb_id None i; "
+    "--distributed_timeout_minutes 10.0"
 )
 """Flags with upstream's default, and another value where the default cannot be given; without either, a switch.
 
