@@ -18,14 +18,16 @@ from megatron_llm.model import Llama
 from megatron_llm.parallel import World
 
 
-def shard(model: Llama, world: World, dtype: torch.dtype) -> None:
+def shard(model: Llama, world: World, *, bf16: bool, fp16: bool = False) -> None:
     """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values).
 
-    dtype: in which it computes; gradients are reduced in fp32.
+    bf16, fp16: in which it computes, else in fp32; gradients are reduced in fp32.
     """
     if model.tp.size > 1:
         _cut_over_tensor_ranks(model, world)
-    policy = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
+    policy = MixedPrecisionPolicy()
+    if bf16 or fp16:
+        policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else torch.float16, torch.float32)
     for module in (*model.layers.values(), model):
         fully_shard(module, mesh=world.mesh["dp"], mp_policy=policy, shard_placement_fn=_other_dimension)
     model.to_empty(device=world.device)

@@ -121,7 +121,7 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
     for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
             models[number] = Llama(config, args.recompute_granularity, part, tp)
-        sharding.shard(models[number], world, args.compute_dtype())
+        sharding.shard(models[number], world, bf16=args.bf16, fp16=args.fp16)
     return models
 
 
