@@ -41,7 +41,7 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
         InputsMissing,
         UserError,
     )
-    from megatron_llm.trainer import Diverged
+    from megatron_llm.guards import Diverged
 
     try:
         return main(argv, stop)

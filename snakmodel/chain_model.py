@@ -173,6 +173,8 @@ def _training_flags(c: Context) -> tuple[str, ...]:
         "--no_bias_gelu_fusion",
         *flags(
             bf16=t.dtype == "bf16",
+            fp16=t.dtype == "fp16",
+            wandb_logger=t.wandb_project is not None,
             sequence_parallel=t.tensor_parallel > 1,
             recompute_granularity=t.recompute_granularity,
         ),

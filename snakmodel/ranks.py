@@ -17,14 +17,13 @@ from pathlib import Path
 from snakmodel.containers import supervisor_python
 from snakmodel.supervise import (
     FORWARD_VARIABLE,
-    alive_path,
     die_with_parent,
     hung_path,
     read_progress,
     started_path,
 )
 from snakmodel.tasklist import TaskList
-from snakmodel.watchdog import Watchdog, log_size, modified
+from snakmodel.watchdog import Watchdog, furthest_behind, log_size, newest
 
 _RANK_GRACE_SECONDS = 30
 _HUNG_GRACE_SECONDS = 60
@@ -100,18 +99,20 @@ class Ranks:
         return True
 
     def _watchdog(self, index: int) -> Watchdog | None:
-        """Watches the log and the iteration, and a silent single process's use of its processor."""
+        """Watches the log, the iteration and what ranks or their supervisors leave as signs of life."""
         if log_size(1) is None:
             return None
         signs: Callable[[], object] = lambda: (  # noqa: E731 - it is one expression
             log_size(1),
             read_progress(self.tasks),
-            modified(alive_path(self.folder, index)),
+            newest(self.folder, index),
         )
         return Watchdog(self.tasks.hung_seconds, signs)
 
     def _give_up(self, index: int, watchdog: Watchdog) -> None:
-        reason = f"no log line, no iteration for {watchdog.silent_seconds():.0f} s"
+        reason = f"no log line, no iteration, no heartbeat for {watchdog.silent_seconds():.0f} s"
+        if last := furthest_behind(self.folder, index):
+            reason += f"; {last}"
         self.report_hung(index, reason)
         say(f"=== {self.tasks.stage} task {index} hangs: {reason}")
         hung_path(self.folder, index).touch()

@@ -147,12 +147,18 @@ class Training(Section):
     """Tokens a sample."""
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = "cosine"
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    lr_wsd_decay_iters: int | None = Field(default=None, ge=0)
+    """WSD (warm-up, stable, decay): steps of the decay at the end."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] | None = None
+    """WSD: shape of that decay; Megatron-LM's, exponential, when absent."""
     lr_warmup_iters: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_grad: float = Field(default=1.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    skip_spikes: float | None = Field(default=None, gt=0)
+    """Make no update from a loss or gradient norm so many standard deviations above its mean; OLMo uses 6."""
     seed: int = 8446
     split: str = "969,30,1"
     """Proportions of the documents for training, validation and test."""
@@ -167,8 +173,11 @@ class Training(Section):
     eval_interval: int = Field(default=100, ge=1)
     eval_iters: int = Field(default=10, ge=0)
     log_interval: int = Field(default=1, ge=1)
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    """Compute precision; master weights and reductions are always fp32."""
+    wandb_project: str | None = None
+    """Send the numbers to this Weights & Biases project too; the key comes from WANDB_API_KEY or `wandb login`."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Compute precision; master weights and reductions are always fp32. fp16 (with loss scaling) is for GPUs without
+    bf16."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Ranks that share each layer's matrices, with sequence parallelism."""
     pipeline_parallel: int = Field(default=1, ge=1)
@@ -176,6 +185,20 @@ class Training(Section):
     recompute_granularity: Literal["selective", "full"] | None = None
     threads: int = Field(default=1, ge=1)
     """CPU threads of a rank. Part of the recipe because it changes the last bits of the result."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if (self.lr_decay_style == "WSD") != (self.lr_wsd_decay_iters is not None):
+            raise ValueError(
+                f"lr_decay_style is {self.lr_decay_style} and lr_wsd_decay_iters {self.lr_wsd_decay_iters}: WSD and "
+                "the length of its decay belong together; give both or neither"
+            )
+        if self.lr_wsd_decay_iters is not None and self.lr_wsd_decay_iters > self.train_iters:
+            raise ValueError(
+                f"lr_wsd_decay_iters is {self.lr_wsd_decay_iters} but train_iters is only {self.train_iters}; make it "
+                "at most that"
+            )
+        return self
 
 
 class Export(Section):

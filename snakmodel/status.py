@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from snakmodel import training_numbers
 from snakmodel.doctor import NEVER, STATES, Diagnosis, Pack, StageState, diagnose
 from snakmodel.jobqueue import array_ranges
 from snakmodel.runfiles import RunFiles, find_run, tail
@@ -48,6 +49,8 @@ def text(found: Diagnosis) -> str:
     """Everything, for a person."""
     name, holder = found.files.root.name, found.files.holder
     parts = [f"{name}: {found.files.root}", "", *table(found)]
+    if numbers := training_numbers.sentence(training_numbers.newest(found.files.root)):
+        parts += ["", numbers]
     notes = [*found.files.notes, *found.queue.notes]
     if holder:
         notes.append(f"a launcher works on this run: process {holder.get('pid')} on {holder.get('host')}")
@@ -175,6 +178,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             }
             for stage, pack in found.packs("failed")
         ],
+        "training": training_numbers.newest(found.files.root) or None,
         "other_jobs": [{"stage": stage, "job": job.id, "state": job.state} for stage, job in found.queue.others],
         "notes": [*found.files.notes, *found.queue.notes],
         "next": advice(found),

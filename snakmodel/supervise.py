@@ -41,6 +41,8 @@ from snakmodel.watchdog import cpu_seconds, dump_and_kill, kill_tree
 
 FORWARD_VARIABLE = "SNAKMODEL_FORWARD"
 """Set by the driver when it is the only one to signal this process (Slurm signals the command itself as well)."""
+HEARTBEAT_VARIABLE = "SNAKMODEL_HEARTBEAT"
+"""Names the file in which a command may say where it is: {"phase": …, "iteration": …}."""
 _RENDEZVOUS_SECONDS = 300
 _LOOK_SECONDS = 5
 _BUSY_SHARE = 0.05
@@ -56,9 +58,9 @@ def hung_path(folder: Path, task: int) -> Path:
     return folder / f"task-{task:05d}.hung"
 
 
-def alive_path(folder: Path, task: int) -> Path:
-    """Touched while the single process of a task uses its processor."""
-    return folder / f"task-{task:05d}.alive"
+def alive_path(folder: Path, task: int, rank: int) -> Path:
+    """Written by a command that says where it is, and touched while the single process of a task is busy."""
+    return folder / f"task-{task:05d}.rank-{rank:04d}.alive"
 
 
 def die_with_parent() -> None:
@@ -163,6 +165,7 @@ class Supervisor:
         if self.tasks.interface:
             environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.tasks.interface)
         rank = int(environment["RANK"])
+        environment[HEARTBEAT_VARIABLE] = str(alive_path(self.folder.absolute(), self.index, rank))
         self._banner(rank)
         inherited: tuple[int, ...] = ()
         if self.tasks.ranks > 1:
@@ -237,7 +240,7 @@ class Supervisor:
         if now - used < _BUSY_SHARE * _LOOK_SECONDS:
             return used
         with suppress(OSError):
-            alive_path(self.folder, self.index).touch()
+            alive_path(self.folder, self.index, 0).touch()
         return now
 
     def _banner(self, rank: int) -> None:

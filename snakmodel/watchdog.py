@@ -5,6 +5,7 @@ The driver watches (Watchdog), each rank's supervise acts (dump_and_kill): the p
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _DUMP_SECONDS = 10
 
@@ -48,12 +50,30 @@ def log_size(descriptor: int) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def modified(path: Path) -> int | None:
-    """When a file was last written, None if there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+def newest(folder: Path, task: int) -> int | None:
+    """When any rank of a task last showed life in the attempt's folder; None if none has."""
+    return max((written for _, written, _ in _heartbeats(folder, task)), default=None)
+
+
+def furthest_behind(folder: Path, task: int) -> str:
+    """Which rank of several was in the earliest iteration when it was last heard of; empty if none has said."""
+    known = [
+        (beat["iteration"], written, rank, beat["phase"]) for rank, written, beat in _heartbeats(folder, task) if beat
+    ]
+    if not known:
+        return ""
+    iteration, written, rank, phase = min(known)
+    return f"rank {rank} was last heard of {time.time() - written / 1e9:.0f} s ago in iteration {iteration} ({phase})"
+
+
+def _heartbeats(folder: Path, task: int) -> list[tuple[int, int, dict[str, Any]]]:
+    """(rank, when it was written, what it says) of every rank's file; the last is empty if it was only touched."""
+    found = []
+    for path in folder.glob(f"task-{task:05d}.rank-*.alive"):
+        with suppress(OSError, ValueError):
+            text = path.read_text(encoding="utf-8")
+            found.append((int(path.stem.rsplit("-", 1)[1]), path.stat().st_mtime_ns, json.loads(text or "{}")))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

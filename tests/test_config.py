@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import yaml
 
+from megatron_llm import arguments
 from snakmodel import config
 from snakmodel.chain import STAGES
+from snakmodel.chain_context import Context
+from snakmodel.chain_model import _training_flags
 from snakmodel.publish import UserError
 from snakmodel.settings import PROJECT
 from tests import toy
@@ -87,6 +91,38 @@ def test_tensor_ranks_share_the_sequence(tmp_path: Path) -> None:
     assert load(tmp_path, with_training(tensor_parallel=4)).recipe.training.tensor_parallel == 4
     with pytest.raises(UserError, match=r"training\.tensor_parallel is 3 and does not divide training\.seq_length 8"):
         load(tmp_path, with_training(tensor_parallel=3))
+
+
+def test_the_last_decay_belongs_to_wsd(tmp_path: Path) -> None:
+    """Its length without the style, the style without it, and one longer than the run are refused."""
+    for changes in ({"lr_decay_style": "WSD"}, {"lr_wsd_decay_iters": 2}):
+        with pytest.raises(UserError, match="WSD and the length of its decay belong together"):
+            load(tmp_path, with_training(**changes))
+    with pytest.raises(UserError, match=r"lr_wsd_decay_iters is 5 but train_iters is only 4"):
+        load(tmp_path, with_training(lr_decay_style="WSD", lr_wsd_decay_iters=5))
+
+
+def test_training_keys_are_flags_that_the_engine_takes(tmp_path: Path) -> None:
+    """What a recipe asks for arrives as the engine's flags; what it does not mention is left to the engine."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"vocab_size": 100}')
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, "<unk>")).save(str(base / "tokenizer.json"))
+    (base / "tokenizer_config.json").touch()
+    asked = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 2, "lr_wsd_decay_style": "minus_sqrt", "skip_spikes": 6}
+    found = []
+    for keys in ({}, {**asked, "dtype": "fp16", "wandb_project": "danish"}):
+        recipe = with_training(**keys) | {"model": {"base": str(base)}}
+        recipe["tokenizer"] = {"type": "HuggingFaceTokenizer", "file": str(base / "tokenizer.json")}
+        context = Context(load(tmp_path, recipe), tmp_path, tmp_path, [])
+        found.append(arguments.parse(_training_flags(context)))
+    plain, full = ({name: getattr(args, name) for name in (*asked, "fp16", "bf16", "wandb_logger")} for args in found)
+    assert full == {**asked, "fp16": True, "bf16": False, "wandb_logger": True}
+    assert plain == {
+        **{"lr_decay_style": "cosine", "lr_wsd_decay_iters": None, "lr_wsd_decay_style": "exponential"},
+        **{"skip_spikes": None, "fp16": False, "bf16": True, "wandb_logger": False},
+    }
+    assert found[1].wandb_project == "danish"
 
 
 def test_stage_resources(tmp_path: Path) -> None:

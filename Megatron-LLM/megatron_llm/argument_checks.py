@@ -20,11 +20,12 @@ def check(args: Arguments) -> None:
     """Raise UserError for values that are out of range, exclude each other or are not supported."""
     _check_supported(args)
     _check_numbers(args)
+    _check_schedule(args)
 
 
 def _check_supported(args: Arguments) -> None:
-    if args.fp16:
-        raise UserError("--fp16: training in fp16 is not supported; use --bf16 or neither (fp32)")
+    if args.fp16 and args.bf16:
+        raise UserError("--fp16 and --bf16 exclude each other")
     for name in ("hidden_dropout", "attention_dropout"):
         if (value := getattr(args, name)) != 0.0:
             raise UserError(f"--{name} {value}: only 0.0 is supported")
@@ -58,19 +59,50 @@ def _check_numbers(args: Arguments) -> None:
         "log_interval",
         "eval_interval",
         "lr_decay_iters",
+        "lr_decay_samples",
+        "loss_scale_window",
+        "hysteresis",
     ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
-    for name in ("eval_iters", "num_workers", "lr_warmup_iters", "weight_decay", "clip_grad", "min_lr"):
-        if (value := getattr(args, name)) < 0:
+    not_negative = ("eval_iters", "num_workers", "weight_decay", "clip_grad", "min_lr")
+    for name in (
+        *not_negative,
+        "lr_warmup_iters",
+        "lr_warmup_samples",
+        "lr_wsd_decay_iters",
+        "lr_wsd_decay_samples",
+    ):
+        if (value := getattr(args, name)) is not None and value < 0:
             raise UserError(f"--{name} {value}: must not be negative")
-    if args.exit_duration_in_mins is not None and args.exit_duration_in_mins <= 0:
-        raise UserError(f"--exit_duration_in_mins {args.exit_duration_in_mins}: must be above 0")
+    above_0 = ("exit_duration_in_mins", "peak_tflops", "loss_scale", "initial_loss_scale", "min_loss_scale")
+    for name in (*above_0, "skip_spikes", "distributed_timeout_minutes"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be above 0")
+    if args.min_loss_scale > args.initial_loss_scale:
+        raise UserError(
+            f"--min_loss_scale {args.min_loss_scale:g} is more than --initial_loss_scale {args.initial_loss_scale:g}; "
+            "make it at most that"
+        )
+    if args.spike_window < 4:
+        raise UserError(f"--spike_window {args.spike_window}: must be at least 4, to know a standard deviation")
     if args.keep_every and not args.keep_last:
         raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
     if args.skip_iters and min(args.skip_iters) < 1:
         raise UserError(f"--skip_iters {min(args.skip_iters)}: iterations are numbered from 1")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
-    if args.lr_warmup_fraction is not None and (args.lr_warmup_iters or not 0 <= args.lr_warmup_fraction < 1):
-        raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters")
+
+
+def _check_schedule(args: Arguments) -> None:
+    for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
+        if getattr(args, f"{name}_iters") and getattr(args, f"{name}_samples"):
+            raise UserError(f"--{name}_iters and --{name}_samples exclude each other")
+    warmup = args.lr_warmup_iters or args.lr_warmup_samples
+    if args.lr_warmup_fraction is not None and (warmup or not 0 <= args.lr_warmup_fraction < 1):
+        raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters and --lr_warmup_samples")
+    if (args.lr_decay_style == "WSD") != (args.lr_wsd_decay_iters is not None or args.lr_wsd_decay_samples is not None):
+        raise UserError(
+            "--lr_decay_style WSD and --lr_wsd_decay_iters (or --lr_wsd_decay_samples), the length of its decay, "
+            "belong together: give both or neither"
+        )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+import torch
+
 from megatron_llm import argument_checks
 from megatron_llm.files import UserError
 from megatron_llm.gpt_dataset import DataPaths
@@ -28,6 +30,7 @@ NO_EFFECT = {
     "accumulate_allreduce_grads_in_fp32": "gradients are always reduced in fp32",
     "use_distributed_optimizer": "the optimizer is always sharded over the data ranks",
     "use_multiquery_attn": "the number of kv heads decides",
+    "exit_signal_handler": "SIGTERM, SIGINT and SIGUSR2 always save and exit 75",
 }
 """Flags of published scripts that change nothing in this engine, and why."""
 GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
@@ -52,6 +55,16 @@ class Arguments:
         False
     )
     finetune: Annotated[bool, "take only the weights of --load and begin at iteration 0"] = False
+    no_load_optim: Annotated[
+        bool,
+        "of a training checkpoint in --load do not take Adam's moments, nor how far the learning rate is: it warms up "
+        "again; a run found in --save is always continued whole",
+    ] = False
+    no_load_rng: Annotated[
+        bool,
+        "of a training checkpoint in --load do not take the random state but begin with --seed's; a run found in "
+        "--save is always continued whole",
+    ] = False
     use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
@@ -86,7 +99,7 @@ class Arguments:
     hidden_dropout: Annotated[float, "only 0.0"] = 0.0
     attention_dropout: Annotated[float, "only 0.0"] = 0.0
     recompute_granularity: Annotated[
-        Literal["full", "selective"] | None,
+        Literal["none", "full", "selective"] | None,
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
     torch_compile: Annotated[bool, "compile the layers: slower to begin, faster afterwards"] = False
@@ -97,8 +110,16 @@ class Arguments:
     num_layers_per_virtual_pipeline_stage: Annotated[
         int | None, "interleaved pipeline: layers of one of the several stages of a rank"
     ] = None
+    distributed_timeout_minutes: Annotated[
+        float, "a rank that waits longer than this for the others within a step, evaluation or checkpoint fails"
+    ] = 10.0
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
-    fp16: Annotated[bool, "not supported"] = False
+    fp16: Annotated[bool, "compute in float16 with loss scaling, with fp32 master weights and reductions"] = False
+    loss_scale: Annotated[float | None, "fp16: a constant scale; default: one that adapts itself"] = None
+    initial_loss_scale: Annotated[float, "fp16: the scale at the beginning"] = 2.0**32
+    min_loss_scale: Annotated[float, "fp16: the scale never becomes smaller"] = 1.0
+    loss_scale_window: Annotated[float, "fp16: updates without overflow after which the scale is doubled"] = 1000.0
+    hysteresis: Annotated[int, "fp16: overflows after which each one halves the scale"] = 2
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
     # data
     data_path: Annotated[list[str] | None, "one prefix of .bin and .idx, or: weight prefix weight prefix …"] = None
@@ -131,6 +152,12 @@ class Arguments:
     skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
         None
     )
+    skip_spikes: Annotated[
+        float | None,
+        "make no update from a loss or gradient norm more than so many standard deviations above the mean of the last "
+        "updates; after 10 in a row the run fails. OLMo uses 6; default: never",
+    ] = None
+    spike_window: Annotated[int, "how many updates --skip_spikes compares with; it begins with half of them"] = 128
     exit_interval: Annotated[int | None, "save and exit 75 after an iteration divisible by this"] = None
     exit_duration_in_mins: Annotated[float | None, "save and exit 75 after the iteration that ends later than this"] = (
         None
@@ -139,16 +166,34 @@ class Arguments:
     log_interval: Annotated[int, "iterations between log lines"] = 100
     log_samples: Annotated[bool, "record which samples each iteration took, in SAVE/samples.jsonl"] = False
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
+    wandb_logger: Annotated[
+        bool, "send the numbers to Weights & Biases too; the key comes from WANDB_API_KEY or `wandb login`"
+    ] = False
+    wandb_project: Annotated[str | None, "W&B project; default: WANDB_PROJECT's, or W&B's own"] = None
+    wandb_entity: Annotated[str | None, "W&B team or user; default: the key's"] = None
+    wandb_id: Annotated[str | None, "id of the W&B run; default: the one noted in --save, or a new one"] = None
+    peak_tflops: Annotated[
+        float | None,
+        "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16 or --fp16",
+    ] = None
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
     # optimizer
     lr: Annotated[float, "highest learning rate"]
     min_lr: Annotated[float, "learning rate at the end of the decay"] = 0.0
-    lr_decay_style: Annotated[Literal["constant", "linear", "cosine", "inverse-square-root"], "shape of the decay"] = (
-        "linear"
-    )
+    lr_decay_style: Annotated[
+        Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"],
+        "shape of the decay; WSD: none until the last --lr_wsd_decay_iters",
+    ] = "linear"
     lr_decay_iters: Annotated[int | None, "iterations until min_lr; default: train_iters"] = None
+    lr_decay_samples: Annotated[int | None, "the same in samples"] = None
+    lr_wsd_decay_style: Annotated[
+        Literal["exponential", "linear", "cosine", "minus_sqrt"], "WSD: shape of the decay at the end"
+    ] = "exponential"
+    lr_wsd_decay_iters: Annotated[int | None, "WSD: iterations of the decay at the end"] = None
+    lr_wsd_decay_samples: Annotated[int | None, "the same in samples"] = None
     lr_warmup_iters: Annotated[int, "iterations of linear warm-up"] = 0
+    lr_warmup_samples: Annotated[int, "the same in samples"] = 0
     lr_warmup_fraction: Annotated[float | None, "warm-up as a fraction of the decay iterations"] = None
     weight_decay: Annotated[float, "decoupled weight decay of matrices"] = 0.01
     clip_grad: Annotated[float, "global gradient norm above which gradients are scaled down; 0: never"] = 1.0
@@ -170,6 +215,10 @@ class Arguments:
         train = self.train_samples or self.train_iters * global_batch
         return train, evaluations * self.eval_iters * global_batch, self.eval_iters * global_batch
 
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations and of the weights that make them."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
     def as_json(self) -> dict[str, Any]:
         """The flags as JSON values, for state.json."""
         values = dataclasses.asdict(self)
@@ -186,6 +235,8 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
 
     Another program that takes these flags says which it can do without, and its `prog` and `description`.
     """
+    if any(word.partition("=")[0] == "--wandb_api_key" for word in argv):
+        raise UserError("--wandb_api_key: a command line is no place for secrets; set WANDB_API_KEY or `wandb login`")
     texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
     parser = _Parser(**texts, allow_abbrev=False)  # type: ignore[arg-type]  # no other keyword is in `about`
     hints = get_type_hints(Arguments, include_extras=True)

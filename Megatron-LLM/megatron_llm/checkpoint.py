@@ -168,11 +168,13 @@ def remove_stale(save_dir: Path) -> None:
             remove(path)
 
 
-def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a checkpoint holds, by name: `model.NAME` and `optimizer.MOMENT.NAME`; these share the run's memory."""
+def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: `model.NAME` and, with an optimizer, `optimizer.MOMENT.NAME`; these share the
+    run's memory."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for moment in MOMENTS:
-        tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
+    if optimizer:
+        for moment in MOMENTS:
+            tensors |= {f"optimizer.{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items()}
     return tensors
 
 
@@ -228,8 +230,11 @@ def _readable(folder: Path) -> Iterator[_Reader]:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
 
 
-def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective."""
+def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
+    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective.
+
+    Without an optimizer only the model.
+    """
     with _readable(folder) as reader:
         load_tensors(stored(parameters, optimizer), storage_reader=reader, planner=_Planner())
 

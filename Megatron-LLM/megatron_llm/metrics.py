@@ -1,4 +1,4 @@
-"""What people and programs see of a run: the log line, SAVE/metrics.jsonl and TensorBoard. Rank 0 only."""
+"""What people and programs see of a run: the log lines, SAVE/metrics.jsonl, TensorBoard and W&B. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_llm.arguments import Arguments
 from megatron_llm.files import write_text
+from megatron_llm.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS = "metrics.jsonl"
+BOARD = {
+    "lm_loss": "lm-loss-training/lm loss",
+    "learning_rate": "learning-rate/learning-rate",
+    "grad_norm": "grad-norm/grad-norm",
+    "loss_scale": "loss-scale/loss-scale",
+}
+"""Upstream's names in TensorBoard; others are `numbers/NAME`."""
 MAX_EXPONENT = 20
 """Perplexities are capped at e^20, as upstream does."""
 
@@ -31,8 +40,22 @@ class Interval:
     lm_loss: float
     grad_norm: float
     """Of the last update."""
-    skipped: int = 0
-    """Iterations of the interval that made no update, by --skip_iters."""
+    loss_scale: float
+    """Of the next iteration with fp16; else 1."""
+    skipped: int
+    """Iterations of the interval that made no update."""
+    tflops: float
+    """TFLOP/s of each rank, of model FLOPs: see flops.py."""
+    utilisation: float | None
+    """Model FLOPs utilisation (MFU): the part of the device's peak, None when that is unknown."""
+    data_wait: float
+    """Part of the step's time in which it waited for its batch; of the rank that waited longest."""
+    checkpoint_stall: float
+    """Seconds for which training stood still for checkpoints since the last line."""
+    memory: int
+    """Bytes that a rank has taken at most so far: of the GPU, or of the process when there is none."""
+    reserved: int
+    """Bytes that PyTorch has reserved at most on a GPU; else the same."""
 
     def line(self, train_iters: int, global_batch_size: int) -> str:
         """The log line that people's scripts parse. A non-finite step stops the run, so there is no nan iteration."""
@@ -40,39 +63,63 @@ class Interval:
             f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
             f"elapsed time per iteration (ms): {1000 * self.seconds_per_iteration:.1f} | "
             f"rate (tokens/sec): {self.tokens_per_second:.2f} | learning rate: {self.learning_rate:.3E} | "
-            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | loss scale: {1.0:.1f} | "
-            f"grad norm: {self.grad_norm:.3f} | number of skipped iterations: {self.skipped:3d} | "
-            f"number of nan iterations: {0:3d} |"
+            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | "
+            f"loss scale: {self.loss_scale:.1f} | grad norm: {self.grad_norm:.3f} | "
+            f"number of skipped iterations: {self.skipped:3d} | number of nan iterations: {0:3d} |"
         )
+
+    def second_line(self) -> str:
+        """What upstream's line does not hold."""
+        used = "" if self.utilisation is None else f" | MFU: {self.utilisation:.1%}"
+        return (
+            f" data wait: {self.data_wait:.1%} of the step | checkpoint stall: {self.checkpoint_stall:.1f} s | "
+            f"memory: {self.memory / 1e9:.2f} GB | {self.tflops:.2f} TFLOP/s per rank{used} |"
+        )
+
+    def record(self) -> dict[str, float]:
+        """What metrics.jsonl holds of it."""
+        record = {
+            "iteration": self.iteration,
+            "consumed_samples": self.consumed_samples,
+            "lm_loss": self.lm_loss,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "loss_scale": self.loss_scale,
+            "skipped_iterations": self.skipped,
+        }
+        speeds = {
+            "tokens_per_second": round(self.tokens_per_second, 2),
+            "tflops_per_rank": round(self.tflops, 5),
+            "data_wait": round(self.data_wait, 5),
+            "checkpoint_stall": round(self.checkpoint_stall, 3),
+            "memory_gb": round(self.memory / 1e9, 3),
+            "memory_reserved_gb": round(self.reserved / 1e9, 3),
+        }
+        return record | speeds | ({} if self.utilisation is None else {"mfu": round(self.utilisation, 5)})
 
 
 class Metrics:
-    """Appends to metrics.jsonl and TensorBoard; what a killed attempt wrote past the resumed iteration is cut off."""
+    """Appends to metrics.jsonl, TensorBoard and W&B; what a killed attempt wrote past the resumed iteration is cut off.
 
-    def __init__(self, save_dir: Path, tensorboard_dir: Path | None, iteration: int, evaluation_due: bool) -> None:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        self.path = save_dir / METRICS
+    Raises UserError when W&B is asked for and cannot be had.
+    """
+
+    def __init__(self, args: Arguments, iteration: int, evaluation_due: bool) -> None:
+        args.save.mkdir(parents=True, exist_ok=True)
+        self.path = args.save / METRICS
         cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
         self.board: SummaryWriter | None = None
-        if tensorboard_dir:
+        if args.tensorboard_dir:
             from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, for those who ask
 
-            self.board = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
+            self.board = SummaryWriter(str(args.tensorboard_dir), purge_step=iteration + 1)
+        self.wandb = WandbRun(args) if args.wandb_logger else None
 
     def log_interval(self, interval: Interval) -> None:
         """Record a log line's numbers."""
-        self._append(
-            {
-                "iteration": interval.iteration,
-                "consumed_samples": interval.consumed_samples,
-                "lm_loss": interval.lm_loss,
-                "learning_rate": interval.learning_rate,
-                "grad_norm": interval.grad_norm,
-                "tokens_per_second": round(interval.tokens_per_second, 2),
-            }
-        )
-        names = {"lm-loss-training/lm loss": interval.lm_loss, "learning-rate/learning-rate": interval.learning_rate}
-        self._scalars(names | {"grad-norm/grad-norm": interval.grad_norm}, interval.iteration)
+        record = interval.record()
+        self._append(record)
+        self._scalars({BOARD.get(name, f"numbers/{name}"): value for name, value in record.items()}, interval.iteration)
 
     def log_validation(self, iteration: int, loss: float) -> str:
         """Record an evaluation and give the line to print."""
@@ -83,14 +130,18 @@ class Metrics:
             f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
         )
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
+    def close(self, *, failed: bool) -> None:
+        """Flush what has not been written or sent."""
         if self.board:
             self.board.close()
+        if self.wandb:
+            self.wandb.close(failed=failed)
 
     def _append(self, record: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.wandb:
+            self.wandb.log(record)
 
     def _scalars(self, values: dict[str, float], iteration: int) -> None:
         for name, value in values.items():

@@ -14,6 +14,13 @@ from torch.distributed.tensor import DTensor
 from megatron_llm.files import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARES: dict[str, Callable[[float], float]] = {
+    "linear": lambda ratio: 1.0 - ratio,
+    "cosine": lambda ratio: 0.5 * (math.cos(math.pi * ratio) + 1.0),
+    "exponential": lambda ratio: 2.0 * 0.5**ratio - 1.0,
+    "minus_sqrt": lambda ratio: 1.0 - math.sqrt(ratio),
+}
+"""What is left of max_lr - min_lr when this part of the decay is over, as in Megatron-LM's OptimizerParamScheduler."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,10 @@ class Schedule:
     warmup_samples: float
     decay_samples: float
     style: str
+    wsd_style: str = ""
+    """WSD: of the decay at the end."""
+    wsd_samples: float = 0
+    """WSD: length of that decay, whose end is the end of the schedule."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.max_lr:
@@ -33,6 +44,11 @@ class Schedule:
             raise UserError(
                 f"the warm-up takes {self.warmup_samples:g} samples and the decay ends at {self.decay_samples:g}; "
                 "make --lr_warmup_iters (or --lr_warmup_fraction) smaller than --lr_decay_iters"
+            )
+        if self.wsd_samples > self.decay_samples:
+            raise UserError(
+                f"--lr_wsd_decay_iters is {self.wsd_samples:g} samples, the whole decay only {self.decay_samples:g}; "
+                "make it at most --lr_decay_iters"
             )
 
     def at(self, samples: int) -> float:
@@ -45,18 +61,22 @@ class Schedule:
             return self.min_lr
         if self.style == "inverse-square-root":
             return max(self.min_lr, self.max_lr * math.sqrt(max(self.warmup_samples, 1)) / math.sqrt(max(samples, 1)))
-        ratio = (samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples)
-        share = 0.5 * (math.cos(math.pi * ratio) + 1.0) if self.style == "cosine" else 1.0 - ratio
+        if self.style == "WSD":
+            past = samples - (self.decay_samples - self.wsd_samples)
+            share = 1.0 if past <= 0 else SHARES[self.wsd_style](past / self.wsd_samples)
+        else:
+            share = SHARES[self.style]((samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples))
         return self.min_lr + share * (self.max_lr - self.min_lr)
 
     def resumed(self, saved: dict[str, Any], *, use_checkpoint: bool, override: bool) -> Schedule:
         """The schedule to go on with, given the one in the checkpoint; raises UserError when they silently differ."""
-        differing = [name for name, value in asdict(self).items() if saved[name] != value]
-        if override or not differing:
+        before = Schedule(**saved)  # one of before WSD lacks its fields
+        if override or before == self:
             return self
         if use_checkpoint:
-            return Schedule(**saved)
-        found = ", ".join(f"{name} {saved[name]} -> {getattr(self, name)}" for name in differing)
+            return before
+        now = asdict(self)
+        found = ", ".join(f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name])
         raise UserError(
             f"the learning-rate schedule differs from the checkpoint's ({found}); pass "
             "--use_checkpoint_opt_param_scheduler to keep the old or --override_opt_param_scheduler to take the new one"

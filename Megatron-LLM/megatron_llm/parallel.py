@@ -7,7 +7,7 @@ node, whose links are the fastest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -17,12 +17,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not marked so
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron_llm.files import TOLD, SaveFailed, Superseded, UserError
 from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
 STORE_TIMEOUT = timedelta(minutes=10)
+START_TIMEOUT = timedelta(hours=1)
+"""Until training begins ranks wait so long for each other: rank 0 may verify or convert a large checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,22 @@ class World:
         if self.rank == 0:
             print(text, flush=True)
 
+    def limit_waiting(self, minutes: float) -> None:
+        """From now on a rank that waits longer than this for the others in a collective fails."""
+        for group in (dist.group.WORLD, *self.mesh.get_all_groups()):
+            _set_pg_timeout(timedelta(minutes=minutes), group)
+
     def agree(self, *codes: int) -> list[int]:
         """The largest of all ranks, for each code."""
         values = torch.tensor(codes, dtype=torch.int32)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return [int(value) for value in values]
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks, of each number."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [float(value) for value in tensor]
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of a number over the ranks, as fp64 so that it does not depend on the order of summation."""
@@ -120,7 +134,8 @@ def start(tensor: int = 1, pipeline: int = 1) -> World:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
-    dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
+    store = _store(rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START_TIMEOUT)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     return World(rank, size, device, layout_mesh(device, size, tensor, pipeline))
 

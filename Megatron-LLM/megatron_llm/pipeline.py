@@ -100,6 +100,7 @@ class Pipelined:
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
         self.masks, self.tied = masks, TiedEmbedding(self.models, world.mesh.get_group("pp"))
         self.tied.share()
+        self.loss_scale = 1.0
         count = args.pipeline_model_parallel_size * len(models)
         own = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
@@ -139,20 +140,21 @@ class Pipelined:
         return ((tokens,) if self.models[0].part.first else ()), named
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
-        """A micro-batch's part of the mean over the global batch."""
-        return loss / self.micro_batches
+        """A micro-batch's part of the mean over the global batch, times the loss scale."""
+        return loss / self.micro_batches * self.loss_scale
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
-        return torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self.device)
+        if not losses:
+            return torch.zeros((), device=self.device)
+        return torch.stack(losses).detach().sum() / self.loss_scale
 
 
 def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:
     """A stage with the shapes that it takes and gives, so that none need be found out by a trial run."""
     length = args.seq_length // (model.tp.size if model.tp.sequence else 1)
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
     tokens = torch.empty(args.micro_batch_size, args.seq_length, dtype=torch.int64, device="meta")
     size = (args.micro_batch_size, length, model.config.hidden_size)
-    hidden = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+    hidden = torch.empty(size, dtype=args.compute_dtype(), device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
     return PipelineStage(
         model,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Recompute = Literal["selective", "full"] | None
+Recompute = Literal["none", "selective", "full"] | None
 """Nothing; norms, rotary embeddings, the attention core and the MLP's activation; or whole layers."""
 
 

@@ -20,15 +20,20 @@ from megatron_llm.model import Llama
 from megatron_llm.parallel import World
 
 
-def shard(model: Llama, world: World, *, bf16: bool) -> None:
-    """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values)."""
-    whole = world.data_size == 1 and not bf16
+def shard(model: Llama, world: World, *, bf16: bool, fp16: bool = False) -> None:
+    """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values).
+
+    bf16, fp16: in which it computes, else in fp32; gradients are reduced in fp32.
+    """
+    whole = world.data_size == 1 and not (bf16 or fp16)
     if model.tp.size > 1:
         _distribute(model, world.mesh["tp"], _cut_over_tensor_ranks)
     elif whole:
         _distribute(model, world.mesh["dp"], lambda _: Shard(0))
     if not whole:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        policy = MixedPrecisionPolicy()
+        if bf16 or fp16:
+            policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else torch.float16, torch.float32)
         for module in (*model.layers.values(), model):
             fully_shard(module, mesh=world.mesh["dp"], mp_policy=policy, shard_placement_fn=_other_dimension)
     model.to_empty(device=world.device)

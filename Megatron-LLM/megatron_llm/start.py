@@ -14,6 +14,8 @@ from megatron_llm import any_weights, checkpoint, gpt_dataset, layout, masks, me
 from megatron_llm.arguments import Arguments, config_from_flags
 from megatron_llm.batches import DataIdentity, check_fits
 from megatron_llm.files import UserError, check_claim
+from megatron_llm.guards import Memory
+from megatron_llm.loss_scale import LossScale
 from megatron_llm.model import initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import Schedule
@@ -35,6 +37,16 @@ class Progress:
     evaluation_due: bool = False
     """The evaluation after this iteration has not been made, or was interrupted."""
     losses_since_log: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Progress:
+        """From state.json; checkpoints from before the guards had a memory lack it. Raises KeyError, TypeError."""
+        memory = dict(state.get("memory", {}))
+        if scale := memory.pop("loss_scale", None):
+            memory["loss_scale"] = LossScale(**scale)
+        values = {name: state[name] for name in cls.__dataclass_fields__ if name != "memory"}
+        return cls(**values, memory=Memory(**memory))
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,9 @@ class Start:
     folder: Path | None = None
     """One of our checkpoints, to be loaded by all ranks together."""
     saved: dict[str, Any] = field(default_factory=dict)
-    """Its state.json."""
+    """Its state.json, without what flags say is not to be taken over."""
+    with_optimizer: bool = True
+    """Whether Adam's moments are loaded from it."""
 
 
 def find(args: Arguments, identity: DataIdentity, global_batch: int, ranks: int, weights: dict[str, Tensor]) -> Start:
@@ -86,7 +100,7 @@ def _choose(args: Arguments, identity: DataIdentity, weights: dict[str, Tensor])
     if checkpoint.is_ours(folder) and not args.finetune:
         if reason := checkpoint.problem(folder):
             raise UserError(f"{folder} does not verify: {reason}; choose another with --load_iters")
-        return _from_ours(folder)
+        return _as_asked(_from_ours(folder), args)
     loaded = any_weights.load(args.load, args.load_iters)
     weights.update(loaded.state)
     return Start(loaded.config, Progress() if args.finetune else _upstream_progress(loaded))
@@ -95,10 +109,21 @@ def _choose(args: Arguments, identity: DataIdentity, weights: dict[str, Tensor])
 def _from_ours(folder: Path) -> Start:
     state = checkpoint.read_state(folder)
     try:
-        progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-        return Start(ModelConfig(**state["model_config"]), progress, folder, state)
+        return Start(ModelConfig(**state["model_config"]), Progress.of(state), folder, state)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / checkpoint.STATE} is not of this version: {error!r}") from error
+
+
+def _as_asked(start: Start, args: Arguments) -> Start:
+    """Without what --no_load_optim and --no_load_rng leave out of a checkpoint in --load."""
+    left_out = {"schedule": args.no_load_optim, "rng": args.no_load_rng}
+    saved = {name: value for name, value in start.saved.items() if not left_out.get(name)}
+    if not args.no_load_optim:
+        return replace(start, saved=saved)
+    consumed = start.progress.consumed_train_samples
+    memory = replace(start.progress.memory, loss_scale=None)
+    progress = replace(start.progress, optimizer_steps=0, skipped_train_samples=consumed, memory=memory)
+    return replace(start, saved=saved, progress=progress, with_optimizer=False)
 
 
 def _upstream_progress(loaded: any_weights.Loaded) -> Progress:
@@ -201,17 +226,22 @@ def load_model(
 ) -> None:
     """Give the sharded model its values, and the optimizer its moments when a run is continued. Collective."""
     if start.folder:
-        checkpoint.load(start.folder, parameters, optimizer)
+        checkpoint.load(start.folder, parameters, optimizer if start.with_optimizer else None)
     else:
         fill(parameters, shapes(start.config), world, weights_in_order(start, weights, args))
 
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
     """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
-    decay = args.lr_decay_iters * global_batch if args.lr_decay_iters else args.samples(global_batch)[0]
-    warmup = args.lr_warmup_iters * global_batch if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
+    decay = args.lr_decay_samples or (args.lr_decay_iters or 0) * global_batch or args.samples(global_batch)[0]
+    warmup: float = args.lr_warmup_samples or args.lr_warmup_iters * global_batch
+    if args.lr_warmup_fraction is not None:
+        warmup = args.lr_warmup_fraction * decay
     flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style)
-    if not saved:
+    if args.lr_decay_style == "WSD":
+        last = args.lr_wsd_decay_samples or (args.lr_wsd_decay_iters or 0) * global_batch
+        flags = replace(flags, wsd_style=args.lr_wsd_decay_style, wsd_samples=last)
+    if "schedule" not in saved:
         return flags
     return flags.resumed(
         saved["schedule"],

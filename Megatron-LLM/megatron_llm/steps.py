@@ -21,6 +21,9 @@ from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
 class Steps(Protocol):
     """How a rank computes a global batch."""
 
+    loss_scale: float
+    """By what gradients are too large; see loss_scale.py."""
+
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """Take this rank's micro-batches (b, seq_length + 1) of one global batch; leave their gradients in the
         parameters. Gives the mean loss, fp32; 0 on a rank without the last layers."""
@@ -51,6 +54,7 @@ class Direct:
 
     def __init__(self, model: Llama, micro_batches: int, device: torch.device, masks: Masks = NONE) -> None:
         self.model, self.micro_batches, self.device, self.masks = model, micro_batches, device, masks
+        self.loss_scale = 1.0
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""
@@ -58,7 +62,7 @@ class Direct:
         for number in range(self.micro_batches):
             synchronise_gradients(self.model, now=number == self.micro_batches - 1)
             loss = self._loss(next(batches))
-            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]
+            (loss / self.micro_batches * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total / self.micro_batches
 

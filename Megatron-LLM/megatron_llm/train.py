@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
+from megatron_llm.loss_scale import LossScale
 from megatron_llm.masks import Masks
+from megatron_llm.meter import Waited, Work
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
 from megatron_llm.model_config import ModelConfig
@@ -21,13 +24,15 @@ from megatron_llm.parallel import World
 from megatron_llm.sample_log import Numbered, SampleLog
 from megatron_llm.saving import Saver
 from megatron_llm.signals import StopRequest
-from megatron_llm.start import Start
+from megatron_llm.start import Progress, Start
 from megatron_llm.steps import Direct, Steps
 from megatron_llm.trainer import Trainer
 
 
 def run(args: Arguments, world: World, stop: StopRequest) -> int:
     """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
+    heartbeat = Heartbeat()
+    heartbeat.beat("start", 0)
     for name in args.no_effect:
         world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
     if args.sequence_parallel and args.tensor_model_parallel_size == 1:
@@ -39,12 +44,26 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
     if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
         world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
         return 0
-    trainer = _trainer(args, world, stop, identity, found, weights)
+    trainer = _trainer(args, world, stop, identity, found, weights, heartbeat)
+    world.limit_waiting(args.distributed_timeout_minutes)
+    failed = True
     try:
-        return trainer.run()
+        code = trainer.run()
+        failed = False
+    except RuntimeError as error:
+        raise RuntimeError(f"in {trainer.heartbeat}{_peers(args, world)}: {error}") from error
     finally:
         if trainer.metrics:
-            trainer.metrics.close()
+            trainer.metrics.close(failed=failed)
+    return code
+
+
+def _peers(args: Arguments, world: World) -> str:
+    """What an error of this rank may come from that is not this rank's fault."""
+    if world.size == 1:
+        return ""
+    limit = f"--distributed_timeout_minutes {args.distributed_timeout_minutes:g}"
+    return f", perhaps as another rank has ended or stands still ({limit})"
 
 
 def _trainer(
@@ -54,8 +73,10 @@ def _trainer(
     identity: DataIdentity,
     found: Start,
     weights: dict[str, Tensor],
+    heartbeat: Heartbeat,
 ) -> Trainer:
     """Data, model and optimizer, standing where the run was found."""
+    metrics = _metrics(args, world, found.progress)
     global_batch, micro_batches = batch_layout(args, world.size)
     schedule = start.schedule(args, global_batch, found.saved)
     indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
@@ -66,10 +87,10 @@ def _trainer(
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
     progress = found.progress
+    progress.memory.loss_scale = LossScale.of(args, progress.memory.loss_scale)
     first = progress.consumed_train_samples
     last = first + (args.train_iters - progress.iteration) * global_batch
     share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)
-    due = progress.evaluation_due
     sample_log = SampleLog(args.save, world, progress.iteration) if args.log_samples else None
     train_batches = batches.load(Numbered(train) if sample_log else train, share, args.num_workers)
     saver = Saver(args, world, found.config)
@@ -77,6 +98,7 @@ def _trainer(
     return Trainer(
         args=args,
         world=world,
+        heartbeat=heartbeat,
         stop=stop,
         identity=identity,
         global_batch=global_batch,
@@ -86,13 +108,21 @@ def _trainer(
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
-        train_batches=sample_log.watched(train_batches) if sample_log else train_batches,
+        train_batches=Waited(sample_log.watched(train_batches) if sample_log else train_batches),
+        work=Work.of(args, found.config, global_batch, world.size),
         valid=valid,
-        metrics=Metrics(args.save, args.tensorboard_dir, progress.iteration, due) if world.rank == 0 else None,
+        metrics=metrics,
         saver=saver,
         sample_log=sample_log,
         saved_iteration=progress.iteration if found.folder and found.folder.parent == args.save else -1,
     )
+
+
+def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | None:
+    """On rank 0, whose mistakes with it all ranks hear of."""
+    opened: list[Metrics] = []
+    world.on_rank0(lambda: opened.append(Metrics(args, progress.iteration, progress.evaluation_due)))
+    return opened[0] if opened else None
 
 
 def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
@@ -103,7 +133,7 @@ def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Lla
             models[number] = Llama(config, args.recompute_granularity, part, tp)
         if args.torch_compile:
             models[number].compile_layers()
-        sharding.shard(models[number], world, bf16=args.bf16)
+        sharding.shard(models[number], world, bf16=args.bf16, fp16=args.fp16)
     return models
 
 
@@ -127,6 +157,6 @@ def _filled_optimizer(
 def _set_random_state(seed: int, saved: dict[str, Any]) -> None:
     """Go on with the checkpoint's random numbers, or begin with the seed's."""
     torch.manual_seed(seed)
-    if saved:
+    if "rng" in saved:
         state = bytearray(base64.b64decode(saved["rng"]["torch"]))
         torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))

@@ -7,21 +7,23 @@ together. What a run computes does not depend on how often it was interrupted.
 from __future__ import annotations
 
 import base64
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from megatron_llm import batches
 from megatron_llm.arguments import Arguments
 from megatron_llm.batches import DataIdentity, Share
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
 from megatron_llm.gpt_dataset import Samples
+from megatron_llm.guards import Diverged, Place, objection
+from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
+from megatron_llm.meter import Waited, Work, peak_memory
 from megatron_llm.metrics import Interval, Metrics
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import (
@@ -43,16 +45,13 @@ SAVE_FILE, STOP_FILE = "save", "stop"
 """Files in --save by which a person asks: save and go on; save and exit 76."""
 
 
-class Diverged(Exception):
-    """The loss or the gradient norm is not finite; the update was not made."""
-
-
 @dataclass
 class Trainer:
     """One process's part of a run."""
 
     args: Arguments
     world: World
+    heartbeat: Heartbeat
     stop: StopRequest
     identity: DataIdentity
     global_batch: int
@@ -63,7 +62,8 @@ class Trainer:
     optimizer: torch.optim.AdamW
     schedule: Schedule
     progress: Progress
-    train_batches: Iterator[Tensor]
+    train_batches: Waited
+    work: Work
     valid: Samples | None
     metrics: Metrics | None
     """Rank 0 only."""
@@ -93,6 +93,7 @@ class Trainer:
         """See run."""
         first = self.progress.iteration
         while not self.finished():
+            self.heartbeat.beat("step", self.progress.iteration + 1)
             request = self.request()
             if request == SAVE:
                 self.save_if_new()
@@ -151,12 +152,18 @@ class Trainer:
         return EXIT_STOPPED if request == STOP else EXIT_AGAIN
 
     def step(self) -> None:
-        """One update from one global batch. Raises Diverged before a non-finite one."""
-        began = time.perf_counter()
+        """One update from one global batch, unless a guard objects. Raises Diverged before one that ends the run."""
+        began, scale = time.perf_counter(), self.progress.memory.loss_scale
+        self.steps.loss_scale = self.loss_scale()
         mean = self.world.mean(self.steps.train(self.train_batches))
+        if scale:
+            scale.divide(self.parameters.values())
         first = self.world.mesh.get_local_rank("tp") == 0
         norm = gradient_norm(self.parameters.values(), self.world.total, count_copies=first)
-        self.check_finite(mean, float(norm))
+        if reason := objection(self.args, self.progress.memory, mean, float(norm), self.place()):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.pass_over(reason, began)
+            return
         clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
         update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
@@ -167,30 +174,31 @@ class Trainer:
 
     def skip(self) -> None:
         """Pass over the samples of an iteration without an update."""
-        began, first = time.perf_counter(), self.progress.consumed_train_samples
+        began = time.perf_counter()
         for _ in range(batch_layout(self.args, self.world.size)[1]):
             next(self.train_batches)
-        self.world.say(
-            f"iteration {self.progress.iteration + 1} is skipped (--skip_iters): "
-            f"samples {first} to {first + self.global_batch - 1} are not trained on"
-        )
+        self.pass_over("--skip_iters", began)
+
+    def pass_over(self, reason: str, began: float) -> None:
+        """Count an iteration that made no update; the schedule does not."""
+        self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
         self.progress.skipped_train_samples += self.global_batch
         self.seconds += time.perf_counter() - began
         self.advance()
 
+    def loss_scale(self) -> float:
+        """Of the next update: 1 unless fp16 needs another."""
+        scale = self.progress.memory.loss_scale
+        return scale.factor if scale else 1.0
+
+    def place(self) -> Place:
+        """The next iteration to be finished, and its samples."""
+        first = self.progress.consumed_train_samples
+        return Place(self.progress.iteration + 1, range(first, first + self.global_batch))
+
     def learning_rate(self) -> float:
         """Of the next update."""
         return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
-
-    def check_finite(self, loss: float, norm: float) -> None:
-        """Stop the run before it makes an update from a loss or gradient that is not a number."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            first = self.progress.consumed_train_samples
-            raise Diverged(
-                f"iteration {self.progress.iteration + 1}: lm loss is {loss} and the grad norm {norm} "
-                f"(samples {first} to {first + self.global_batch - 1}); the update was not made and the last "
-                f"checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
-            )
 
     def advance(self) -> None:
         """Count a finished iteration, and log when the interval is full."""
@@ -206,10 +214,14 @@ class Trainer:
             if progress.losses_since_log:
                 self.log()
             progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
+            self.train_batches.seconds = 0.0
 
     def log(self) -> None:
-        """The log line of an interval in which there was an update."""
+        """The log lines of an interval in which there was an update. Collective."""
         progress, seconds = self.progress, self.seconds / self.steps_timed
+        wait = self.train_batches.seconds / self.seconds
+        wait, memory, reserved = self.world.largest([wait, *peak_memory(self.world.device)])
+        tflops, utilisation = self.work.rate(seconds)
         interval = Interval(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_train_samples,
@@ -218,9 +230,17 @@ class Trainer:
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=self.norm,
+            loss_scale=self.loss_scale(),
             skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
+            tflops=tflops,
+            utilisation=utilisation,
+            data_wait=wait,
+            checkpoint_stall=self.save_seconds,
+            memory=int(memory),
+            reserved=int(reserved),
         )
-        self.world.say(interval.line(self.args.train_iters, self.global_batch))
+        self.save_seconds = 0.0
+        self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
         if self.metrics:
             self.metrics.log_interval(interval)
 
@@ -234,6 +254,7 @@ class Trainer:
         micro = batches.load(self.valid, share, 0)
         total = torch.zeros((), device=self.world.device)
         for _ in range(self.args.eval_iters):
+            self.heartbeat.beat("evaluation", self.progress.iteration)
             if self.request() >= SIGNALLED:
                 self.steps.free()
                 return
@@ -248,6 +269,7 @@ class Trainer:
         """Begin a checkpoint of this iteration unless there is one."""
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
+        self.heartbeat.beat("checkpoint", self.progress.iteration)
         self.stand_still(lambda: self.saver.begin(self.parameters, self.optimizer, self.state()))
         self.saved_iteration = self.progress.iteration
 

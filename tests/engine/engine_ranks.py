@@ -118,6 +118,7 @@ def _rank(
     output: Path,
 ) -> None:
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)  # as a new interpreter does
     if listener:
         os.environ["MASTER_LISTEN_FD"] = str(listener.detach())
     with output.open("ab") as file:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import config_from_flags, parse
+from megatron_llm.arguments import NO_EFFECT, config_from_flags, parse
 from megatron_llm.files import UserError
 from megatron_llm.layout import batch_layout
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.optimizer import Schedule
 from megatron_llm.start import schedule
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
@@ -48,12 +49,64 @@ def test_defaults_are_upstreams() -> None:
     assert args.split.replace(" ", "") == "969,30,1"
 
 
+ACCEPTED = (
+    "--tensor_model_parallel_size 1; --pipeline_model_parallel_size 1; --num_layers_per_virtual_pipeline_stage None 1; "
+    "--load None d; --load_iters None 1; --save_interval None 5; --finetune; --no_load_optim; --no_load_rng; "
+    "--use_checkpoint_opt_param_scheduler; --override_opt_param_scheduler; --tensorboard_dir None d; "
+    "--vocab_file None f; --split 969,30,1 9,1; --seed 1234; --num_workers 2; --eval_iters 100; --eval_interval 1000; "
+    "--log_interval 100; --train_iters 10; --global_batch_size None 4; --exit_interval None 5; "
+    "--exit_duration_in_mins None 5.0; --skip_iters None 5; --lr_decay_style linear WSD; --lr_decay_iters None 10; "
+    "--lr_decay_samples None 10; --lr_warmup_iters 0; --lr_warmup_samples 0; --lr_warmup_fraction None 0.1; "
+    "--lr_wsd_decay_style exponential minus_sqrt; --lr_wsd_decay_iters None 5; --lr_wsd_decay_samples None 5; "
+    "--min_lr 0.0; --weight_decay 0.01; --clip_grad 1.0; --adam_beta1 0.9; --adam_beta2 0.999; --adam_eps 1e-08; "
+    "--bf16; --fp16; --loss_scale None 128.0; --initial_loss_scale 4294967296.0; --min_loss_scale 1.0; "
+    "--loss_scale_window 1000.0; --hysteresis 2; "
+    "--recompute_granularity None none; --hidden_dropout None 0.0; --attention_dropout None 0.0; "
+    "--init_method_std 0.02; --layernorm_epsilon 1e-05; --rope_theta 10000.0; --rope_scaling_factor 1.0; "
+    "--num_attention_heads_kv None 2; --kv_channels None 8; --sequence_parallel; --no_tie_embed_logits; "
+    "--sliding_window_size None 8; --wandb_logger; --wandb_project None p; --wandb_entity None e; --wandb_id None i; "
+    "--distributed_timeout_minutes 10.0"
+)
+"""Flags with upstream's default, and another value where the default cannot be given; without either, a switch.
+
+Only dropout differs from upstream, whose 0.1 this engine does not have."""
+
+
+@pytest.mark.parametrize("flag", ACCEPTED.split("; "))
+def test_flags_have_upstreams_names_and_defaults(flag: str) -> None:
+    """Each flag is taken, and what it stands at without being given is upstream's value."""
+    name, *values = flag.split()
+    default = getattr(parse(REQUIRED), name[2:])
+    more = {"--lr_decay_style": ["--lr_wsd_decay_iters", "2"], "--load": ["--use_checkpoint_args"]}.get(name, [])
+    if "wsd_decay_" in name and "style" not in name:
+        more = ["--lr_decay_style", "WSD"]
+    given = getattr(parse([*REQUIRED, name, *values[-1:], *more]), name[2:])
+    if not values:
+        assert (default, given) == (False, True)
+    elif "dropout" not in name:
+        assert str(default) == values[0]
+    assert not values or str(given).strip("[]'") == values[-1]
+
+
+def test_flags_without_a_meaning_here_are_accepted() -> None:
+    """Switches for kernels and ways that this engine does not have are taken, and each has its reason."""
+    names = ("use_distributed_optimizer", "exit_signal_handler", "no_masked_softmax_fusion", "use_multiquery_attn")
+    args = parse([*REQUIRED, *(f"--{name}" for name in names)])
+    assert set(args.no_effect) == set(names)
+    assert all(NO_EFFECT[name] for name in names)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--tensor_model_parallel_size 0", "--tensor_model_parallel_size 0: must be at least 1"),
         ("--pipeline_model_parallel_size -2", "--pipeline_model_parallel_size -2: must be at least 1"),
-        ("--fp16", "use --bf16"),
+        ("--fp16 --bf16", "exclude each other"),
+        ("--fp16 --initial_loss_scale 0.5", "--min_loss_scale 1 is more than --initial_loss_scale 0.5"),
+        ("--skip_spikes 0", "--skip_spikes 0.0: must be above 0"),
+        ("--skip_spikes 6 --spike_window 3", "--spike_window 3: must be at least 4"),
+        ("--wandb_api_key 0123", "no place for secrets; set WANDB_API_KEY"),
+        ("--peak_tflops -1", "must be above 0"),
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
         ("--model_name gemma", "choose from"),
@@ -73,6 +126,11 @@ def test_defaults_are_upstreams() -> None:
         ("--train_data_path d", "give either --data_path, which --split divides, or --train_data_path"),
         ("--lr_warmup_fraction 0.1 --lr_warmup_iters 2", "excludes --lr_warmup_iters"),
         ("--use_checkpoint_args", "give --load"),
+        ("--lr_decay_style WSD", "belong together: give both or neither"),
+        ("--lr_wsd_decay_iters 5", "belong together: give both or neither"),
+        ("--lr_decay_style WSD --lr_wsd_decay_iters 2 --lr_wsd_decay_samples 8", "exclude each other"),
+        ("--lr_wsd_decay_style 1-sqrt", "choose from"),
+        ("--lr_warmup_samples -1", "must not be negative"),
     ],
 )
 def test_wrong_flags_are_refused(flags: str, message: str) -> None:
@@ -93,6 +151,17 @@ def test_a_run_counted_in_samples() -> None:
             parse([*required, *more])
     with pytest.raises(UserError, match="give either --train_iters or --train_samples"):
         parse(required)
+
+
+def test_a_schedule_counted_in_samples_or_iterations() -> None:
+    """Both spellings of warm-up, decay and last decay give the same schedule."""
+    wsd = [*REQUIRED, "--lr_decay_style", "WSD", "--lr_wsd_decay_style", "linear"]
+    counted = (
+        "--lr_decay_iters 8 --lr_warmup_iters 2 --lr_wsd_decay_iters 3",
+        "--lr_decay_samples 32 --lr_warmup_samples 8 --lr_wsd_decay_samples 12",
+    )
+    iterations, samples = (parse([*wsd, *flags.split()]) for flags in counted)
+    assert schedule(iterations, 4, {}) == schedule(samples, 4, {}) == Schedule(1e-3, 0.0, 8, 32, "WSD", "linear", 12)
 
 
 def test_a_missing_flag_is_named() -> None:

@@ -36,6 +36,34 @@ def test_schedule(style: str, samples: int, expected: float) -> None:
     assert Schedule(1.0, 0.1, 100, 1100, style).at(samples) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("style", "samples", "expected"),
+    [
+        ("linear", 50, 0.5),
+        ("linear", 100, 1.0),
+        ("linear", 700, 1.0),
+        ("linear", 800, 1.0 - 0.9 * 0.25),
+        ("cosine", 800, 0.1 + 0.9 * (0.5 + math.sqrt(2) / 4)),
+        ("exponential", 900, 0.1 + 0.9 * (math.sqrt(2) - 1)),
+        ("minus_sqrt", 800, 0.1 + 0.9 * 0.5),
+        ("minus_sqrt", 1100, 0.1),
+        ("exponential", 1100, 0.1),
+        ("cosine", 1101, 0.1),
+    ],
+)
+def test_warm_up_stable_decay(style: str, samples: int, expected: float) -> None:
+    """WSD stays at 1 from sample 100 to 700, then falls to 0.1 at 1100, in each style."""
+    schedule = Schedule(1.0, 0.1, 100, 1100, "WSD", style, 400)
+    assert schedule.at(samples) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_last_decay_fits_into_the_schedule() -> None:
+    """One of nothing leaves the top as it is to the end; one longer than all of the schedule is refused."""
+    assert Schedule(1.0, 0.1, 0, 1100, "WSD", "linear", 0).at(1100) == 1.0
+    with pytest.raises(UserError, match="--lr_wsd_decay_iters is 101 samples, the whole decay only 100"):
+        Schedule(1.0, 0.1, 0, 100, "WSD", "linear", 101)
+
+
 def test_schedule_without_warm_up_starts_at_the_top() -> None:
     """With no warm-up the first update has the full learning rate."""
     assert Schedule(1.0, 0.0, 0, 100, "cosine").at(0) == 1.0
@@ -57,6 +85,16 @@ def test_a_changed_schedule_must_be_meant() -> None:
     assert new.resumed(saved, use_checkpoint=False, override=True) == new
     with pytest.raises(UserError, match=r"max_lr 1\.0 -> 0\.5"):
         new.resumed(saved, use_checkpoint=False, override=False)
+
+
+def test_schedules_of_checkpoints_from_before_wsd() -> None:
+    """They lack its fields, which changes nothing unless WSD is asked for now."""
+    saved = {"max_lr": 1.0, "min_lr": 0.0, "warmup_samples": 0, "decay_samples": 100, "style": "linear"}
+    same, other = Schedule(1.0, 0.0, 0, 100, "linear"), Schedule(1.0, 0.0, 0, 100, "WSD", "cosine", 50)
+    assert same.resumed(saved, use_checkpoint=False, override=False) == same
+    assert other.resumed(saved, use_checkpoint=True, override=False) == same
+    with pytest.raises(UserError, match=r"style linear -> WSD, wsd_style  -> cosine, wsd_samples 0 -> 50"):
+        other.resumed(saved, use_checkpoint=False, override=False)
 
 
 class Small(nn.Module):

@@ -31,6 +31,17 @@ FALCON = (
 )
 
 
+MEASURED = {
+    "tokens_per_second",
+    "tflops_per_rank",
+    "mfu",
+    "data_wait",
+    "checkpoint_stall",
+    "memory_gb",
+    "memory_reserved_gb",
+}
+
+
 def write_data(folder: Path, vocab_size: int, *, append_eod: bool = False) -> Path:
     """Prefix of 200 documents of 5 to 39 random tokens, with a manifest."""
     prefix, random = folder / "tiny_text_document", np.random.RandomState(0)
@@ -70,9 +81,9 @@ def save_arguments(save: Path, *more: object) -> Arguments:
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the speeds."""
+    """metrics.jsonl without times and memory, which differ from run to run."""
     records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
 
 
 def tensors(save: Path, iteration: int) -> dict[str, bytes]:
