@@ -59,8 +59,8 @@ def _peers(args: Arguments, world: World) -> str:
     """What an error of this rank may come from that is not this rank's fault."""
     if world.size == 1:
         return ""
-    return f", perhaps as another rank has ended or stands still (--distributed_timeout_minutes \
-{args.distributed_timeout_minutes:g})"
+    waited = f"--distributed_timeout_minutes {args.distributed_timeout_minutes:g}"
+    return f", perhaps as another rank has ended or stands still ({waited})"
 
 
 def _trainer(

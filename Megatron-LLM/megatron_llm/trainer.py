@@ -71,8 +71,6 @@ class Trainer:
     steps_timed: int = 0
     save_seconds: float = 0.0
     """In which training stood still for checkpoints, since the last log line."""
-    norm: float = 0.0
-    """Gradient norm of the last update."""
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
@@ -145,7 +143,6 @@ class Trainer:
         clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
         update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
-        self.norm = float(norm)
         self.progress.optimizer_steps += 1
         self.progress.losses_since_log.append(mean)
         self.advance()
@@ -205,7 +202,7 @@ class Trainer:
             tokens_per_second=self.global_batch * self.args.seq_length / seconds,
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
-            grad_norm=self.norm,
+            grad_norm=progress.memory.norm,
             loss_scale=self.loss_scale(),
             skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
             tflops=tflops,
