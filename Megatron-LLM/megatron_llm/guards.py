@@ -33,6 +33,8 @@ class Memory:
     norm: float = 0.0
     """Of the last update, for the log."""
     skips_in_a_row: int = 0
+    skips_since_log: int = 0
+    """Iterations without an update, for whatever reason, since the last log line."""
     loss_scale: LossScale | None = None
 
 

@@ -158,6 +158,7 @@ class Trainer:
         """Count an iteration that made no update; the schedule does not."""
         self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
         self.progress.skipped_train_samples += self.global_batch
+        self.progress.memory.skips_since_log += 1
         self.seconds += time.perf_counter() - began
         self.advance()
 
@@ -204,7 +205,7 @@ class Trainer:
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=progress.memory.norm,
             loss_scale=self.loss_scale(),
-            skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
+            skipped=progress.memory.skips_since_log,
             tflops=tflops,
             utilisation=utilisation,
             data_wait=wait,
@@ -212,7 +213,7 @@ class Trainer:
             memory=int(memory),
             reserved=int(reserved),
         )
-        self.save_seconds = 0.0
+        self.save_seconds, progress.memory.skips_since_log = 0.0, 0
         self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
         if self.metrics:
             self.metrics.log_interval(interval)
