@@ -27,7 +27,8 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     args = arguments.parse(argv)
     layout.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
-    world = parallel.start(args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    world = parallel.start(*sizes, args.distributed_timeout_minutes)
     return train.run(args, world, stop)
 
 

@@ -30,7 +30,11 @@ class Memory:
     losses: list[float] = field(default_factory=list)
     """Of the last updates, at most --spike_window."""
     norms: list[float] = field(default_factory=list)
+    norm: float = 0.0
+    """Of the last update, for the log."""
     skips_in_a_row: int = 0
+    skips_since_log: int = 0
+    """Iterations without an update, for whatever reason, since the last log line."""
     loss_scale: LossScale | None = None
 
 
@@ -54,7 +58,7 @@ def objection(args: Arguments, memory: Memory, loss: float, norm: float, place: 
     reason = _overflow(args, scale, overflow=overflow) if scale else None
     reason = reason or _spike(args, memory, loss, norm)
     if reason is None:
-        memory.skips_in_a_row = 0
+        memory.skips_in_a_row, memory.norm = 0, norm
         if args.skip_spikes is not None:
             memory.losses = [*memory.losses, loss][-args.spike_window :]
             memory.norms = [*memory.norms, norm][-args.spike_window :]

@@ -43,7 +43,7 @@ class Interval:
     loss_scale: float
     """Of the next iteration with fp16; else 1."""
     skipped: int
-    """Iterations of the interval that made no update."""
+    """Iterations since the last line that made no update."""
     tflops: float
     """TFLOP/s of each rank, of model FLOPs: see flops.py."""
     utilisation: float | None

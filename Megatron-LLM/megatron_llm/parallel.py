@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not marked so
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron_llm.files import TOLD, SaveFailed, Superseded, UserError
@@ -24,8 +24,10 @@ from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
 STORE_TIMEOUT = timedelta(minutes=10)
-START_TIMEOUT = timedelta(hours=1)
+START_MINUTES = 60.0
 """Until training begins ranks wait so long for each other: rank 0 may verify or convert a large checkpoint."""
+STEP_MINUTES = 10.0
+"""Afterwards, unless --distributed_timeout_minutes says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ class World:
             print(text, flush=True)
 
     def limit_waiting(self, minutes: float) -> None:
-        """From now on a rank that waits longer than this for the others in a collective fails."""
+        """From now on a rank that waits longer than this for the others in a collective fails.
+
+        Sending from pipeline stage to stage is not covered: there gloo goes by what `start` was given.
+        """
         for group in (dist.group.WORLD, *self.mesh.get_all_groups()):
             _set_pg_timeout(timedelta(minutes=minutes), group)
 
@@ -124,26 +129,38 @@ def world_size_in_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(tensor: int = 1, pipeline: int = 1) -> World:
+def start(tensor: int = 1, pipeline: int = 1, minutes: float = STEP_MINUTES) -> World:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …).
 
     Its size must be a multiple of the tensor parallel times the pipeline parallel size; the rest is data parallel.
+    minutes: what training is to `limit_waiting` to.
     """
     rank, size = rank_in_environment(), world_size_in_environment()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
-    store = _store(rank, size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=START_TIMEOUT)
+    timeout = timedelta(minutes=minutes)
+    dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size, timeout=timeout)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return World(rank, size, device, layout_mesh(device, size, tensor, pipeline))
+    world = World(rank, size, device, layout_mesh(device, size, tensor, pipeline, minutes))
+    world.limit_waiting(START_MINUTES)
+    return world
 
 
-def layout_mesh(device: torch.device, size: int, tensor: int, pipeline: int) -> DeviceMesh:
-    """All ranks as pipeline x data x tensor ranks. Collective."""
-    shape = (pipeline, size // (tensor * pipeline), tensor)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "tp"))
+def layout_mesh(
+    device: torch.device, size: int, tensor: int, pipeline: int, minutes: float = STEP_MINUTES
+) -> DeviceMesh:
+    """All ranks as pipeline x data x tensor ranks. Collective.
+
+    Not by init_device_mesh, whose groups have torch's own time limits.
+    """
+    ranks, groups = torch.arange(size).view(pipeline, -1, tensor), []
+    for axis in range(3):
+        lines = ranks.movedim(axis, -1).reshape(-1, ranks.shape[axis]).tolist()
+        own, _ = dist.new_subgroups_by_enumeration(lines, timeout=timedelta(minutes=minutes))  # type: ignore[no-untyped-call]
+        groups.append(own)
+    return DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("pp", "dp", "tp"))
 
 
 def _store(rank: int, size: int) -> Store:

@@ -77,8 +77,6 @@ class Trainer:
     steps_timed: int = 0
     save_seconds: float = 0.0
     """In which training stood still for checkpoints, since the last log line."""
-    norm: float = 0.0
-    """Gradient norm of the last update."""
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
@@ -167,7 +165,6 @@ class Trainer:
         clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
         update(self.optimizer, self.learning_rate())
         self.seconds += time.perf_counter() - began
-        self.norm = float(norm)
         self.progress.optimizer_steps += 1
         self.progress.losses_since_log.append(mean)
         self.advance()
@@ -183,6 +180,7 @@ class Trainer:
         """Count an iteration that made no update; the schedule does not."""
         self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
         self.progress.skipped_train_samples += self.global_batch
+        self.progress.memory.skips_since_log += 1
         self.seconds += time.perf_counter() - began
         self.advance()
 
@@ -229,9 +227,9 @@ class Trainer:
             tokens_per_second=self.global_batch * self.args.seq_length / seconds,
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
-            grad_norm=self.norm,
+            grad_norm=progress.memory.norm,
             loss_scale=self.loss_scale(),
-            skipped=max(0, self.args.log_interval - len(progress.losses_since_log)),
+            skipped=progress.memory.skips_since_log,
             tflops=tflops,
             utilisation=utilisation,
             data_wait=wait,
@@ -239,7 +237,7 @@ class Trainer:
             memory=int(memory),
             reserved=int(reserved),
         )
-        self.save_seconds = 0.0
+        self.save_seconds, progress.memory.skips_since_log = 0.0, 0
         self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
         if self.metrics:
             self.metrics.log_interval(interval)

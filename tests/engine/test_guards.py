@@ -129,7 +129,7 @@ def test_checkpoints_from_before_the_guards() -> None:
     """They have no memory of them, and load; what they must have is still missed."""
     state = {name: value for name, value in asdict(Progress(3, 24)).items() if name != "memory"}
     assert Progress.of(state) == Progress(3, 24)
-    memory = Memory([1.0], [2.0], 1, LossScale(4.0, 1, 1))
+    memory = Memory([1.0], [2.0], 2.0, 1, 1, LossScale(4.0, 1, 1))
     assert Progress.of(json.loads(json.dumps({**state, "memory": asdict(memory)}))).memory == memory
     del state["optimizer_steps"]
     with pytest.raises(KeyError):
@@ -176,6 +176,19 @@ def test_a_skipped_spike_leaves_no_trace(tmp_path: Path, tiny_data: Path) -> Non
         assert after["optimizer_steps"] == before["optimizer_steps"]
         assert after["memory"]["losses"] == before["memory"]["losses"]
     assert [record["iteration"] for record in metrics(save)] == [n for n in range(1, 21) if n not in spikes]
+    counted = [number for number in spikes if number < metrics(save)[-1]["iteration"]]
+    assert sum(record["skipped_iterations"] for record in metrics(save)) == len(counted) > 0
+
+
+def test_a_log_line_over_a_restart(tmp_path: Path, tiny_data: Path) -> None:
+    """Its only update was made before the restart, and it still reports that one's gradient norm."""
+    argv = ("--skip_iters", 2, "--log_interval", 2, "--train_iters", 40)
+    for save, stops in (("straight", [2]), ("save", [1, 2])):
+        for stop in stops:
+            run = flags(tiny_data, tmp_path / save, *argv, "--exit_interval", stop)
+            assert engine_ranks.run(tmp_path, run, size=1)[0] == [75]
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "save")
+    assert metrics(tmp_path / "save")[0]["grad_norm"] > 0
 
 
 def test_fp16_finds_its_scale_and_trains(tmp_path: Path, tiny_data: Path) -> None:

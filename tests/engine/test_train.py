@@ -104,14 +104,15 @@ def test_skipped_iterations(tmp_path: Path, tiny_data: Path, straight: tuple[Pat
 
 
 def test_log_lines_count_skipped_iterations(tmp_path: Path, tiny_data: Path) -> None:
-    """An interval's line gives the mean over its updates and the number of iterations without; without any, no line."""
+    """A line gives the mean over its interval's updates and the number of iterations without one since the line before;
+    an interval without any has no line."""
     argv = flags(tiny_data, tmp_path / "save", "--skip_iters", 3, 4, 5, "--log_interval", 2, "--exit_interval", 6)
     codes, text = engine_ranks.run(tmp_path, argv)
     assert codes == [75, 75], text
     lines = [line for line in text.splitlines() if line.startswith(" iteration ")]
     assert [int(line.split("/")[0].split()[-1]) for line in lines] == [2, 6]
     assert ["skipped iterations:   0" in line for line in lines] == [True, False]
-    assert "skipped iterations:   1 " in lines[1]
+    assert "skipped iterations:   3 " in lines[1]
 
 
 def test_a_time_limit_of_its_own_and_retention(tmp_path: Path, tiny_data: Path) -> None:
