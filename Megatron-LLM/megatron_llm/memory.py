@@ -129,16 +129,17 @@ class Memory:
 
 
 @cache
-def _pieces(config: ModelConfig, tensor: int) -> dict[str, list[Piece]]:
-    """Parameters of the `embedding`, of one `layer`, and of the `head` with its norm."""
+def pieces(config: ModelConfig, tensor: int, first: bool, last: bool) -> tuple[list[Piece], list[Piece]]:
+    """Parameters of one layer, and of the ends that a stage has besides."""
     with torch.device("meta"):
-        model = Llama(config, None, Part(range(1), first=True, last=True), TensorParallel(size=tensor))
-    found: dict[str, list[Piece]] = {"embedding": [], "layer": [], "head": []}
+        model = Llama(config, None, Part(range(1), first, last), TensorParallel(size=tensor))
+    layer: list[Piece] = []
+    ends: list[Piece] = []
     for name, module in model.named_modules():
-        part = {"embedding": "embedding", "layers": "layer"}.get(name.split(".")[0], "head")
         cut = getattr(module, "split", None) if tensor > 1 else None
-        found[part] += [(parameter.shape, cut) for parameter in module.parameters(recurse=False)]
-    return found
+        part = layer if name.startswith("layers.") else ends
+        part += [(parameter.shape, cut) for parameter in module.parameters(recurse=False)]
+    return layer, ends
 
 
 def _chunk(size: int, parts: int, index: int) -> int:
@@ -160,18 +161,17 @@ def _slice(piece: Piece, s: Setting, data_rank: int, tensor_rank: int, *, whole:
 
 def parameters(s: Setting, stage: Part, data_rank: int = 0, tensor_rank: int = 0, *, whole: bool = False) -> int:
     """Numbers of a stage's parameters that a rank holds; `whole`: as gathered over the data ranks."""
-    counts = {
-        name: sum(_slice(piece, s, data_rank, tensor_rank, whole=whole) for piece in pieces)
-        for name, pieces in _pieces(s.config, s.tensor).items()
-    }
-    return len(stage.layers) * counts["layer"] + stage.first * counts["embedding"] + stage.last * counts["head"]
+    layer, ends = (
+        sum(_slice(piece, s, data_rank, tensor_rank, whole=whole) for piece in part)
+        for part in pieces(s.config, s.tensor, stage.first, stage.last)
+    )
+    return len(stage.layers) * layer + ends
 
 
 def model_parameters(config: ModelConfig) -> int:
     """Of the whole model."""
-    pieces = _pieces(config, 1)
-    counts = {name: sum(shape.numel() for shape, _ in found) for name, found in pieces.items()}
-    return config.num_layers * counts["layer"] + counts["embedding"] + counts["head"]
+    layer, ends = (sum(shape.numel() for shape, _ in part) for part in pieces(config, 1, True, True))
+    return config.num_layers * layer + ends
 
 
 def _norm(s: Setting, *, kept: bool) -> int:
@@ -277,7 +277,8 @@ def of_rank(s: Setting, rank: int) -> Memory:
     own, whole = (sum(parameters(s, stage, whole=whole) for stage in stages) for whole in (False, True))
     layer = parameters(s, Part(range(1), first=False, last=False), whole=True)
     ends = whole - layer * s.depth * len(stages)
-    received = sum((not stage.first) + (not stage.last) for stage in stages)  # a buffer for every micro-batch
+    # torch's stages have a buffer for each micro-batch that they receive, and keep one gradient until it is sent
+    buffers = sum((not stage.first) * (s.micro_batches + 1) + (not stage.last) * s.micro_batches for stage in stages)
     return Memory(
         weights=FLOAT * own,
         gradients=FLOAT * own,
@@ -285,7 +286,7 @@ def of_rank(s: Setting, rank: int) -> Memory:
         gathered=s.width * (whole if s.pipeline > 1 else ends + layer),  # a pipeline stage keeps its layers gathered
         accumulated=FLOAT * (whole - own) if s.micro_batches > 1 else 0,
         activations=_under_way(s, rank),
-        pipeline=received * s.micro_batches * s.width * s.hidden,
+        pipeline=buffers * s.width * s.hidden,
         working=max(_layer_working(s, ends, layer), logits(s)[1] if stages[-1].last else 0),
         update=FLOAT * own,
         micro_batches=s.micro_batches,
