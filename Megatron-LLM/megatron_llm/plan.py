@@ -209,7 +209,7 @@ def _report(question: Question, device: str, ways: list[Way], refused: dict[Layo
             f"{_gb(m.weights):>8}{_gb(m.gradients):>7}{_gb(m.moments):>7}{_gb(m.gathered + m.accumulated):>9}"
             f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(m.update):>8}{_gb(way.reserve):>8}"
             f"{_gb(way.total):>8}{'yes' if way.fits else 'no':>5}{way.seconds:9.2f}{way.tokens_per_second:10,.0f}"
-            f"{way.days:7.1f}" + (f"  fits with {_remedy(way, remedy)}" if remedy else "")
+            f"{way.days:7.2f}" + (f"  fits with {_remedy(way, remedy)}" if remedy else "")
         )
     for (tensor, pipeline, held), reason in sorted(refused.items()):
         lines.append(f"not possible: TP {tensor} PP {pipeline}{f' VP {held}' if held > 1 else ''}: {reason}")
@@ -230,8 +230,8 @@ def _storage(way: Way, bandwidth: float) -> str:
     seconds = stored.size / (bandwidth * UNITS["GB"])
     kept = "none is deleted" if stored.kept == stored.written else f"{stored.kept} stay"
     return (
-        f"checkpoints: {_gb(stored.size)} GB each, {seconds:.0f} s at {bandwidth:g} GB/s; {stored.written} are "
-        f"written, {kept}; at most {_gb(stored.most * stored.size)} GB at once"
+        f"checkpoints: {_gb(stored.size)} GB each, {seconds:.0f} s at {bandwidth:g} GB/s; {stored.written} written in "
+        f"all, {kept}; at most {_gb(stored.most * stored.size)} GB at once"
     )
 
 
