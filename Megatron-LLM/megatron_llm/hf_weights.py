@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_llm import hf_config, hf_falcon, hf_tokenizer
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.files import CLAIM, InputsMissing, UserError, publishing
 from megatron_llm.hf_config import read_json
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, State, check_same, check_state, expected_shapes
@@ -223,3 +224,20 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
     if written_config != config:
         raise UserError(f"{folder}: read back as {written_config}, written was {config}")
     check_same(written, state, dtype, folder)
+
+
+def export(
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    vocab_file: Path,
+    max_shard_size: str = "10GB",
+) -> None:
+    """Publish a whole Hugging Face folder, read back and compared first. Raises UserError when it holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
+        raise UserError(f"{folder} is not empty; give another folder, or move it away")
+    with publishing(folder) as (temporary,):
+        save(temporary, config, state, dtype=dtype, vocab_file=vocab_file, max_shard_size=max_shard_size)
+        check_written(temporary, config, state, dtype)

@@ -7,11 +7,10 @@ read back and compared tensor by tensor, then renamed into place.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_llm import any_weights, hf_weights
-from megatron_llm.files import CLAIM, UserError, publishing, run_main
+from megatron_llm.files import run_main
 from megatron_llm.megatron_weights import DTYPES
 
 
@@ -29,28 +28,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something, unless a launcher runs this: it only repeats what is its own."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
-        raise UserError(f"--output_dir {folder} is not empty; give another folder, or move it away")
-
-
 def main() -> None:
     """Load, write beside, read back, publish."""
     args = parse_args()
-    check_empty(args.output_dir)
     loaded = any_weights.load(args.input_dir, args.load_iters)
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
-    with publishing(args.output_dir) as (temporary,):
-        hf_weights.save(
-            temporary,
-            loaded.config,
-            loaded.state,
-            dtype=dtype,
-            vocab_file=args.vocab_file,
-            max_shard_size=args.max_shard_size,
-        )
-        hf_weights.check_written(temporary, loaded.config, loaded.state, dtype)
+    hf_weights.export(
+        args.output_dir,
+        loaded.config,
+        loaded.state,
+        dtype=dtype,
+        vocab_file=args.vocab_file,
+        max_shard_size=args.max_shard_size,
+    )
     print(f"wrote {args.output_dir} from {loaded.folder} ({dtype}); read back equal, tokenizer checked")
 
 
