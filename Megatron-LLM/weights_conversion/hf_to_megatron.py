@@ -32,6 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", type=Path, help="Hub cache for a model that is downloaded, or the model's folder"
     )
+    parser.add_argument(
+        "--rope_scaling_factor", type=float, help="Meta's layout: that of use_scaled_rope, which params.json lacks"
+    )
     return parser.parse_args()
 
 
@@ -42,10 +45,12 @@ def check_size(config: ModelConfig, size: int) -> None:
         raise UserError(f"--size={size} but the model has {parameters / 1e9:.3f} billion parameters; leave --size out")
 
 
-def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and tensors of either layout. Raises UserError when the folder holds another kind of model."""
     if meta_weights.is_meta(folder):
-        return meta_weights.load(folder, model)
+        return meta_weights.load(folder, model, rope_scaling_factor)
+    if rope_scaling_factor is not None:
+        raise UserError(f"--rope_scaling_factor is for Meta's layout; {folder}/config.json says what the scaling is")
     family = hf_config.family(folder)
     if family != (model if model in ("mistral", "falcon") else "llama"):
         raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
@@ -68,7 +73,7 @@ def main() -> None:
     """Load, check, publish."""
     args = parse_args()
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
-    config, state = load(folder, args.model)
+    config, state = load(folder, args.model, args.rope_scaling_factor)
     if args.size is not None:
         check_size(config, args.size)
     copy_tokenizer(folder, args.out, config.vocab_size)
