@@ -96,15 +96,15 @@ def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None)
                 f"--rope_scaling_factor {factor} but {folder / PARAMS} has no use_scaled_rope; leave it out"
             )
         return {}
-    known = params.get("rope_scaling_factor") or ROPE_FACTORS.get((params["dim"], params["n_layers"]))
-    if factor is None and known is None:
+    known = factor or params.get("rope_scaling_factor") or ROPE_FACTORS.get((params["dim"], params["n_layers"]))
+    if known is None:
         raise UserError(
             f"{folder / PARAMS} has use_scaled_rope but not by what factor, and no published model is of this size; "
             "give --rope_scaling_factor 8 (as in Llama 3.1 and 3.3) or 32 (as in Llama 3.2)"
         )
     return {
         "rope_scaling_type": "llama3",
-        "rope_scaling_factor": float(known if factor is None else factor),
+        "rope_scaling_factor": float(known),
         "rope_low_freq_factor": 1.0,
         "rope_high_freq_factor": float(params.get("rope_high_freq_factor") or 4.0),
         "rope_original_max_positions": LLAMA3_POSITIONS,

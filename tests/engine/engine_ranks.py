@@ -1,4 +1,4 @@
-"""Run finetune.py as several real processes that meet over gloo, as a launcher starts them.
+"""Run finetune.py, or another script, as several real processes that meet over gloo, as a launcher starts them.
 
 They are forked from a server that has imported torch once; each then runs the script itself from its first line.
 """
@@ -22,8 +22,13 @@ TIMEOUT = 60.0
 
 def _finetune(argv: Sequence[str]) -> None:
     """The script from its first line; ends the process."""
-    sys.argv = [str(FINETUNE), *argv]
-    runpy.run_path(str(FINETUNE), run_name="__main__")
+    _script([str(FINETUNE), *argv])
+
+
+def _script(argv: Sequence[str]) -> None:
+    """A script, the first word, from its first line."""
+    sys.argv = list(argv)
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def _several(argvs: Sequence[Sequence[str]]) -> None:
@@ -159,3 +164,9 @@ def run(folder: Path, argv: Sequence[object], size: int = 2, **environment: str)
     """Run to the end: exit codes and what rank 0 printed."""
     ranks = Ranks(folder, argv, size, environment)
     return ranks.wait(), ranks.text()
+
+
+def run_script(script: Path, folder: Path, argv: Sequence[object], size: int) -> tuple[list[int], list[str]]:
+    """Run another script to the end: exit codes and what each rank printed."""
+    ranks = Ranks(folder, [script, *argv], size, {}, main=_script)
+    return ranks.wait(), [ranks.text(rank) for rank in range(size)]

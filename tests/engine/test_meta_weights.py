@@ -174,7 +174,7 @@ def test_scaled_rotary_embeddings_of_another_size(tmp_path):
     make_meta(tmp_path / "said", config, state, 1, use_scaled_rope=True, rope_scaling_factor=32)
     assert meta_weights.load(tmp_path / "said", "llama2")[0] == config
     make_meta(tmp_path / "plain", config, state, 1)
-    with pytest.raises(UserError, match="lacks use_scaled_rope"):
+    with pytest.raises(UserError, match="has no use_scaled_rope"):
         meta_weights.load(tmp_path / "plain", "llama2", 8.0)
 
 
