@@ -29,10 +29,10 @@ from megatron_llm import (
     gate_model,
     gate_text,
     hf_config,
-    hf_tokenizer,
     hf_weights,
     logit_gate,
     parallel,
+    tokenizer_check,
 )
 from megatron_llm.files import UserError, run_main, write_json
 from megatron_llm.gate_model import GateModel
@@ -210,13 +210,13 @@ def say(here: Here, text: str) -> None:
         print(text, flush=True)
 
 
-def check_tokenizer(args: argparse.Namespace) -> hf_tokenizer.TextComparison | None:
+def check_tokenizer(args: argparse.Namespace) -> tokenizer_check.TextComparison | None:
     """The folder's tokenizer against sentencepiece on the first texts of --input, if that was asked for."""
     if not args.compare_tokenizer:
         return None
     if not args.input or not args.vocab_file:
         raise UserError("--compare_tokenizer needs --input and --vocab_file")
-    found = hf_tokenizer.compare_texts(
+    found = tokenizer_check.compare_texts(
         args.huggingface_cache, args.vocab_file, islice(gate_text.texts(args.input), TEXTS)
     )
     print(f"tokenizer: {found.texts} texts, {found.tokens} tokens, {found.control_text} with control text", flush=True)
@@ -236,7 +236,7 @@ def report_divergence(args: argparse.Namespace) -> None:
 
 
 def conclude(
-    args: argparse.Namespace, done: list[Comparison], parting: str | None, text: hf_tokenizer.TextComparison | None
+    args: argparse.Namespace, done: list[Comparison], parting: str | None, text: tokenizer_check.TextComparison | None
 ) -> int:
     """Write the reports, say what failed; 1 when something did."""
     report_divergence(args)

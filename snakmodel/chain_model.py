@@ -44,8 +44,14 @@ def weight_stages(c: Context) -> list[Stage]:
 
 
 def train_stage(c: Context) -> Stage:
-    """The training job. Raises UserError when its ranks are not a multiple of the parallel sizes."""
+    """The training job. Raises UserError when its ranks or the base model do not fit the parallel sizes."""
     _check_ranks(c)
+    if c.tied and c.recipe.training.pipeline_parallel > 1:
+        raise UserError(
+            f"training.pipeline_parallel is {c.recipe.training.pipeline_parallel}, but the output layer of "
+            f"{c.recipe.model.base} is its embedding (tie_word_embeddings), which the first and the last pipeline "
+            "stage cannot share; use 1, and more tensor or data parallelism"
+        )
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
         ("python", _FINETUNE, *_training_flags(c)),
@@ -169,11 +175,17 @@ def _training_flags(c: Context) -> tuple[str, ...]:
         *flags(data_path=c.path(CORPUS), index_path=c.path(INDEX), model_name=c.recipe.model.family),
         *c.tokenizer_flags(),
         *("--use_checkpoint_args", "--use_flash_attn", "--hidden_dropout", "0.0", "--attention_dropout", "0.0"),
-        *("--use_rms_norm", "--glu_activation", "swiglu", "--no_tie_embed_logits", "--no_new_tokens"),
-        "--no_bias_gelu_fusion",
+        *_model_flags(c),
+        *("--no_new_tokens", "--no_bias_gelu_fusion"),
         *flags(
             bf16=t.dtype == "bf16",
             sequence_parallel=t.tensor_parallel > 1,
             recompute_granularity=t.recompute_granularity,
         ),
     )
+
+
+def _model_flags(c: Context) -> tuple[str, ...]:
+    """What the recipe's base is like, for readers of the command: the engine asks the checkpoint."""
+    llama = c.recipe.model.family != "falcon"
+    return flags(use_rms_norm=llama, glu_activation="swiglu" if llama else None, no_tie_embed_logits=not c.tied)

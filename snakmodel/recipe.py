@@ -127,7 +127,7 @@ class Tokenizer(Section):
 class Model(Section):
     """The base model whose pre-training is continued."""
 
-    family: Literal["llama", "llama2", "codellama", "mistral"] = "llama2"
+    family: Literal["llama", "llama2", "codellama", "mistral", "falcon"] = "llama2"
     base: ProjectPath
     """Folder of the base model in Hugging Face format."""
     size: int | None = None

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_falcon, hf_tokenizer
+from megatron_llm import hf_config, hf_falcon, hf_tokenizer, tokenizer_files
 from megatron_llm.files import CLAIM, InputsMissing, UserError, publishing
 from megatron_llm.hf_config import read_json
 from megatron_llm.model_config import ModelConfig
@@ -209,9 +209,9 @@ def save(
     The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises
     UserError when the tokenizer does not fit the model.
     """
-    hf_tokenizer.check_fits(vocab_file, config.vocab_size)
+    tokenizer_files.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    bos, eos = hf_tokenizer.sentence_ids(vocab_file)
+    bos, eos = tokenizer_files.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_llm import any_weights, hf_tokenizer, hf_weights, megatron_weights
+from megatron_llm import any_weights, hf_weights, megatron_weights, tokenizer_files
 from megatron_llm.any_weights import Loaded
 from megatron_llm.files import InputsMissing, UserError, run_main
 from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
@@ -87,7 +87,7 @@ def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype
     for name in ("target_tensor_parallel_size", "target_pipeline_parallel_size"):
         if getattr(args, name) not in (None, 1):
             raise UserError(f"--{name} {getattr(args, name)}: a Hugging Face folder is not split; leave it out")
-    vocab_file = hf_tokenizer.file_of(args.vocab_file or args.load_dir)
+    vocab_file = tokenizer_files.file_of(args.vocab_file or args.load_dir)
     if not vocab_file.is_file():
         raise InputsMissing(f"{vocab_file} is missing; --saver hf needs --vocab_file, the model's tokenizer.model")
     hf_weights.export(args.save_dir, loaded.config, loaded.state, dtype=dtype, vocab_file=vocab_file)

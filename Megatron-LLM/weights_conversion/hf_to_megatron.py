@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_tokenizer, hf_weights, megatron_weights, meta_weights
+from megatron_llm import hf_config, hf_weights, megatron_weights, meta_weights, tokenizer_files
 from megatron_llm.files import UserError, publishing, run_main
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, expected_shapes
@@ -64,7 +64,7 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
     if source is None:
         print(f"{folder} has no tokenizer.model; none is copied")
         return
-    hf_tokenizer.check_fits(source, vocab_size)
+    tokenizer_files.check_fits(source, vocab_size)
     with publishing(out / source.name) as (temporary,):
         shutil.copyfile(source, temporary)
 
