@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,25 @@ from tokenizers import Tokenizer
 
 from megatron_llm.files import InputsMissing, UserError
 
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\n")
+
 
 def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
     """A tokenizer.model; raises InputsMissing or UserError."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; give the SentencePiece tokenizer.model of the model")
     try:
+        if tiktoken_size(path):
+            raise UserError(f"{path} is Llama 3's, not a SentencePiece model; give the tokenizer.json of the model")
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is not a SentencePiece model: {error}") from error
+
+
+def tiktoken_size(path: Path) -> int | None:
+    """How many ordinary tokens a tokenizer.model of Llama 3 has (a line of base64 and a rank each); else None."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content.count(b"\n") if TIKTOKEN.match(content) else None
 
 
 def read_json(path: Path) -> Tokenizer:
@@ -74,7 +85,7 @@ def check_fits(path: Path, vocab_size: int) -> None:
     size = (
         max(read_json(path).get_vocab().values()) + 1
         if path.suffix == ".json"
-        else read_sentencepiece(path).vocab_size()
+        else tiktoken_size(path) or read_sentencepiece(path).vocab_size()
     )
     if size > vocab_size:
         raise UserError(

@@ -42,6 +42,8 @@ WAITS = (2, 4, 8, 16, 32, 64)
 """Seconds before each new attempt."""
 TRANSIENT = (408, 409, 412, 425, 429)
 """Answers after which trying again can help, besides all from 500 on."""
+UNKNOWN_LICENSE = "unknown"
+"""What the Hub calls a licence that nobody has named; every card has the field."""
 REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
 """Files of an earlier upload that go when this one does not write them: shards of another number would mix."""
 
@@ -66,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--revision", help="branch to upload to; created if it does not exist")
     parser.add_argument("--token_file", type=Path)
-    parser.add_argument("--license", help="identifier of the licence for the model card, such as llama2 or apache-2.0")
+    parser.add_argument("--license", help="licence for the model card, such as llama2; by default the recipe's")
     parser.add_argument("--run_dir", type=Path, help="folder of the run that made the model, for the model card")
     parser.add_argument("--rope_scaling_type", default="linear", choices=("linear", "dynamic"))
     parser.add_argument("--rope_scaling_factor", type=float, help="write another rotary scaling into config.json")
@@ -106,8 +108,12 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         revision=args.revision,
         parameters=sum(tensor.numel() for tensor in state.values()),
         dtype=str(dtype).removeprefix("torch."),
-        license=args.license,
+        license=args.license or (run and run.license) or UNKNOWN_LICENSE,
     )
+    if model.license == UNKNOWN_LICENSE:
+        print(
+            f"the model card says license: {UNKNOWN_LICENSE}; give --license, such as llama2 or apache-2.0", flush=True
+        )
     config = with_rope(config, args.rope_scaling_type, args.rope_scaling_factor)
     with publishing(output) as (temporary,):
         hf_weights.save(

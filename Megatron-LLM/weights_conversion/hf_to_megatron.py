@@ -1,7 +1,7 @@
 """python Megatron-LLM/weights_conversion/hf_to_megatron.py llama2 --out=RUN/megatron --model-path=BASE [--size=7]
 
 A Hugging Face Llama or Mistral folder, or Meta's consolidated.*.pth with params.json -> the file
-OUT/release/mp_rank_00/model_optim_rng.pt and tokenizer.model, the tracker file last. The shapes come from the model's
+OUT/release/mp_rank_00/model_optim_rng.pt and the tokenizer, the tracker file last. The shapes come from the model's
 own description; --size only names the model to download and is compared with the geometry.
 """
 
@@ -58,15 +58,19 @@ def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[M
 
 
 def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
-    """Publish the model's tokenizer.model beside the weights, after a check that it fits."""
-    beside = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]  # Meta's Llama 1 has it one folder up
-    source = next((path for path in beside[: 1 + meta_weights.is_meta(folder)] if path.is_file()), None)
+    """Publish the model's tokenizer beside the weights, after a check that it fits."""
+    above = [folder.parent / "tokenizer.model"] if meta_weights.is_meta(folder) else []  # where Meta's Llama 1 has it
+    places = [folder / "tokenizer.model", *above, folder / "tokenizer.json"]
+    source = next((path for path in places if path.is_file()), None)
     if source is None:
-        print(f"{folder} has no tokenizer.model; none is copied")
+        print(f"{folder} has no tokenizer.model or tokenizer.json; none is copied")
         return
     tokenizer_files.check_fits(source, vocab_size)
-    with publishing(out / source.name) as (temporary,):
-        shutil.copyfile(source, temporary)
+    names = [source.name, *(["tokenizer_config.json"] if source.suffix == ".json" else [])]
+    for path in [source.with_name(name) for name in names]:
+        if path.is_file():
+            with publishing(out / path.name) as (temporary,):
+                shutil.copyfile(path, temporary)
 
 
 def main() -> None:

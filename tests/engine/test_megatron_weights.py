@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import random
 import sys
@@ -13,7 +12,7 @@ from enum import Enum
 import numpy as np
 import pytest
 import torch
-from small_llama import make_config, make_state, same
+from small_llama import Shell, make_config, make_state, same
 
 from megatron_llm import megatron_weights
 from megatron_llm.files import InputsMissing, UserError
@@ -113,16 +112,6 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
     language = content["model"]["language_model"]
     tensors = [*language["encoder"].values(), language["lm_head"], language["embedding"]["word_embeddings"]["weight"]]
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * 4 for tensor in tensors)
-
-
-class Shell:
-    """Unpickled naively, it runs a command."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 @pytest.mark.parametrize("place", ["args", "model", "rng_state"])

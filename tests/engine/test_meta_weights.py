@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -188,3 +189,22 @@ def test_an_output_layer_that_is_a_copy_of_the_embedding_is_tied(tmp_path):
     assert same(found, {name: tensor for name, tensor in state.items() if name != "lm_head.weight"})
     make_meta(tmp_path / "own", config, state, 1)
     assert not meta_weights.load(tmp_path / "own", "llama2")[0].tie_embed_logits
+
+
+def test_llama_3s_tokenizer_is_copied_as_it_is(tmp_path):
+    """Its tokenizer.model is no SentencePiece model: it is copied, checked by its size, and refused for an export."""
+    config = meta_config()
+    make_meta(tmp_path / "meta", config, make_state(config), 1)
+    path = tmp_path / "meta/tokenizer.model"
+    path.write_bytes(b"".join(base64.b64encode(bytes([n])) + f" {n}\n".encode() for n in range(256)))
+    flags = ("llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'meta'}")
+    code, _, err = run("weights_conversion/hf_to_megatron.py", *flags)
+    assert code == 0, err
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == path.read_bytes()
+    where = (f"--input_dir={tmp_path / 'out'}", f"--output_dir={tmp_path / 'hf'}", "--vocab_file", path)
+    code, _, err = run("weights_conversion/megatron_to_hf.py", *where)
+    assert (code, "is Llama 3's, not a SentencePiece model; give the tokenizer.json" in err) == (2, True)
+    assert not (tmp_path / "hf").exists()
+    path.write_bytes(path.read_bytes() * 2)
+    code, _, err = run("weights_conversion/hf_to_megatron.py", "llama2", f"--out={tmp_path / 'b'}", flags[2])
+    assert (code, "512 pieces but the model's vocabulary is 420" in err) == (2, True)
