@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from snakmodel.settings import PROJECT
+from tests.engine.hub_server import WRITER, Hub
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i den {i % 13}. have." for i in range(300)]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -103,7 +104,9 @@ def submit(shared: Path, folder: Path, kind: str, *flags: str, **training: Any) 
         recipe["tokenizer"].update(type="HuggingFaceTokenizer", file=str(folder / "base" / "tokenizer.json"))
     recipe["training"].update(train_iters=4, save_interval=4, eval_interval=4, eval_iters=1, global_batch_size=4)
     recipe["training"].update(micro_batch_size=2, seq_length=32, lr_warmup_iters=1, split="80,20,0", **training)
-    recipe["export"] = {"verify_batches": 1}
+    more = folder / "more.yaml"
+    recipe |= yaml.safe_load(more.read_text()) if more.exists() else {}
+    recipe["export"] = {"verify_batches": 1, **recipe.get("export", {})}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     cluster = {"runs": str(folder), "logs": str(folder / "logs"), "stages": {"train": {"ranks_per_node": 2}}}
     (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
@@ -117,25 +120,14 @@ def logs(folder: Path) -> str:
     return "".join(path.read_text(errors="replace")[-800:] for path in sorted(folder.glob("logs/*/*/*.out")))
 
 
-@pytest.mark.parametrize("kind", ["codellama", "mistral", "tied llama2", "falcon"])
-def test_the_chain_with_another_base(shared: Path, tmp_path: Path, kind: str) -> None:
-    """Converted, gated, trained, exported, gated and pushed; the pushed model is of the base's kind, and moved."""
-    (tmp_path / "base").mkdir()
-    run = tmp_path / "run"
-    if kind == "falcon":
-        make_base(tmp_path / "base", kind, json_tokenizer(tmp_path / "base"))
-        done = submit(shared, tmp_path, kind)
-    else:
-        shutil.copytree(shared / "run", run)
-        make_base(tmp_path / "base", kind, 331)
-        done = submit(shared, tmp_path, kind, "--restart-from", "convert")
-    assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path)
-    for report in (run / "megatron" / "verify.json", run / "hf" / "reports" / "iter_0000004.json"):
-        found = json.loads(report.read_text())
+def check(folder: Path, exported: Path, kind: str, iterations: tuple[int, ...] = (4,)) -> None:
+    """Both gates passed, and the exported model is of the base's kind, and moved."""
+    for report in ("megatron/verify.json", *(f"hf/reports/iter_{number:07d}.json" for number in iterations)):
+        found = json.loads((folder / "run" / report).read_text())
         assert found["passed"]
         assert found["max_error"] <= 1e-4
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(run / "pushed" / "iter_0000004")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(exported)
     assert type(model) is type(base)
     assert model.config.tie_word_embeddings == base.config.tie_word_embeddings == (kind in ("tied llama2", "falcon"))
     assert getattr(model.config, "sliding_window", None) == (16 if kind == "mistral" else None)
@@ -143,6 +135,52 @@ def test_the_chain_with_another_base(shared: Path, tmp_path: Path, kind: str) ->
     for (name, new), old in zip(model.state_dict().items(), base.state_dict().values(), strict=True):
         assert new.shape == old.shape
         assert not torch.equal(new, old), f"{name} did not move"
+
+
+@pytest.mark.parametrize("kind", ["mistral", "tied llama2", "falcon"])
+def test_the_chain_with_another_base(shared: Path, tmp_path: Path, kind: str) -> None:
+    """Converted, gated, trained, exported, gated and pushed to a folder."""
+    (tmp_path / "base").mkdir()
+    if kind == "falcon":
+        make_base(tmp_path / "base", kind, json_tokenizer(tmp_path / "base"))
+        done = submit(shared, tmp_path, kind)
+    else:
+        shutil.copytree(shared / "run", tmp_path / "run")
+        make_base(tmp_path / "base", kind, 331)
+        done = submit(shared, tmp_path, kind, "--restart-from", "convert")
+    assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path)
+    check(tmp_path, tmp_path / "run/pushed/iter_0000004", kind)
+
+
+def test_codellama_to_the_hub(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every saved iteration is pushed to a Hub: the last to a private repository's main branch, the other as a
+    revision; the token is in no file of the run and no log."""
+    hub = Hub()
+    for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    (tmp_path / "base").mkdir()
+    make_base(tmp_path / "base", "codellama", 331)
+    shutil.copytree(shared / "run", tmp_path / "run")
+    (tmp_path / "more.yaml").write_text(
+        yaml.safe_dump({"export": {"iterations": "all"}, "push": {"repository": "org/model", "license": "llama2"}})
+    )
+    done = submit(shared, tmp_path, "codellama", "--restart-from", "convert", save_interval=2)
+    hub.shutdown()
+    hub.server_close()
+    assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path)
+    check(tmp_path, tmp_path / "run/hf/iter_0000004", "codellama", (2, 4))
+    assert hub.repos["org/model"]["private"] is True
+    assert hub.repos["org/model"]["branches"].keys() == {"main", "iter_0000002"}
+    for branch, name in (("main", "iter_0000004"), ("iter_0000002", "iter_0000002")):
+        files = hub.files("org/model", branch)
+        assert files["model.safetensors"] == (tmp_path / "run/hf" / name / "model.safetensors").read_bytes()
+        assert b"license: llama2" in files["README.md"]
+        assert files["loss.png"].startswith(b"\x89PNG")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if WRITER.encode() in path.read_bytes()]
+    assert WRITER not in done.stdout + done.stderr
 
 
 def test_a_tied_base_has_no_pipeline(shared: Path, tmp_path: Path) -> None:
