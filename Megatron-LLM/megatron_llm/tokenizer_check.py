@@ -28,6 +28,8 @@ PROBES = (
     " ",
 )
 """Text on which the two tokenizers are compared, besides the vocabulary itself."""
+SHOWN = 10
+"""Pieces that are named where there may be hundreds."""
 Encode = Callable[[str], list[int]]
 
 
@@ -103,7 +105,8 @@ def _ids(loaded: Any, text: str) -> list[int]:
 
 def _known_differences(folder: Path, vocab_file: Path, matched: list[str]) -> list[str]:
     """Text that Hugging Face matches, and, found by trying, what `LlamaTokenizer` gives other ids."""
-    known = [f"the text {piece} in a document becomes that token" for piece in matched]
+    shown = " ".join(matched[:SHOWN]) + (f" … ({len(matched)} in all)" if len(matched) > SHOWN else "")
+    known = [f"in a document, the text of these pieces becomes the piece itself: {shown}"] if matched else []
     if vocab_file.suffix == ".json":
         return known
     from transformers import LlamaTokenizer

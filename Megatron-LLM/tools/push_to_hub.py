@@ -10,12 +10,12 @@ not sent again.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -29,7 +29,6 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from megatron_llm import hf_weights, model_card
 from megatron_llm.files import InputsMissing, UserError, publishing, remove, run_main
 from megatron_llm.megatron_weights import DTYPES
-from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING
 
 REFUSED = {
@@ -46,6 +45,13 @@ UNKNOWN_LICENSE = "unknown"
 """What the Hub calls a licence that nobody has named; every card has the field."""
 REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
 """Files of an earlier upload that go when this one does not write them: shards of another number would mix."""
+
+
+WRITTEN = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json|tokenizer\.model|README\.md"
+    r"|loss\.png|model(-\d+-of-\d+)?\.safetensors"
+)
+"""Names of a copy's files: an earlier copy is replaced, another folder is not."""
 
 
 class Refuse(argparse.Action):
@@ -86,15 +92,14 @@ def read_token(path: Path | None) -> str | None:
     return path.read_text(encoding="utf-8").strip()
 
 
-def with_rope(config: ModelConfig, kind: str, factor: float | None) -> ModelConfig:
-    """The geometry with another linear rotary scaling factor."""
-    if factor is None:
-        return config
-    if kind != "linear" or factor < 1:
-        raise UserError(
-            f"rope scaling {kind} {factor} is not supported; supported is linear with a factor of at least 1"
-        )
-    return replace(config, rope_scaling_type="linear", rope_scaling_factor=factor)
+def set_rope(folder: Path, kind: str, factor: float) -> None:
+    """Write another rotary scaling into a folder's config.json, in both spellings."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    scaling = {"rope_type": kind, "factor": factor}
+    raw["rope_parameters"] = {**scaling, "rope_theta": raw["rope_theta"]}
+    raw["rope_scaling"] = {**scaling, "type": kind}
+    path.write_text(json.dumps(raw, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def write_copy(args: argparse.Namespace, output: Path) -> None:
@@ -114,7 +119,6 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         print(
             f"the model card says license: {UNKNOWN_LICENSE}; give --license, such as llama2 or apache-2.0", flush=True
         )
-    config = with_rope(config, args.rope_scaling_type, args.rope_scaling_factor)
     with publishing(output) as (temporary,):
         hf_weights.save(
             temporary,
@@ -126,6 +130,8 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         )
         model_card.write(temporary, model, run)
         hf_weights.check_written(temporary, config, state, dtype)
+        if args.rope_scaling_factor is not None:
+            set_rope(temporary, args.rope_scaling_type, args.rope_scaling_factor)
     print(f"wrote {output} ({dtype}); read back equal", flush=True)
 
 
@@ -136,6 +142,10 @@ def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
     output = args.output_folder or source.with_name(f".{source.name}.push")
     if output.resolve() == source:
         raise UserError(f"--output_folder {output} is the source itself; give another folder")
+    others = sorted(path.name for path in output.glob("*") if not WRITTEN.fullmatch(path.name))
+    if others or output.is_file():
+        found = f"holds {others[0]}, which is not of an earlier copy" if others else "is a file"
+        raise UserError(f"--output_folder {output} {found}; give another folder, or move it away")
     write_copy(args, output)
     yield output
     if not args.output_folder:
@@ -192,6 +202,8 @@ def upload(folder: Path, args: argparse.Namespace) -> None:
 def main() -> int:
     """Copy, check, upload; 1 when the Hub cannot be reached, so that a launcher tries again."""
     args = parse_args()
+    if args.rope_scaling_factor is not None and args.rope_scaling_factor < 1:
+        raise UserError(f"--rope_scaling_factor {args.rope_scaling_factor}: must be at least 1")
     if not args.hf_repo_name and not args.output_folder:
         raise UserError("nothing to do: give --hf_repo_name ORG/NAME, --output_folder FOLDER, or both")
     try:

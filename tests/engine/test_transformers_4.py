@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from small_llama import LINES, make_config, make_hf
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,25 +38,12 @@ json.dump(found, open(f"{root}/found.json", "w"))
 """
 
 
-@pytest.fixture(scope="module")
-def transformers_4(tmp_path_factory):
-    """A folder to put first on PYTHONPATH: Transformers 4 and what it pins, beside the other dependencies."""
-    folder = tmp_path_factory.mktemp("transformers-4")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *PACKAGES]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode and os.environ.get("CI") == "true":
-        pytest.fail(f"pip cannot fetch Transformers 4: {done.stderr}")
-    if done.returncode:
-        pytest.skip(f"pip cannot fetch Transformers 4: {done.stderr.strip().splitlines()[-1]}")
-    return folder
-
-
-def test_transformers_4_reads_what_is_written(tmp_path, transformers_4):
+def test_transformers_4_reads_what_is_written(tmp_path, install_apart):
     """Theta, linear and Llama 3's scaling, Mistral's window, tied embeddings, the dtype and the tokenizer arrive."""
     for name, changes in EXPORTS.items():
         make_hf(tmp_path / name, make_config(**changes), torch.bfloat16)
     command = [sys.executable, "-c", READ, str(tmp_path), json.dumps(list(EXPORTS)), json.dumps(TEXTS)]
-    environment = {**os.environ, "PYTHONPATH": str(transformers_4), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(install_apart(*PACKAGES)), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
     for name, theirs in json.loads((tmp_path / "found.json").read_text()).items():

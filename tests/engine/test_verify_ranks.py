@@ -8,7 +8,7 @@ from dataclasses import replace
 import engine_ranks
 import pytest
 import torch
-from small_llama import ENGINE, LINES, make_config, make_hf, make_tokenizer
+from small_llama import ENGINE, LINES, make_config, make_hf, make_tokenizer, make_training_checkpoint
 from test_verify_correctness import broken, megatron
 
 SCRIPT = ENGINE / "verify_correctness.py"
@@ -27,6 +27,7 @@ def models(tmp_path_factory):
     megatron(folder / "theta", replace(config, rope_theta=1e6), state)
     name = "layers.2.attention.wo.weight"
     megatron(folder / "layer 2", config, {**state, name: state[name].flip(0)})
+    make_training_checkpoint(folder / "checkpoints", 60, config, state)
     (folder / "text.txt").write_text("\n".join(LINES * 4) + "\n", encoding="utf-8")
     return folder
 
@@ -43,17 +44,18 @@ def verify(models, load, size, *more):
 
 
 @pytest.mark.parametrize(
-    ("size", "more"),
+    ("load", "size", "more"),
     [
-        (2, TENSOR),
-        (2, (*TENSOR, "--sequence_parallel", "--micro_batch_size", 2)),
-        (2, PIPELINE),
-        (4, (*TENSOR, *PIPELINE, "--sequence_parallel")),
+        ("right", 2, TENSOR),
+        ("right", 2, (*TENSOR, "--sequence_parallel", "--micro_batch_size", 2)),
+        ("checkpoints", 2, PIPELINE),
+        ("right", 4, (*TENSOR, *PIPELINE, "--sequence_parallel")),
     ],
 )
-def test_right_weights_pass(models, size, more):
-    """Over tensor and pipeline ranks and both, with an odd vocabulary, logits and loss are Transformers'."""
-    codes, texts, report = verify(models, "right", size, *more, "--max_tolerance", 1e-4)
+def test_right_weights_pass(models, load, size, more):
+    """Over tensor and pipeline ranks and both, with an odd vocabulary, of a Megatron layout and a training checkpoint,
+    logits and loss are Transformers'."""
+    codes, texts, report = verify(models, load, size, *more, "--max_tolerance", 1e-4)
     assert codes == [0] * size, texts
     assert texts[0].count("iteration ") == report["batches"] == 3
     assert (report["passed"], report["argmax_agreement"]) == (True, 1.0)
