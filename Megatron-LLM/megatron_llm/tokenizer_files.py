@@ -65,6 +65,19 @@ def file_of(path: Path) -> Path:
     return model if model.is_file() else path / "tokenizer.json"
 
 
+def find(given: Path | None, folder: Path, recorded: object) -> Path:
+    """The tokenizer of a checkpoint: --vocab_file, else what lies beside the weights, else what training recorded.
+
+    Raises InputsMissing when there is none.
+    """
+    if given is not None:
+        return given
+    for path in (file_of(folder), Path(str(recorded or folder / "tokenizer.model"))):
+        if path.is_file():
+            return path
+    raise InputsMissing(f"{folder} has no tokenizer.model or tokenizer.json; give --vocab_file, the model's tokenizer")
+
+
 def sentence_ids(path: Path) -> tuple[int | None, int | None]:
     """The ids of the beginning and the end of a sentence, where the tokenizer has them."""
     path = file_of(path)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from megatron_llm import any_weights, hf_weights, megatron_weights, tokenizer_files
 from megatron_llm.any_weights import Loaded
-from megatron_llm.files import InputsMissing, UserError, run_main
+from megatron_llm.files import UserError, run_main
 from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
-CARRIED = ("seq_length", "tokenizer_type", "consumed_train_samples", "consumed_valid_samples")
+CARRIED = ("seq_length", "tokenizer_type", "vocab_file", "consumed_train_samples", "consumed_valid_samples")
 """Arguments of the source that the new layout keeps."""
 
 
@@ -77,9 +77,7 @@ def check_source(args: argparse.Namespace, loaded: Loaded) -> None:
     found = "hf" if loaded.folder == args.load_dir else "megatron"
     if args.loader not in (None, found):
         raise UserError(f"--loader {args.loader} but {args.load_dir} is read by --loader {found}; leave the flag out")
-    if loaded.config.parallel_attn != (args.model_type == "falcon"):
-        family = "falcon" if loaded.config.parallel_attn else "llama2"
-        raise UserError(f"--model_type {args.model_type} but {loaded.folder} is another model; give {family}")
+    any_weights.check_family(loaded, args.model_type, "--model_type")
 
 
 def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) -> Path:
@@ -87,9 +85,7 @@ def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype
     for name in ("target_tensor_parallel_size", "target_pipeline_parallel_size"):
         if getattr(args, name) not in (None, 1):
             raise UserError(f"--{name} {getattr(args, name)}: a Hugging Face folder is not split; leave it out")
-    vocab_file = tokenizer_files.file_of(args.vocab_file or args.load_dir)
-    if not vocab_file.is_file():
-        raise InputsMissing(f"{vocab_file} is missing; --saver hf needs --vocab_file, the model's tokenizer.model")
+    vocab_file = tokenizer_files.find(args.vocab_file, args.load_dir, loaded.args.get("vocab_file"))
     hf_weights.export(args.save_dir, loaded.config, loaded.state, dtype=dtype, vocab_file=vocab_file)
     return Path(args.save_dir)
 

@@ -34,6 +34,7 @@ from megatron_llm.reshard import EMBEDDING
 REFUSED = {
     "auth_token": "every user of the machine can read a token on the command line; use HF_TOKEN, --token_file FILE "
     "or `hf auth login`",
+    "trust_remote_code": "a model's own code is never run; only Llama, Mistral and Falcon folders are read",
     "unsafe": "pickled weights can run code on whoever loads them; only safetensors are written",
 }
 DTYPE_NAMES = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -79,6 +80,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rope_scaling_type", default="linear", choices=("linear", "dynamic"))
     parser.add_argument("--rope_scaling_factor", type=float, help="write another rotary scaling into config.json")
     parser.add_argument("--auth_token", action=Refuse, help="refused: see --token_file")
+    parser.add_argument("--trust_remote_code", action=Refuse, nargs=0, help="refused: no code of a model is run")
     parser.add_argument("--unsafe", action=Refuse, nargs=0, help="refused: only safetensors are written")
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_llm import hf_config, hf_weights, megatron_weights, meta_weights, tokenizer_files
 from megatron_llm.files import UserError, publishing, run_main
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, expected_shapes
+from megatron_llm.reshard import EMBEDDING, parameters
 
 SIZE_TOLERANCE = 0.15
 
@@ -40,9 +40,9 @@ def parse_args() -> argparse.Namespace:
 
 def check_size(config: ModelConfig, size: int) -> None:
     """Raise UserError unless the model has about `size` billion parameters."""
-    parameters = sum(rows * (columns or [1])[0] for rows, *columns in expected_shapes(config).values())
-    if abs(parameters / (size * 1e9) - 1) > SIZE_TOLERANCE:
-        raise UserError(f"--size={size} but the model has {parameters / 1e9:.3f} billion parameters; leave --size out")
+    found = parameters(config) / 1e9
+    if abs(found / size - 1) > SIZE_TOLERANCE:
+        raise UserError(f"--size={size} but the model has {found:.3f} billion parameters; leave --size out")
 
 
 def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:

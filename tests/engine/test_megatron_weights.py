@@ -182,6 +182,36 @@ def test_a_model_without_a_true_vocabulary_keeps_its_padding(tmp_path):
     assert torch.equal(state["embedding.weight"][420:], state["embedding.weight"][419:420].expand(92, -1))
 
 
+@pytest.mark.parametrize("fields", [("true_vocab_size", "padded_vocab_size"), ("num_layers",)])
+def test_fields_that_upstream_leaves_out(tmp_path, fields):
+    """The vocabulary is then the stored rows, and encoder_num_layers says the depth."""
+    _, state = save(tmp_path, tp=2)
+    for rank in (0, 1):
+        path = tmp_path / f"release/mp_rank_0{rank}/model_optim_rng.pt"
+        rewrite(path, lambda content: [delattr(content["args"], name) for name in fields])
+    config, found, _ = megatron_weights.load(tmp_path)
+    assert config.vocab_size == (512 if "padded_vocab_size" in fields else 420)
+    assert config.num_layers == 4
+    assert torch.equal(found["lm_head.weight"][:420], state["lm_head.weight"])
+
+
+def test_a_falcon_of_upstreams_converter(tmp_path):
+    """Its args lack the vocabulary, the MLP's width, the head's size, epsilon, theta and whether it is tied."""
+    falcon = {"use_rms_norm": False, "glu_activation": None, "parallel_attn": True, "parallel_layernorm": True}
+    config = make_config(vocab_size=512, kv_channels=4, ffn_hidden_size=128, tie_embed_logits=True, **falcon)
+    _, state = save(tmp_path, config=config, spelling="converter")
+    written = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 8, "num_attention_heads_kv": 4}
+    written |= {"parallel_layernorm": True, "tokenizer_type": "FalconTokenizer", "use_flash_attn": True}
+    written |= {"hidden_dropout": 0.0, "parallel_attn": True, "max_position_embeddings": 64, "seq_length": 64}
+    written |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "iteration": "release"}
+    written |= {"bias_gelu_fusion": False, "bias_droput_fusion": False, "position_embedding_type": "rotary"}
+    path = tmp_path / "release/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda content: content.update(args=argparse.Namespace(**written)))
+    found_config, found, _ = megatron_weights.load(tmp_path)
+    assert found_config == config
+    assert same(found, state)
+
+
 def test_what_is_missing_is_named(tmp_path):
     """No tracker, no such iteration, and a missing rank each name the path or rank."""
     with pytest.raises(InputsMissing, match=r"latest_checkpointed_iteration.txt is missing"):

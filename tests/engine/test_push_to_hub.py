@@ -43,7 +43,9 @@ def test_the_same_copy_has_the_same_bytes(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"]])
+@pytest.mark.parametrize(
+    "flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"], ["--trust_remote_code"]]
+)
 def test_refused_flags(tmp_path, flags):
     """--auth_token and --unsafe exit 2 with the reason, before anything is written; the token is not repeated."""
     make_hf(tmp_path / "hf", make_config())

@@ -195,7 +195,10 @@ def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
     for flags, message in (
         ((*hf, "--load_dir", "base", "--save_dir", "hf", "--target_tensor_parallel_size", 2), "is not split"),
         ((*hf, "--load_dir", "base", "--save_dir", "full"), "full is not empty"),
-        ((*hf, "--load_dir", "megatron", "--save_dir", "hf"), "--saver hf needs --vocab_file"),
+        (
+            (*hf, "--load_dir", "megatron", "--save_dir", "hf"),
+            "megatron has no tokenizer.model or tokenizer.json; give --vocab_file",
+        ),
         ((*hf, "--load_dir", "base", "--save_dir", "hf", "--loader", "megatron"), "is read by --loader hf"),
         (("--model_type", "falcon", "--load_dir", "base", "--save_dir", "hf"), "another model; give llama2"),
     ):
@@ -206,6 +209,34 @@ def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
         assert message in err
         assert not (tmp_path / "hf").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_the_published_way_out(tmp_path):
+    """checkpoint_util --load_iters, then megatron_to_hf with two flags: the tokenizer is what training recorded."""
+    config = make_config()
+    vocab_file = make_tokenizer(tmp_path / "tokenizer")
+    extra = {"vocab_file": str(vocab_file), "consumed_train_samples": 4}
+    megatron_weights.save(
+        tmp_path / "checkpoints", 60, config, make_state(config), tp=2, pp=1, dtype=torch.float32, extra_args=extra
+    )
+    flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--load_iters", 60)
+    assert run(SHARD, *flags)[0] == 0
+    where = (f"--input_dir={tmp_path / 'merged'}", f"--output_dir={tmp_path / 'hf'}")
+    code, _, err = run(EXPORT, *where, "--model", "llama2", "--num_output_shards", 3)
+    assert code == 0, err
+    assert (tmp_path / "hf/tokenizer.model").read_bytes() == vocab_file.read_bytes()
+    assert 3 <= len(list((tmp_path / "hf").glob("model-*.safetensors"))) <= 4
+    assert same(hf_weights.load(tmp_path / "hf")[1], make_state(config))
+    vocab_file.unlink()
+    for more, message in (
+        ((), "merged has no tokenizer.model or tokenizer.json; give --vocab_file"),
+        (("--model", "falcon"), "--model falcon but"),
+        (("--num_output_shards", 0, "--vocab_file", tmp_path / "hf"), "--num_output_shards 0: must be at least 1"),
+    ):
+        code, _, err = run(EXPORT, where[0], f"--output_dir={tmp_path / 'other'}", *more)
+        assert code in (2, 3), err
+        assert message in err
+        assert not (tmp_path / "other").exists()
 
 
 def test_upstreams_flags_and_defaults(tmp_path):
