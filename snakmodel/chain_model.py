@@ -44,14 +44,8 @@ def weight_stages(c: Context) -> list[Stage]:
 
 
 def train_stage(c: Context) -> Stage:
-    """The training job. Raises UserError when its ranks or the base model do not fit the parallel sizes."""
+    """The training job. Raises UserError when its ranks are not a multiple of the parallel sizes."""
     _check_ranks(c)
-    if c.tied and c.recipe.training.pipeline_parallel > 1:
-        raise UserError(
-            f"training.pipeline_parallel is {c.recipe.training.pipeline_parallel}, but the output layer of "
-            f"{c.recipe.model.base} is its embedding (tie_word_embeddings), which the first and the last pipeline "
-            "stage cannot share; use 1, and more tensor or data parallelism"
-        )
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
         ("python", _FINETUNE, *_training_flags(c)),

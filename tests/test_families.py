@@ -181,12 +181,3 @@ def test_codellama_to_the_hub(shared: Path, tmp_path: Path, monkeypatch: pytest.
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if WRITER.encode() in path.read_bytes()]
     assert WRITER not in done.stdout + done.stderr
-
-
-def test_a_tied_base_has_no_pipeline(shared: Path, tmp_path: Path) -> None:
-    """Two pipeline stages cannot share an embedding: refused before anything starts."""
-    make_base(tmp_path / "base", "tied llama2", 331)
-    done = submit(shared, tmp_path, "tied llama2", pipeline_parallel=2)
-    assert done.returncode == 2, done.stdout
-    assert "is its embedding (tie_word_embeddings)" in done.stderr
-    assert not (tmp_path / "run" / "markers").exists()

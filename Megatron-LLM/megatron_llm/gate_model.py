@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_llm import layout, pipeline, sharding
+from megatron_llm import layout, pipeline, sharding, train
 from megatron_llm.arguments import Arguments
 from megatron_llm.logit_gate import hidden_states
 from megatron_llm.model import Llama, shapes
@@ -155,16 +155,14 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
     """Build this rank's part and fill it with the weights that rank 0 holds. Collective; raises UserError on all."""
     layout.check(config, args, world.size)
     _, micro_batches = layout.batch_layout(args, world.size)
-    ((number, part),) = pipeline.stages(config, args, world).items()
-    with torch.device("meta"):
-        model = Llama(config, part=part, tp=world.tensor_parallel(sequence=args.sequence_parallel))
-    sharding.shard(model, world, bf16=args.bf16)
+    models = train._models(args, world, config)
+    (model,) = models.values()
     names = shapes(config)
     sharding.fill(sharding.parameters_by_name([model]), names, world, ((name, state[name]) for name in names))
     model.eval().requires_grad_(False)
     steps: Steps = (
         Direct(model, micro_batches, world.device)
         if args.pipeline_model_parallel_size == 1
-        else pipeline.Pipelined({number: model}, args, world, micro_batches)
+        else pipeline.Pipelined(models, args, world, micro_batches)
     )
     return Spread(world, model, steps, micro_batches, torch.bfloat16 if args.bf16 else torch.float32)

@@ -47,7 +47,7 @@ def test_the_same_copy_has_the_same_bytes(tmp_path):
     "flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"], ["--trust_remote_code"]]
 )
 def test_refused_flags(tmp_path, flags):
-    """Flags that would leak a token or run code exit 2 with the reason, before anything is written; the token is not repeated."""
+    """Flags that would leak a token or run code exit 2 with the reason; nothing is written, no token repeated."""
     make_hf(tmp_path / "hf", make_config())
     code, out, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "out", *flags)
     assert code == 2
