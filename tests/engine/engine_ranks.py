@@ -152,6 +152,12 @@ def _strings(argv: Any) -> Any:
     return [_strings(part) if isinstance(part, list) else str(part) for part in argv]
 
 
+def run_script(script: Path, folder: Path, argv: Sequence[object], size: int) -> tuple[list[int], list[str]]:
+    """Run another script to the end: exit codes and what each rank printed."""
+    ranks = Ranks(folder, [script, *argv], size, {}, main=_script)
+    return ranks.wait(), [ranks.text(rank) for rank in range(size)]
+
+
 def run_several(folder: Path, argvs: Sequence[list[object]], size: int) -> str:
     """Run several command lines in one world of ranks: what rank 0 printed. Each must end with code 0 or 75."""
     ranks = Ranks(folder, argvs, size, {}, main=_several)
@@ -164,9 +170,3 @@ def run(folder: Path, argv: Sequence[object], size: int = 2, **environment: str)
     """Run to the end: exit codes and what rank 0 printed."""
     ranks = Ranks(folder, argv, size, environment)
     return ranks.wait(), ranks.text()
-
-
-def run_script(script: Path, folder: Path, argv: Sequence[object], size: int) -> tuple[list[int], list[str]]:
-    """Run another script to the end: exit codes and what each rank printed."""
-    ranks = Ranks(folder, [script, *argv], size, {}, main=_script)
-    return ranks.wait(), [ranks.text(rank) for rank in range(size)]
