@@ -6,10 +6,14 @@ import json
 from dataclasses import replace
 
 import engine_ranks
+import numpy as np
 import pytest
 import torch
-from small_llama import ENGINE, LINES, make_config, make_hf, make_tokenizer, make_training_checkpoint
+from small_llama import ENGINE, LINES, make_config, make_hf, make_tokenizer, make_training_checkpoint, run
+from test_hf_falcon import make_falcon
 from test_verify_correctness import broken, megatron
+
+from megatron_llm.indexed_dataset import IndexedDatasetWriter
 
 SCRIPT = ENGINE / "verify_correctness.py"
 TENSOR, PIPELINE = ("--tensor_model_parallel_size", 2), ("--pipeline_model_parallel_size", 2)
@@ -114,6 +118,25 @@ def test_a_rank_that_crashes_takes_the_others_with_it(models):
     assert all(code != 0 for code in codes), texts
     assert "nowhere" in texts[0]
     assert report is None
+
+
+@pytest.mark.parametrize(("family", "layout"), [("falcon", TENSOR), ("mistral", (*TENSOR, "--sequence_parallel"))])
+def test_other_families_over_tensor_ranks(tmp_path, family, layout):
+    """Falcon 7B's one kv head, which every rank has, and Mistral's window."""
+    if family == "falcon":
+        make_falcon(tmp_path / "hf", "7b")
+    else:
+        make_hf(tmp_path / "hf", make_config(sliding_window_size=16))
+    convert = (family, f"--out={tmp_path / 'right'}", f"--model-path={tmp_path / 'hf'}")
+    code, _, err = run("weights_conversion/hf_to_megatron.py", *convert)
+    assert code == 0, err
+    ids = np.random.RandomState(0).randint(0, 99, 500).astype(np.uint16)
+    with IndexedDatasetWriter(tmp_path / "d.bin", tmp_path / "d.idx", ids.dtype) as dataset:
+        dataset.add(ids, np.array([len(ids)], np.int32))
+    flags = [f"--model_name={family}", "--load", tmp_path / "right", "--huggingface_cache", tmp_path / "hf"]
+    flags += ["--data_path", tmp_path / "d", "--seq_length", 48, "--iterations", 2, "--max_tolerance", 1e-4]
+    codes, texts = engine_ranks.run_script(SCRIPT, tmp_path, [*flags, *layout], 2)
+    assert codes == [0, 0], texts
 
 
 def test_a_tied_model_over_tensor_ranks(tmp_path):
