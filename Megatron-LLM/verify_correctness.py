@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,8 +97,8 @@ class Here:
 
     world: World | None
     """None for a process by itself."""
-    loaded: list[any_weights.Loaded] = field(default_factory=list)
-    theirs: list[Any] = field(default_factory=list)
+    loaded: any_weights.Loaded | None = None
+    theirs: Any = None
 
     def first(self, function: Callable[[], T]) -> T:
         """Run on rank 0 alone; every rank gets the result, or the UserError."""
@@ -135,8 +135,7 @@ def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor
         count=args.iterations,
         vocab_size=loaded.config.vocab_size,
     )
-    here.loaded.append(loaded)
-    here.theirs.append(load_theirs(args))
+    here.loaded, here.theirs = loaded, load_theirs(args)
     return loaded.config, batches
 
 
@@ -152,7 +151,7 @@ def load_theirs(args: argparse.Namespace) -> Any:
 
 def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, rows: int) -> GateModel:
     """Our model, in this process or spread over the ranks."""
-    state = here.loaded[0].state if here.loaded else {}
+    state = here.loaded.state if here.loaded else {}
     if here.world is None:
         return gate_model.Alone(config, state, args.dtype, args.device)
     training = gate_model.training_arguments(
@@ -187,7 +186,7 @@ def compare_batch(args: argparse.Namespace, here: Here, ours: GateModel, rows: T
     logits, loss = ours.logits(tokens), ours.loss(rows)
 
     def compared() -> Comparison:
-        theirs = here.theirs[0](input_ids=tokens.to(args.huggingface_device)).logits
+        theirs = here.theirs(input_ids=tokens.to(args.huggingface_device)).logits
         return logit_gate.compare(logits, theirs, labels, loss)
 
     return here.first(compared)
@@ -198,7 +197,7 @@ def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, token
     mine = ours.layers(tokens)
 
     def found() -> str:
-        other = logit_gate.their_hidden_states(here.theirs[0], tokens.to(args.huggingface_device))
+        other = logit_gate.their_hidden_states(here.theirs, tokens.to(args.huggingface_device))
         return logit_gate.first_parting(mine, other, args.dtype)
 
     return here.first(found)
@@ -220,6 +219,8 @@ def check_tokenizer(args: argparse.Namespace) -> tokenizer_check.TextComparison 
         args.huggingface_cache, args.vocab_file, islice(gate_text.texts(args.input), TEXTS)
     )
     print(f"tokenizer: {found.texts} texts, {found.tokens} tokens, {found.control_text} with control text", flush=True)
+    for known in found.known_differences:
+        print(f"known difference of {found.tokenizer_class}: {known}", flush=True)
     return found
 
 

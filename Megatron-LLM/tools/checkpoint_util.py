@@ -21,8 +21,6 @@ from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
 CARRIED = ("seq_length", "tokenizer_type", "vocab_file", "consumed_train_samples", "consumed_valid_samples")
 """Arguments of the source that the new layout keeps."""
-
-
 NO_EFFECT = {
     "max_queue_size": "there is no queue: one process reads and writes",
     "no_checking": "what was written is always read back and compared",
@@ -47,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--true_vocab_size", type=int, help="vocabulary without padding; compared with the checkpoint's"
     )
-    parser.add_argument("--vocab_file", type=Path, help="--saver hf: tokenizer; by default the one in --load_dir")
+    parser.add_argument("--vocab_file", type=Path, help="--saver hf: tokenizer; by default as for megatron_to_hf")
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const="bf16", help="cast; by default as stored")
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const="fp16")
