@@ -8,26 +8,23 @@ from small_llama import make_config, make_state
 
 from megatron_llm import megatron_weights
 
+LAYER = {
+    "input_layernorm.weight": (32,),
+    "attention.query_key_value.weight": (96, 32),
+    "attention.dense.weight": (32, 48),
+    "post_attention_layernorm.weight": (32,),
+    "mlp.dense_h_to_4h.weight": (96, 32),
+    "mlp.dense_4h_to_h.weight": (32, 48),
+}
+"""Of a Llama with 8 heads of size 6 in 4 groups and an MLP of 48, in the converter's spelling."""
 CONVERTERS = {
     "language_model/embedding/word_embeddings.weight": (512, 32),
-    "language_model/transformer/layers.0.input_layernorm.weight": (32,),
-    "language_model/transformer/layers.0.attention.query_key_value.weight": (96, 32),
-    "language_model/transformer/layers.0.attention.dense.weight": (32, 48),
-    "language_model/transformer/layers.0.post_attention_layernorm.weight": (32,),
-    "language_model/transformer/layers.0.mlp.dense_h_to_4h.weight": (96, 32),
-    "language_model/transformer/layers.0.mlp.dense_4h_to_h.weight": (32, 48),
-    "language_model/transformer/layers.1.input_layernorm.weight": (32,),
-    "language_model/transformer/layers.1.attention.query_key_value.weight": (96, 32),
-    "language_model/transformer/layers.1.attention.dense.weight": (32, 48),
-    "language_model/transformer/layers.1.post_attention_layernorm.weight": (32,),
-    "language_model/transformer/layers.1.mlp.dense_h_to_4h.weight": (96, 32),
-    "language_model/transformer/layers.1.mlp.dense_4h_to_h.weight": (32, 48),
+    **{f"language_model/transformer/layers.{n}.{name}": shape for n in (0, 1) for name, shape in LAYER.items()},
     "language_model/transformer/final_layernorm.weight": (32,),
     "language_model/lm_head": (512, 32),
 }
-"""A two-layer Llama of 421 pieces, 8 heads of size 6 in 4 groups, MLP 48: padded to 512 = 4 x 128 rows."""
-FIRST = {
-    "language_model/embedding/word_embeddings/weight": (256, 32),
+"""Two layers and a vocabulary of 421, padded to 512 = 4 x 128 rows."""
+HALF = {
     "language_model/encoder/layers.0.input_layernorm.weight": (32,),
     "language_model/encoder/layers.0.self_attention.query_key_value.weight": (48, 32),
     "language_model/encoder/layers.0.self_attention.dense.weight": (32, 24),
@@ -35,16 +32,9 @@ FIRST = {
     "language_model/encoder/layers.0.mlp.dense_h_to_4h.weight": (48, 32),
     "language_model/encoder/layers.0.mlp.dense_4h_to_h.weight": (32, 24),
 }
-"""Of the same model in the trainer's spelling, a tensor rank of two, in the first of two pipeline stages."""
-LAST = {
-    "language_model/encoder/layers.0.input_layernorm.weight": (32,),
-    "language_model/encoder/layers.0.self_attention.query_key_value.weight": (48, 32),
-    "language_model/encoder/layers.0.self_attention.dense.weight": (32, 24),
-    "language_model/encoder/layers.0.post_attention_layernorm.weight": (32,),
-    "language_model/encoder/layers.0.mlp.dense_h_to_4h.weight": (48, 32),
-    "language_model/encoder/layers.0.mlp.dense_4h_to_h.weight": (32, 24),
-    "language_model/encoder/final_layernorm.weight": (32,),
-}
+"""Of the same model in the trainer's spelling: the layer of a tensor rank of two in a pipeline stage of two."""
+FIRST = {"language_model/embedding/word_embeddings/weight": (256, 32), **HALF}
+LAST = {**HALF, "language_model/encoder/final_layernorm.weight": (32,)}
 FALCON_40B = {
     "language_model/embedding/word_embeddings/weight": (512, 32),
     "language_model/encoder/layers.0.input_layernorm.weight": (32,),
