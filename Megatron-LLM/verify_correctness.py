@@ -4,54 +4,45 @@ Our model against Hugging Face's on the same real tokens: --load (a Megatron lay
 --huggingface_cache -> AutoModelForCausalLM; per batch the logit error, argmax agreement and loss difference. Exits 1 when
 an error exceeds its tolerance, and then names the first layer where the two models part. On request it also compares
 the folder's tokenizer with sentencepiece, and reports how far training moved the weights from the base model's.
+
+One process reads any layout. Started as several ranks (RANK, WORLD_SIZE, … as for finetune.py) with
+--tensor_model_parallel_size and --pipeline_model_parallel_size, our model is spread over them as in training; rank 0
+compares, and all ranks exit alike.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
-from megatron_llm import any_weights, divergence, hf_config, hf_tokenizer, hf_weights, tokenizer
-from megatron_llm.files import InputsMissing, UserError, run_main, write_json
-from megatron_llm.indexed_dataset import IndexedDataset
-from megatron_llm.model import Llama
+from megatron_llm import (
+    any_weights,
+    divergence,
+    gate_model,
+    gate_text,
+    hf_config,
+    hf_weights,
+    logit_gate,
+    parallel,
+    tokenizer_check,
+)
+from megatron_llm.files import UserError, run_main, write_json
+from megatron_llm.gate_model import GateModel
+from megatron_llm.logit_gate import Comparison
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.parallel import World
 
-PARTING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Hidden states part when they differ by more than this share of their largest value."""
-
-
+T = TypeVar("T")
 TEXTS = 1000
 """Texts on which the tokenizers are compared."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One batch: absolute logit errors, share of positions with the same most likely token, losses in nats."""
-
-    max_error: float
-    mean_error: float
-    argmax_agreement: float
-    our_loss: float
-    their_loss: float
-    spread: float
-    """Standard deviation of their logits: a small model's are small, and so would the errors of wrong weights be."""
-
-    def __str__(self) -> str:
-        return (
-            f"logit error max={self.max_error:.6f} mean={self.mean_error:.6f} | argmax agreement "
-            f"{self.argmax_agreement:.2%} | loss ours={self.our_loss:.6f} theirs={self.their_loss:.6f} "
-            f"difference={abs(self.our_loss - self.their_loss):.6f}"
-        )
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +71,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--base_model", type=Path, help="Hugging Face folder that --divergence compares with")
     parser.add_argument("--divergence", type=Path, help="JSON file (and .png beside) of how far --load is from it")
+    parser.add_argument("--tensor_model_parallel_size", type=int, default=1)
+    parser.add_argument("--pipeline_model_parallel_size", type=int, default=1)
+    parser.add_argument("--sequence_parallel", action="store_true", help="as in training, between tensor ranks")
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16, default=torch.float32)
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const=torch.float16)
@@ -97,67 +91,52 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layernorm_epsilon", type=float, help="compared with the checkpoint's")
 
 
-def texts(path: Path) -> Iterator[str]:
-    """The documents of an Arrow, jsonl or plain text file, in order."""
-    if not path.is_file():
-        raise InputsMissing(f"{path} is missing; --input is a .arrow, .jsonl or .txt file")
-    try:
-        if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as source:
-                for batch in pa.ipc.open_stream(source):
-                    yield from batch.column("text").to_pylist()
-            return
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.rstrip("\n")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not {path.suffix} with a `text` field: {error}") from error
+@dataclass
+class Here:
+    """What this process holds: only rank 0, or the only process, has both models' weights."""
+
+    world: World | None
+    """None for a process by itself."""
+    loaded: any_weights.Loaded | None = None
+    theirs: Any = None
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Run on rank 0 alone; every rank gets the result, or the UserError."""
+        return self.world.on_rank0(function) if self.world else function()
 
 
-def documents(args: argparse.Namespace) -> Iterator[Sequence[int]]:
-    """Token ids of one document after the other."""
-    if args.data_path:
-        dataset = IndexedDataset(args.data_path)
-        yield from (dataset.get(index).tolist() for index in range(len(dataset)))
-        return
-    if args.vocab_file is None:
-        raise UserError("--input needs --vocab_file, the model's tokenizer.model or tokenizer.json")
-    encoder = tokenizer.build(args.tokenizer_type, args.vocab_file, no_new_tokens=True, vocab_extra_ids_list=None)
-    yield from (encoder.encode(text) for text in texts(args.input))
-
-
-def batches(args: argparse.Namespace, vocab_size: int) -> Iterator[Tensor]:
-    """At most `iterations` batches (micro_batch_size, seq_length + 1) int64 of running text; the last may be smaller.
-
-    Raises UserError when the text does not fill one row, or has ids that the model does not.
-    """
-    width = args.seq_length + 1
-    wanted = args.iterations * args.micro_batch_size * width
-    ids = np.fromiter(islice((token for document in documents(args) for token in document), wanted), np.int64)
-    where = args.input or args.data_path
-    if len(ids) < width:
+def join(args: argparse.Namespace) -> World | None:
+    """The other ranks, or None for a process by itself. Raises UserError, on all ranks, for sizes that do not fit."""
+    sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    ranks = parallel.world_size_in_environment()
+    if ranks == 1 and sizes == (1, 1):
+        return None
+    if args.dtype == torch.float16:
+        raise UserError("--fp16: over several ranks the model runs as in training, in --bf16 or fp32; give one of them")
+    if min(sizes) < 1 or ranks != sizes[0] * sizes[1]:
         raise UserError(
-            f"{where} has {len(ids)} tokens, one row needs {width}; give more text or a smaller --seq_length"
+            f"{ranks} ranks, but --tensor_model_parallel_size {sizes[0]} x --pipeline_model_parallel_size {sizes[1]} "
+            f"need {sizes[0] * sizes[1]}; start as many, or one alone with neither flag: it reads any layout"
         )
-    if ids.max() >= vocab_size:
-        raise UserError(
-            f"{where} has the token id {ids.max()}, the model's vocabulary is {vocab_size}; wrong --vocab_file?"
-        )
-    rows = torch.from_numpy(ids[: len(ids) // width * width]).view(-1, width)
-    for start in range(0, len(rows), args.micro_batch_size):
-        yield rows[start : start + args.micro_batch_size]
+    return parallel.start(*sizes)
 
 
-def load_ours(args: argparse.Namespace) -> tuple[Llama, any_weights.Loaded]:
-    """Our model in evaluation mode, on its device."""
+def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor]]:
+    """On rank 0: both models' weights into `here`, and the batches."""
     loaded = any_weights.load(args.load, args.load_iters)
     epsilon = loaded.config.layernorm_epsilon
     if args.layernorm_epsilon not in (None, epsilon):
         raise UserError(f"--layernorm_epsilon {args.layernorm_epsilon} but {loaded.folder} has {epsilon}")
-    with torch.device("meta"):
-        model = Llama(loaded.config)
-    model.load_state_dict(loaded.state, assign=True)
-    return model.to(device=args.device, dtype=args.dtype).eval().requires_grad_(False), loaded
+    source = gate_text.Source(args.input, args.data_path, args.tokenizer_type, args.vocab_file)
+    batches = gate_text.batches(
+        source,
+        rows=args.micro_batch_size,
+        length=args.seq_length,
+        count=args.iterations,
+        vocab_size=loaded.config.vocab_size,
+    )
+    here.loaded, here.theirs = loaded, load_theirs(args)
+    return loaded.config, batches
 
 
 def load_theirs(args: argparse.Namespace) -> Any:
@@ -170,83 +149,79 @@ def load_theirs(args: argparse.Namespace) -> Any:
     return model.to(args.huggingface_device).eval().requires_grad_(False)
 
 
-def compare(ours: Tensor, theirs: Tensor, labels: Tensor) -> Comparison:
-    """Logits (b, s, V) of both models, labels (b, s) int64."""
-    if ours.shape != theirs.shape:
-        raise UserError(
-            f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: not the same vocabulary"
-        )
-    ours, theirs = ours.float().cpu(), theirs.float().cpu()
-    error = (ours - theirs).abs()
-    losses = [nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item() for logits in (ours, theirs)]
-    agreement = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
-    return Comparison(error.max().item(), error.mean().item(), agreement, losses[0], losses[1], theirs.std().item())
-
-
-def hidden_states(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor]:
-    """Every module's output during `run`, float32 on the CPU."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        tensor = output[0] if isinstance(output, tuple) else output
-        outputs.append(tensor.float().cpu())
-
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
-
-
-def first_parting(ours: Llama, theirs: Any, tokens: Tensor, args: argparse.Namespace) -> str:
-    """Where the hidden states of the two models part: `embedding`, `layer N` or `output`."""
-    layers = [ours.layers[str(number)] for number in range(len(ours.layers))]
-    inner = theirs.base_model
-    mine = hidden_states([ours.embedding, *layers], lambda: ours(tokens.to(args.device)))
-    other = hidden_states(
-        [theirs.get_input_embeddings(), *(inner.h if hasattr(inner, "h") else inner.layers)],
-        lambda: theirs(input_ids=tokens.to(args.huggingface_device)),
+def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, rows: int) -> GateModel:
+    """Our model, in this process or spread over the ranks."""
+    state = here.loaded.state if here.loaded else {}
+    if here.world is None:
+        return gate_model.Alone(config, state, args.dtype, args.device)
+    training = gate_model.training_arguments(
+        rows=rows,
+        length=args.seq_length,
+        tensor=args.tensor_model_parallel_size,
+        pipeline=args.pipeline_model_parallel_size,
+        sequence=args.sequence_parallel,
+        bf16=args.dtype == torch.bfloat16,
+        load=args.load,
     )
-    names = ["embedding", *(f"layer {number}" for number in range(len(layers)))]
-    for name, a, b in zip(names, mine, other, strict=True):
-        if not (a - b).abs().max() <= PARTING[args.dtype] * b.abs().max():
-            return name
-    return "output"
+    return gate_model.spread(config, state, training, here.world)
 
 
-def passes(comparison: Comparison, tolerance: float, max_tolerance: float | None) -> bool:
-    """Within both tolerances, the mean's taken relative where the logits spread by less than 1; NaN is not."""
-    within_max = max_tolerance is None or comparison.max_error <= max_tolerance
-    return comparison.mean_error <= tolerance * min(1.0, comparison.spread) and within_max
+def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> tuple[list[Comparison], str | None]:
+    """Every batch's comparison, and where the models part in the first that fails. The same on every rank."""
+    config, batches = here.first(lambda: load(args, here))
+    ours = build_ours(args, here, config, len(batches[0]))
+    done: list[Comparison] = []
+    parting: str | None = None
+    for number, rows in enumerate(batches):
+        done.append(compare_batch(args, here, ours, rows))
+        say(here, f"iteration {number}: {done[-1]}")
+        if parting is None and not done[-1].passes(tolerance, args.max_tolerance):
+            parting = where_they_part(args, here, ours, rows[:, :-1])
+    return done, parting
 
 
-def check_tokenizer(args: argparse.Namespace) -> hf_tokenizer.TextComparison | None:
+def compare_batch(args: argparse.Namespace, here: Here, ours: GateModel, rows: Tensor) -> Comparison:
+    """One batch (b, s + 1). Collective."""
+    tokens, labels = rows[:, :-1], rows[:, 1:]
+    logits, loss = ours.logits(tokens), ours.loss(rows)
+
+    def compared() -> Comparison:
+        theirs = here.theirs(input_ids=tokens.to(args.huggingface_device)).logits
+        return logit_gate.compare(logits, theirs, labels, loss)
+
+    return here.first(compared)
+
+
+def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, tokens: Tensor) -> str:
+    """The first place where hidden states differ. Collective."""
+    mine = ours.layers(tokens)
+
+    def found() -> str:
+        other = logit_gate.their_hidden_states(here.theirs, tokens.to(args.huggingface_device))
+        return logit_gate.first_parting(mine, other, args.dtype)
+
+    return here.first(found)
+
+
+def say(here: Here, text: str) -> None:
+    """Print a line, from rank 0 only."""
+    if here.world is None or here.world.rank == 0:
+        print(text, flush=True)
+
+
+def check_tokenizer(args: argparse.Namespace) -> tokenizer_check.TextComparison | None:
     """The folder's tokenizer against sentencepiece on the first texts of --input, if that was asked for."""
     if not args.compare_tokenizer:
         return None
     if not args.input or not args.vocab_file:
         raise UserError("--compare_tokenizer needs --input and --vocab_file")
-    found = hf_tokenizer.compare_texts(args.huggingface_cache, args.vocab_file, islice(texts(args.input), TEXTS))
+    found = tokenizer_check.compare_texts(
+        args.huggingface_cache, args.vocab_file, islice(gate_text.texts(args.input), TEXTS)
+    )
     print(f"tokenizer: {found.texts} texts, {found.tokens} tokens, {found.control_text} with control text", flush=True)
+    for known in found.known_differences:
+        print(f"known difference of {found.tokenizer_class}: {known}", flush=True)
     return found
-
-
-def compare_batches(args: argparse.Namespace, tolerance: float) -> tuple[list[Comparison], str | None]:
-    """Every batch's comparison, and where the models part in the first that fails."""
-    ours, loaded = load_ours(args)
-    theirs = load_theirs(args)
-    done: list[Comparison] = []
-    parting: str | None = None
-    for number, batch in enumerate(batches(args, loaded.config.vocab_size)):
-        tokens, labels = batch[:, :-1], batch[:, 1:]
-        their_logits = theirs(input_ids=tokens.to(args.huggingface_device)).logits
-        done.append(compare(ours(tokens.to(args.device)), their_logits, labels))
-        print(f"iteration {number}: {done[-1]}", flush=True)
-        if parting is None and not passes(done[-1], tolerance, args.max_tolerance):
-            parting = first_parting(ours, theirs, tokens, args)
-    return done, parting
 
 
 def report_divergence(args: argparse.Namespace) -> None:
@@ -261,40 +236,41 @@ def report_divergence(args: argparse.Namespace) -> None:
     print(f"divergence: {args.divergence}; most: {furthest.name} by {furthest.mean_absolute_change:.3g}", flush=True)
 
 
-def main() -> int:
-    """Load both models, compare batch by batch, report; 1 when they disagree."""
-    args = parse_args()
-    tolerance = args.tolerance if args.tolerance is not None else 0.01 if args.dtype == torch.float32 else 0.1
-    text = check_tokenizer(args)
-    done, parting = compare_batches(args, tolerance)
+def conclude(
+    args: argparse.Namespace, done: list[Comparison], parting: str | None, text: tokenizer_check.TextComparison | None
+) -> int:
+    """Write the reports, say what failed; 1 when something did."""
     report_divergence(args)
-    tokenizer_differs = text is not None and text.first_difference is not None
-    passed = parting is None and not tokenizer_differs
+    passed = parting is None and (text is None or text.first_difference is None)
     if args.report:
-        about = {"passed": passed, **report(done, tolerance, args.max_tolerance, parting)}
+        tolerance = default_tolerance(args)
+        about = {"passed": passed, **logit_gate.report(done, tolerance, args.max_tolerance, parting)}
         write_json(args.report, about | ({"tokenizer": asdict(text)} if text else {}))
     if parting is not None:
         print(f"FAILED: the logits differ by more than the tolerance; hidden states part at: {parting}", flush=True)
-    if text is not None and tokenizer_differs:
+    if text is not None and text.first_difference is not None:
         print(f"FAILED: the tokenizer gives other ids than {args.vocab_file} on {text.first_difference!r}", flush=True)
     return 0 if passed else 1
 
 
-def report(
-    done: Sequence[Comparison], tolerance: float, max_tolerance: float | None, parting: str | None
-) -> dict[str, Any]:
-    """The worst of all batches, what was allowed, and each batch."""
-    return {
-        "batches": len(done),
-        "max_error": max(batch.max_error for batch in done),
-        "mean_error": max(batch.mean_error for batch in done),
-        "argmax_agreement": min(batch.argmax_agreement for batch in done),
-        "loss_difference": max(abs(batch.our_loss - batch.their_loss) for batch in done),
-        "tolerance": tolerance,
-        "max_tolerance": max_tolerance,
-        "first_parting": parting,
-        "comparisons": [asdict(batch) for batch in done],
-    }
+def default_tolerance(args: argparse.Namespace) -> float:
+    """--tolerance, else by the precision."""
+    if args.tolerance is not None:
+        return float(args.tolerance)
+    return 0.01 if args.dtype == torch.float32 else 0.1
+
+
+def main() -> int:
+    """Load both models, compare batch by batch, report; 1 when they disagree."""
+    args = parse_args()
+    here = Here(join(args))
+    try:
+        text = here.first(lambda: check_tokenizer(args))
+        done, parting = compare_batches(args, here, default_tolerance(args))
+        return here.first(lambda: conclude(args, done, parting, text))
+    finally:
+        if here.world:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

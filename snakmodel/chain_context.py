@@ -29,7 +29,10 @@ class Context:
         self.root = root
         self.shards_file = shards_file
         self.shards = shards
-        self.vocab_size = _base_vocab_size(self.recipe.model.base)
+        base = _base_config(self.recipe.model.base)
+        self.vocab_size = int(base["vocab_size"])
+        self.tied = bool(base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
+        """Whether the base model's output layer is its embedding."""
         self.vocabulary = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in fingerprint(path)]
         _check_tokenizer(self.recipe.tokenizer, self.vocab_size, self.recipe.model.base)
 
@@ -80,11 +83,12 @@ def token_files(prefix: str) -> tuple[str, ...]:
     return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json")
 
 
-def _base_vocab_size(base: Path) -> int:
-    """The base model's vocabulary, from its config.json."""
+def _base_config(base: Path) -> dict[str, Any]:
+    """The base model's config.json, with an integer vocab_size in it."""
     path = base / "config.json"
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["vocab_size"])
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(config["vocab_size"])
     except OSError:
         raise UserError(
             f"model.base: {base} is not a Hugging Face model folder: config.json is not there. "
@@ -92,6 +96,7 @@ def _base_vocab_size(base: Path) -> int:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+    return config
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:

@@ -169,8 +169,8 @@ def _training_flags(c: Context) -> tuple[str, ...]:
         *flags(data_path=c.path(CORPUS), index_path=c.path(INDEX), model_name=c.recipe.model.family),
         *c.tokenizer_flags(),
         *("--use_checkpoint_args", "--use_flash_attn", "--hidden_dropout", "0.0", "--attention_dropout", "0.0"),
-        *("--use_rms_norm", "--glu_activation", "swiglu", "--no_tie_embed_logits", "--no_new_tokens"),
-        "--no_bias_gelu_fusion",
+        *_model_flags(c),
+        *("--no_new_tokens", "--no_bias_gelu_fusion"),
         *flags(
             bf16=t.dtype == "bf16",
             fp16=t.dtype == "fp16",
@@ -179,3 +179,9 @@ def _training_flags(c: Context) -> tuple[str, ...]:
             recompute_granularity=t.recompute_granularity,
         ),
     )
+
+
+def _model_flags(c: Context) -> tuple[str, ...]:
+    """What the recipe's base is like, for readers of the command: the engine asks the checkpoint."""
+    llama = c.recipe.model.family != "falcon"
+    return flags(use_rms_norm=llama, glu_activation="swiglu" if llama else None, no_tie_embed_logits=not c.tied)

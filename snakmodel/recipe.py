@@ -127,7 +127,7 @@ class Tokenizer(Section):
 class Model(Section):
     """The base model whose pre-training is continued."""
 
-    family: Literal["llama", "llama2", "codellama", "mistral"] = "llama2"
+    family: Literal["llama", "llama2", "codellama", "mistral", "falcon"] = "llama2"
     base: ProjectPath
     """Folder of the base model in Hugging Face format."""
     size: int | None = None
@@ -204,8 +204,8 @@ class Training(Section):
 class Export(Section):
     """Which checkpoints become Hugging Face folders, and how closely they must agree with the engine."""
 
-    iterations: list[int] | None = None
-    """Iterations to export; the last one when absent."""
+    iterations: list[int] | Literal["all"] | None = None
+    """Iterations to export; `all` that are saved; the last one when absent."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Data type of the exported weights; the training's when absent."""
     verify_batches: int = Field(default=2, ge=1)
@@ -251,7 +251,10 @@ class Recipe(Section):
     @property
     def exported_iterations(self) -> list[int]:
         """Iterations that become Hugging Face folders."""
-        return self.export.iterations or [self.training.train_iters]
+        last = self.training.train_iters
+        if self.export.iterations == "all":
+            return [*range(self.training.save_interval, last, self.training.save_interval), last]
+        return self.export.iterations or [last]
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-LONGEST = ("test_demo", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_two_nodes", "slurm/")
+LONGEST = ("test_demo", "test_families", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_two_nodes", "slurm/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,26 +38,29 @@ def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text_dedup_0_3_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to put first on PYTHONPATH: text-dedup 0.3.1, which the published run used, and nothing else.
+def install_apart(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Fetch packages by pip, without their dependencies, into a folder to put first on PYTHONPATH.
+
+    Where pip cannot, the test is skipped; with CI=true that is a failure.
+    """
+
+    def install(*packages: str) -> Path:
+        folder = tmp_path_factory.mktemp("packages")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        if result.returncode and os.environ.get("CI") == "true":
+            pytest.fail(f"pip cannot fetch {packages}: {result.stderr}")
+        if result.returncode:
+            pytest.skip(f"pip cannot fetch {packages}: {result.stderr.strip().splitlines()[-1]}")
+        return folder
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def text_dedup_0_3_1(install_apart: Callable[..., Path]) -> Path:
+    """text-dedup 0.3.1, which the published run used, and nothing else.
 
     It pins a SciPy that does not build any more; it runs with the dependencies that are installed.
     """
-    folder = tmp_path_factory.mktemp("wheel") / "text-dedup-0.3.1"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(folder),
-        "text-dedup==0.3.1",
-    ]
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
-    if result.returncode and os.environ.get("CI") == "true":
-        pytest.fail(f"pip cannot fetch text-dedup 0.3.1: {result.stderr}")
-    if result.returncode:
-        pytest.skip(f"pip cannot fetch text-dedup 0.3.1: {result.stderr.strip().splitlines()[-1]}")
-    return folder
+    return install_apart("text-dedup==0.3.1")

@@ -211,3 +211,11 @@ def test_a_repository_needs_a_licence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"push: push\.repository is org/model but push\.license is missing"):
         load(tmp_path, toy.recipe(push={"repository": "org/model"}))
     assert load(tmp_path, toy.recipe(push={"repository": "org/model", "license": "llama2"})).recipe.push.public is False
+
+
+def test_every_saved_iteration_can_be_exported(tmp_path: Path) -> None:
+    """`all` means each multiple of save_interval, and the last; without a word it is the last alone."""
+    training = {"train_iters": 10, "global_batch_size": 4, "seq_length": 8, "lr": 1e-3, "save_interval": 4}
+    for asked, expected in (("all", [4, 8, 10]), (None, [10]), ([8, 10], [8, 10])):
+        recipe = toy.recipe(training=training, export={"iterations": asked})
+        assert load(tmp_path, recipe).recipe.exported_iterations == expected

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_llm import checkpoint, hf_weights, megatron_weights, reshard
-from megatron_llm.files import InputsMissing
+from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.model_config import ModelConfig
 
 CONSUMED = ("consumed_train_samples", "consumed_valid_samples")
@@ -56,6 +56,13 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
     config, state, args = megatron_weights.load(root, iteration)
     number: int | Literal["release"] = "release" if folder.name == "release" else int(folder.name[5:])
     return Loaded(folder, number, config, state, vars(args))
+
+
+def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
+    """Raise UserError when `flag` names a Falcon for another model, or the other way round."""
+    if named and loaded.config.parallel_attn != (named == "falcon"):
+        family = "falcon" if loaded.config.parallel_attn else "llama2"
+        raise UserError(f"{flag} {named} but {loaded.folder} is another model; give {family}")
 
 
 def _load_ours(folder: Path) -> Loaded:

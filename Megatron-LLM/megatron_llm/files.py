@@ -51,7 +51,10 @@ TOLD = (UserError, Superseded, SaveFailed)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run an entry point; a UserError becomes one line on stderr and exit code 2 (3 for missing inputs)."""
+    """Run an entry point; a UserError becomes one line on stderr and exit code 2 (3 for missing inputs).
+
+    Of several ranks, which find a mistake alike, only the first prints it.
+    """
     try:
         sys.exit(main() or 0)
     except InputsMissing as error:
@@ -60,7 +63,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         code, text = EXIT_USER_ERROR, f"error: {error}"
     except Superseded as error:
         code, text = 1, f"superseded: {error}"
-    print(text, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -22,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_falcon, hf_tokenizer
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm import hf_config, hf_falcon, hf_tokenizer, tokenizer_files
+from megatron_llm.files import CLAIM, InputsMissing, UserError, publishing
 from megatron_llm.hf_config import read_json
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, State, check_same, check_state, expected_shapes
@@ -208,9 +209,9 @@ def save(
     The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises
     UserError when the tokenizer does not fit the model.
     """
-    hf_tokenizer.check_fits(vocab_file, config.vocab_size)
+    tokenizer_files.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    bos, eos = hf_tokenizer.sentence_ids(vocab_file)
+    bos, eos = tokenizer_files.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))
@@ -223,3 +224,20 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
     if written_config != config:
         raise UserError(f"{folder}: read back as {written_config}, written was {config}")
     check_same(written, state, dtype, folder)
+
+
+def export(
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    vocab_file: Path,
+    max_shard_size: str = "10GB",
+) -> None:
+    """Publish a whole Hugging Face folder, read back and compared first. Raises UserError when it holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
+        raise UserError(f"{folder} is not empty; give another folder, or move it away")
+    with publishing(folder) as (temporary,):
+        save(temporary, config, state, dtype=dtype, vocab_file=vocab_file, max_shard_size=max_shard_size)
+        check_written(temporary, config, state, dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,28 +16,30 @@ OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "r
 """Fields that upstream does not have, and leaves alone."""
 
 
-def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
-    """The geometry in a file's `args`; raises UserError for what is neither Llama, Mistral nor Falcon."""
+def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig:
+    """The geometry in a file's `args`; raises UserError for what is neither Llama, Mistral nor Falcon.
+
+    Upstream's converter leaves some fields out, above all for Falcon: then `rows` of the stored vocabulary, whether the
+    model is `tied` (has no output layer of its own), and upstream's defaults hold.
+    """
     parallel, gate = bool(getattr(args, "parallel_attn", False)), getattr(args, "glu_activation", None)
     if gate != (None if parallel else "swiglu"):
-        raise UserError(
-            f"{where}: glu_activation = {gate} with parallel_attn = {parallel}: this model is not supported"
-        )
+        raise UserError(f"glu_activation = {gate} with parallel_attn = {parallel}: this model is not supported")
     try:
         heads = args.num_attention_heads
         return ModelConfig(
-            vocab_size=getattr(args, "true_vocab_size", None) or args.padded_vocab_size,
+            vocab_size=getattr(args, "true_vocab_size", None) or getattr(args, "padded_vocab_size", None) or rows,
             hidden_size=args.hidden_size,
-            num_layers=args.num_layers,
+            num_layers=getattr(args, "num_layers", None) or args.encoder_num_layers,
             num_attention_heads=heads,
             num_attention_heads_kv=getattr(args, "num_attention_heads_kv", None) or heads,
-            ffn_hidden_size=args.ffn_hidden_size,
+            ffn_hidden_size=getattr(args, "ffn_hidden_size", None) or 4 * args.hidden_size,
             max_position_embeddings=args.max_position_embeddings,
             kv_channels=getattr(args, "kv_channels", None) or args.hidden_size // heads,
             layernorm_epsilon=getattr(args, "layernorm_epsilon", 1e-5),
             rope_theta=getattr(args, "rope_theta", 10000.0),
             rope_scaling_factor=getattr(args, "rope_scaling_factor", 1.0),
-            tie_embed_logits=getattr(args, "tie_embed_logits", False),
+            tie_embed_logits=getattr(args, "tie_embed_logits", tied),
             sliding_window_size=getattr(args, "sliding_window_size", None),
             use_rms_norm=not parallel,
             glu_activation=None if parallel else "swiglu",
@@ -47,7 +48,7 @@ def to_config(args: argparse.Namespace, where: Path) -> ModelConfig:
             **{name: getattr(args, name) for name in OURS if hasattr(args, name)},
         )
     except (AttributeError, ValueError) as error:
-        raise UserError(f"{where}: args do not describe a model: {error}") from error
+        raise UserError(f"args do not describe a model: {error}") from error
 
 
 def make_args(

@@ -155,12 +155,13 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argpar
     """The same of the folder of one iteration."""
     contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
     args = contents[0, 0]["args"]
-    config = megatron_args.to_config(args, folder)
-    pp = 1 + max(stage for _, stage in contents)
-    if config.num_layers % pp:
-        raise UserError(f"{folder} has {pp} pipeline stages, which do not divide num_layers = {config.num_layers}")
+    tp, pp = (1 + max(rank[axis] for rank in contents) for axis in (0, 1))
     try:
         ranks = {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
+        rows = tp * len(ranks[0, 0].get(reshard.EMBEDDING, ()))
+        config = megatron_args.to_config(args, rows=rows, tied=reshard.HEAD not in ranks[0, pp - 1])
+        if config.num_layers % pp:
+            raise UserError(f"there are {pp} pipeline stages, which do not divide num_layers = {config.num_layers}")
         return config, reshard.merge_ranks(config, ranks), args
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

@@ -2,7 +2,8 @@
 
 Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps two halves. params.json does not know
 the width of the MLP, the number of positions and often the vocabulary: the first and the last come from the tensors,
-the positions from the model's name.
+the positions from the model's name. Nor does it know by how much `use_scaled_rope` scales: 8 in Llama 3.1 and 3.3, 32
+in 3.2, as the configurations say that Meta published with Hugging Face; the published geometries tell them apart.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ OUTER_NAMES = {EMBEDDING: "tok_embeddings.weight", FINAL_NORM: "norm.weight", HE
 POSITIONS = {"llama": 2048, "llama2": 4096, "codellama": 16384}
 LLAMA3_VOCABULARY = 128256
 LLAMA3_POSITIONS = 8192
+SCALED_POSITIONS = 131072
+ROPE_FACTORS = {(4096, 32): 8.0, (8192, 80): 8.0, (16384, 126): 8.0, (2048, 16): 32.0, (3072, 28): 32.0}
+"""(dim, n_layers) of the published models with `use_scaled_rope` -> its factor."""
 
 
 def is_meta(folder: Path) -> bool:
@@ -63,13 +67,16 @@ def _shards(folder: Path) -> list[Mapping[str, Tensor]]:
     return [read_weights(path) for path in files]
 
 
-def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+def load(
+    folder: Path, model: str, rope_scaling_factor: float | None = None
+) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and canonical CPU tensors of Meta's `model` (llama, llama2, codellama), made when asked for.
 
-    Raises InputsMissing for absent files, UserError for what does not fit together.
+    `rope_scaling_factor` is that of `use_scaled_rope`, for a model that is not a published one. Raises InputsMissing
+    for absent files, UserError for what does not fit together.
     """
     params, shards = read_json(folder / PARAMS), _shards(folder)
-    config = _config(params, shards, folder, model)
+    config = _config(params, shards, folder, model, rope_scaling_factor)
     shapes = expected_shapes(config)
     axes = {name: _axis(name, shape, shards, folder) for name, shape in shapes.items()}
 
@@ -81,14 +88,47 @@ def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     return config, LazyState(shapes, make)
 
 
-def _config(params: Mapping[str, Any], shards: list[Mapping[str, Tensor]], folder: Path, model: str) -> ModelConfig:
-    if params.get("use_scaled_rope"):
-        raise UserError(f"{folder / PARAMS}: use_scaled_rope: convert the Hugging Face folder of this model instead")
+def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None) -> dict[str, Any]:
+    """Our fields for `use_scaled_rope`; raises UserError where its factor is not known, or given in vain."""
+    if not params.get("use_scaled_rope"):
+        if factor is not None:
+            raise UserError(
+                f"--rope_scaling_factor {factor} but {folder / PARAMS} has no use_scaled_rope; leave it out"
+            )
+        return {}
+    known = factor or params.get("rope_scaling_factor") or ROPE_FACTORS.get((params["dim"], params["n_layers"]))
+    if known is None:
+        raise UserError(
+            f"{folder / PARAMS} has use_scaled_rope but not by what factor, and no published model is of this size; "
+            "give --rope_scaling_factor 8 (as in Llama 3.1 and 3.3) or 32 (as in Llama 3.2)"
+        )
+    return {
+        "rope_scaling_type": "llama3",
+        "rope_scaling_factor": float(known),
+        "rope_low_freq_factor": 1.0,
+        "rope_high_freq_factor": float(params.get("rope_high_freq_factor") or 4.0),
+        "rope_original_max_positions": LLAMA3_POSITIONS,
+    }
+
+
+def _is_tied(shards: list[Mapping[str, Tensor]]) -> bool:
+    """Whether the output layer is the embedding: absent, or (Llama 3.2, one file) a copy of it."""
+    head, embedding = shards[0].get("output.weight"), shards[0]["tok_embeddings.weight"]
+    if head is None or len(shards) > 1:
+        return head is None
+    return torch.equal(head[:8], embedding[:8]) and torch.equal(head, embedding)
+
+
+def _config(
+    params: Mapping[str, Any], shards: list[Mapping[str, Tensor]], folder: Path, model: str, factor: float | None
+) -> ModelConfig:
     try:
         heads, hidden = params["n_heads"], params["dim"]
         head = shards[0].get("output.weight")
         rows = shards[0]["tok_embeddings.weight"].shape[0] if head is None else head.shape[0] * len(shards)
         vocabulary = params["vocab_size"] if params.get("vocab_size", -1) > 0 else rows
+        scaling = _rope_scaling(params, folder, factor)
+        positions = LLAMA3_POSITIONS if vocabulary == LLAMA3_VOCABULARY else POSITIONS[model]
         return ModelConfig(
             vocab_size=vocabulary,
             hidden_size=hidden,
@@ -96,11 +136,12 @@ def _config(params: Mapping[str, Any], shards: list[Mapping[str, Tensor]], folde
             num_attention_heads=heads,
             num_attention_heads_kv=params.get("n_kv_heads") or heads,
             ffn_hidden_size=shards[0]["layers.0.feed_forward.w1.weight"].shape[0] * len(shards),
-            max_position_embeddings=LLAMA3_POSITIONS if vocabulary == LLAMA3_VOCABULARY else POSITIONS[model],
+            max_position_embeddings=SCALED_POSITIONS if scaling else positions,
             kv_channels=hidden // heads,
             layernorm_epsilon=params["norm_eps"],
             rope_theta=params.get("rope_theta", 10000.0),
-            tie_embed_logits=head is None,
+            tie_embed_logits=_is_tied(shards),
+            **scaling,
         )
     except KeyError as error:
         raise UserError(f"{folder} lacks {error}: not one of {', '.join(POSITIONS)} in Meta's layout") from error

@@ -40,7 +40,7 @@ class Model:
     revision: str | None
     parameters: int
     dtype: str
-    license: str | None
+    license: str
     """Identifier of the licence, in the Hub's spelling."""
 
 
@@ -53,6 +53,11 @@ class Run:
     """Stage -> the counts of its tasks."""
     metrics: Sequence[Mapping[str, Any]]
     iteration: int
+
+    @property
+    def license(self) -> str | None:
+        """What the recipe says."""
+        return (self.recipe.get("push") or {}).get("license")
 
     def total(self, stage: str, name: str) -> int:
         """Sum of a count over the tasks of a stage."""
@@ -100,8 +105,7 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
 
 def write(folder: Path, model: Model, run: Run | None) -> None:
     """Write README.md, and with a run loss.png, into `folder`."""
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    head |= {"license": model.license} if model.license else {}
+    head = {"license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
     made = "continually pre-trained" if run is None else f"{_base(run)}, continually pre-trained"
     parts = [
         f"---\n{yaml.safe_dump(head)}---\n\n# {model.name}",

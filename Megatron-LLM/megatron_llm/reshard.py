@@ -9,6 +9,7 @@ A state may be larger than memory: its tensors are memory-mapped files, or made 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
@@ -91,6 +92,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_embed_logits:
         shapes[HEAD] = (config.vocab_size, hidden)
     return shapes
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many numbers a model has."""
+    return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
 def check_state(config: ModelConfig, state: Mapping[str, Tensor], where: object) -> None:

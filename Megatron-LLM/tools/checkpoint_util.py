@@ -1,7 +1,7 @@
 """python Megatron-LLM/tools/checkpoint_util.py --target_tensor_parallel_size 4 --target_pipeline_parallel_size 1 --load_dir RUN/megatron --save_dir RUN/sharded --model_type llama2 --true_vocab_size 32000 --bf16
 
 A Megatron checkpoint in any layout, a training checkpoint or a Hugging Face folder -> the same iteration in another
-TP x PP layout, read back and compared before it is published. (To Hugging Face: weights_conversion/megatron_to_hf.py.)
+TP x PP layout, or (--saver hf) as a Hugging Face folder; read back and compared before it is published.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -9,23 +9,35 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from megatron_llm import any_weights, megatron_weights
+from megatron_llm import any_weights, hf_weights, megatron_weights, tokenizer_files
 from megatron_llm.any_weights import Loaded
 from megatron_llm.files import UserError, run_main
 from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
-CARRIED = ("seq_length", "tokenizer_type", "consumed_train_samples", "consumed_valid_samples")
+CARRIED = ("seq_length", "tokenizer_type", "vocab_file", "consumed_train_samples", "consumed_valid_samples")
 """Arguments of the source that the new layout keeps."""
+NO_EFFECT = {
+    "max_queue_size": "there is no queue: one process reads and writes",
+    "no_checking": "what was written is always read back and compared",
+    "megatron_path": "no other code is loaded",
+}
+"""Upstream's flags that change nothing here, and why."""
 
 
 def parse_args() -> argparse.Namespace:
     """Upstream's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target_tensor_parallel_size", type=int, required=True)
-    parser.add_argument("--target_pipeline_parallel_size", type=int, required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--target_tensor_parallel_size", type=int, help="by default the source's, else 1")
+    parser.add_argument("--target_pipeline_parallel_size", type=int, help="by default the source's, else 1")
+    parser.add_argument("--loader", choices=("megatron", "hf"), help="what --load_dir holds; by default found out")
+    parser.add_argument("--saver", choices=("megatron", "hf"), default="megatron", help="what --save_dir will hold")
     parser.add_argument("--load_dir", type=Path, required=True)
     parser.add_argument("--load_iters", type=int, help="iteration to read; by default the tracker's")
     parser.add_argument("--save_dir", type=Path, required=True)
@@ -33,10 +45,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--true_vocab_size", type=int, help="vocabulary without padding; compared with the checkpoint's"
     )
+    parser.add_argument("--vocab_file", type=Path, help="--saver hf: tokenizer; by default as for megatron_to_hf")
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const="bf16", help="cast; by default as stored")
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const="fp16")
     dtype.add_argument("--fp32", dest="dtype", action="store_const", const="fp32")
+    for name, reason in NO_EFFECT.items():
+        switch: dict[str, Any] = {"action": "store_true"} if name == "no_checking" else {}
+        parser.add_argument(f"--{name}", help=f"no effect: {reason}", **switch)
     return parser.parse_args()
 
 
@@ -54,22 +70,51 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
     return replace(loaded, config=replace(loaded.config, vocab_size=size), state=LazyState(loaded.state, cut))
 
 
-def main() -> None:
-    """Load, cut, publish."""
-    args = parse_args()
-    loaded = any_weights.load(args.load_dir, args.load_iters)
-    if args.true_vocab_size is not None:
-        loaded = with_true_vocabulary(loaded, args.true_vocab_size)
-    final = megatron_weights.save(
+def check_source(args: argparse.Namespace, loaded: Loaded) -> None:
+    """Raise UserError when --loader or --model_type say something else than the source is."""
+    found = "hf" if loaded.folder == args.load_dir else "megatron"
+    if args.loader not in (None, found):
+        raise UserError(f"--loader {args.loader} but {args.load_dir} is read by --loader {found}; leave the flag out")
+    any_weights.check_family(loaded, args.model_type, "--model_type")
+
+
+def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) -> Path:
+    """Publish --save_dir as a Hugging Face folder."""
+    for name in ("target_tensor_parallel_size", "target_pipeline_parallel_size"):
+        if getattr(args, name) not in (None, 1):
+            raise UserError(f"--{name} {getattr(args, name)}: a Hugging Face folder is not split; leave it out")
+    vocab_file = tokenizer_files.find(args.vocab_file, args.load_dir, loaded.args.get("vocab_file"))
+    hf_weights.export(args.save_dir, loaded.config, loaded.state, dtype=dtype, vocab_file=vocab_file)
+    return Path(args.save_dir)
+
+
+def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) -> Path:
+    """Publish the iteration below --save_dir in the target layout."""
+    tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
+    return megatron_weights.save(
         args.save_dir,
         loaded.iteration,
         loaded.config,
         loaded.state,
-        tp=args.target_tensor_parallel_size,
-        pp=args.target_pipeline_parallel_size,
-        dtype=megatron_weights.DTYPES[args.dtype] if args.dtype else loaded.dtype,
+        tp=loaded.args.get("tensor_model_parallel_size") or 1 if tp is None else tp,
+        pp=loaded.args.get("pipeline_model_parallel_size") or 1 if pp is None else pp,
+        dtype=dtype,
         extra_args={name: loaded.args[name] for name in CARRIED if loaded.args.get(name) is not None},
     )
+
+
+def main() -> None:
+    """Load, cut, publish."""
+    args = parse_args()
+    for name, reason in NO_EFFECT.items():
+        if getattr(args, name):
+            print(f"--{name} has no effect: {reason}")
+    loaded = any_weights.load(args.load_dir, args.load_iters)
+    check_source(args, loaded)
+    if args.true_vocab_size is not None:
+        loaded = with_true_vocabulary(loaded, args.true_vocab_size)
+    dtype = megatron_weights.DTYPES[args.dtype] if args.dtype else loaded.dtype
+    final = (to_hugging_face if args.saver == "hf" else to_megatron)(args, loaded, dtype)
     print(f"wrote {final} from {loaded.folder}")
 
 

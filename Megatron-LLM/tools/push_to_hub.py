@@ -10,12 +10,12 @@ not sent again.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -29,12 +29,12 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from megatron_llm import hf_weights, model_card
 from megatron_llm.files import InputsMissing, UserError, publishing, remove, run_main
 from megatron_llm.megatron_weights import DTYPES
-from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING
 
 REFUSED = {
     "auth_token": "every user of the machine can read a token on the command line; use HF_TOKEN, --token_file FILE "
     "or `hf auth login`",
+    "trust_remote_code": "a model's own code is never run; only Llama, Mistral and Falcon folders are read",
     "unsafe": "pickled weights can run code on whoever loads them; only safetensors are written",
 }
 DTYPE_NAMES = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -42,8 +42,17 @@ WAITS = (2, 4, 8, 16, 32, 64)
 """Seconds before each new attempt."""
 TRANSIENT = (408, 409, 412, 425, 429)
 """Answers after which trying again can help, besides all from 500 on."""
+UNKNOWN_LICENSE = "unknown"
+"""What the Hub calls a licence that nobody has named; every card has the field."""
 REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
 """Files of an earlier upload that go when this one does not write them: shards of another number would mix."""
+
+
+WRITTEN = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json|tokenizer\.model|README\.md"
+    r"|loss\.png|model(-\d+-of-\d+)?\.safetensors"
+)
+"""Names of a copy's files: an earlier copy is replaced, another folder is not."""
 
 
 class Refuse(argparse.Action):
@@ -66,11 +75,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_shard_size", default="10GB")
     parser.add_argument("--revision", help="branch to upload to; created if it does not exist")
     parser.add_argument("--token_file", type=Path)
-    parser.add_argument("--license", help="identifier of the licence for the model card, such as llama2 or apache-2.0")
+    parser.add_argument("--license", help="licence for the model card, such as llama2; by default the recipe's")
     parser.add_argument("--run_dir", type=Path, help="folder of the run that made the model, for the model card")
     parser.add_argument("--rope_scaling_type", default="linear", choices=("linear", "dynamic"))
     parser.add_argument("--rope_scaling_factor", type=float, help="write another rotary scaling into config.json")
     parser.add_argument("--auth_token", action=Refuse, help="refused: see --token_file")
+    parser.add_argument("--trust_remote_code", action=Refuse, nargs=0, help="refused: no code of a model is run")
     parser.add_argument("--unsafe", action=Refuse, nargs=0, help="refused: only safetensors are written")
     return parser.parse_args()
 
@@ -84,15 +94,14 @@ def read_token(path: Path | None) -> str | None:
     return path.read_text(encoding="utf-8").strip()
 
 
-def with_rope(config: ModelConfig, kind: str, factor: float | None) -> ModelConfig:
-    """The geometry with another linear rotary scaling factor."""
-    if factor is None:
-        return config
-    if kind != "linear" or factor < 1:
-        raise UserError(
-            f"rope scaling {kind} {factor} is not supported; supported is linear with a factor of at least 1"
-        )
-    return replace(config, rope_scaling_type="linear", rope_scaling_factor=factor)
+def set_rope(folder: Path, kind: str, factor: float) -> None:
+    """Write another rotary scaling into a folder's config.json, in both spellings."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    scaling = {"rope_type": kind, "factor": factor}
+    raw["rope_parameters"] = {**scaling, "rope_theta": raw["rope_theta"]}
+    raw["rope_scaling"] = {**scaling, "type": kind}
+    path.write_text(json.dumps(raw, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def write_copy(args: argparse.Namespace, output: Path) -> None:
@@ -106,9 +115,12 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         revision=args.revision,
         parameters=sum(tensor.numel() for tensor in state.values()),
         dtype=str(dtype).removeprefix("torch."),
-        license=args.license,
+        license=args.license or (run and run.license) or UNKNOWN_LICENSE,
     )
-    config = with_rope(config, args.rope_scaling_type, args.rope_scaling_factor)
+    if model.license == UNKNOWN_LICENSE:
+        print(
+            f"the model card says license: {UNKNOWN_LICENSE}; give --license, such as llama2 or apache-2.0", flush=True
+        )
     with publishing(output) as (temporary,):
         hf_weights.save(
             temporary,
@@ -120,6 +132,8 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         )
         model_card.write(temporary, model, run)
         hf_weights.check_written(temporary, config, state, dtype)
+        if args.rope_scaling_factor is not None:
+            set_rope(temporary, args.rope_scaling_type, args.rope_scaling_factor)
     print(f"wrote {output} ({dtype}); read back equal", flush=True)
 
 
@@ -130,6 +144,10 @@ def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
     output = args.output_folder or source.with_name(f".{source.name}.push")
     if output.resolve() == source:
         raise UserError(f"--output_folder {output} is the source itself; give another folder")
+    others = sorted(path.name for path in output.glob("*") if not WRITTEN.fullmatch(path.name))
+    if others or output.is_file():
+        found = f"holds {others[0]}, which is not of an earlier copy" if others else "is a file"
+        raise UserError(f"--output_folder {output} {found}; give another folder, or move it away")
     write_copy(args, output)
     yield output
     if not args.output_folder:
@@ -186,6 +204,8 @@ def upload(folder: Path, args: argparse.Namespace) -> None:
 def main() -> int:
     """Copy, check, upload; 1 when the Hub cannot be reached, so that a launcher tries again."""
     args = parse_args()
+    if args.rope_scaling_factor is not None and args.rope_scaling_factor < 1:
+        raise UserError(f"--rope_scaling_factor {args.rope_scaling_factor}: must be at least 1")
     if not args.hf_repo_name and not args.output_folder:
         raise UserError("nothing to do: give --hf_repo_name ORG/NAME, --output_folder FOLDER, or both")
     try:

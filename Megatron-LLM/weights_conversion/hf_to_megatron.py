@@ -1,7 +1,7 @@
 """python Megatron-LLM/weights_conversion/hf_to_megatron.py llama2 --out=RUN/megatron --model-path=BASE [--size=7]
 
 A Hugging Face Llama or Mistral folder, or Meta's consolidated.*.pth with params.json -> the file
-OUT/release/mp_rank_00/model_optim_rng.pt and tokenizer.model, the tracker file last. The shapes come from the model's
+OUT/release/mp_rank_00/model_optim_rng.pt and the tokenizer, the tracker file last. The shapes come from the model's
 own description; --size only names the model to download and is compared with the geometry.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_tokenizer, hf_weights, megatron_weights, meta_weights
+from megatron_llm import hf_config, hf_weights, megatron_weights, meta_weights, tokenizer_files
 from megatron_llm.files import UserError, publishing, run_main
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, expected_shapes
+from megatron_llm.reshard import EMBEDDING, parameters
 
 SIZE_TOLERANCE = 0.15
 
@@ -32,20 +32,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", type=Path, help="Hub cache for a model that is downloaded, or the model's folder"
     )
+    parser.add_argument(
+        "--rope_scaling_factor", type=float, help="Meta's layout: that of use_scaled_rope, which params.json lacks"
+    )
     return parser.parse_args()
 
 
 def check_size(config: ModelConfig, size: int) -> None:
     """Raise UserError unless the model has about `size` billion parameters."""
-    parameters = sum(rows * (columns or [1])[0] for rows, *columns in expected_shapes(config).values())
-    if abs(parameters / (size * 1e9) - 1) > SIZE_TOLERANCE:
-        raise UserError(f"--size={size} but the model has {parameters / 1e9:.3f} billion parameters; leave --size out")
+    found = parameters(config) / 1e9
+    if abs(found / size - 1) > SIZE_TOLERANCE:
+        raise UserError(f"--size={size} but the model has {found:.3f} billion parameters; leave --size out")
 
 
-def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and tensors of either layout. Raises UserError when the folder holds another kind of model."""
     if meta_weights.is_meta(folder):
-        return meta_weights.load(folder, model)
+        return meta_weights.load(folder, model, rope_scaling_factor)
+    if rope_scaling_factor is not None:
+        raise UserError(f"--rope_scaling_factor is for Meta's layout; {folder}/config.json says what the scaling is")
     family = hf_config.family(folder)
     if family != (model if model in ("mistral", "falcon") else "llama"):
         raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
@@ -53,22 +58,26 @@ def load(folder: Path, model: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
 
 
 def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
-    """Publish the model's tokenizer.model beside the weights, after a check that it fits."""
-    beside = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]  # Meta's Llama 1 has it one folder up
-    source = next((path for path in beside[: 1 + meta_weights.is_meta(folder)] if path.is_file()), None)
+    """Publish the model's tokenizer beside the weights, after a check that it fits."""
+    above = [folder.parent / "tokenizer.model"] if meta_weights.is_meta(folder) else []  # where Meta's Llama 1 has it
+    places = [folder / "tokenizer.model", *above, folder / "tokenizer.json"]
+    source = next((path for path in places if path.is_file()), None)
     if source is None:
-        print(f"{folder} has no tokenizer.model; none is copied")
+        print(f"{folder} has no tokenizer.model or tokenizer.json; none is copied")
         return
-    hf_tokenizer.check_fits(source, vocab_size)
-    with publishing(out / source.name) as (temporary,):
-        shutil.copyfile(source, temporary)
+    tokenizer_files.check_fits(source, vocab_size)
+    names = [source.name, *(["tokenizer_config.json"] if source.suffix == ".json" else [])]
+    for path in [source.with_name(name) for name in names]:
+        if path.is_file():
+            with publishing(out / path.name) as (temporary,):
+                shutil.copyfile(path, temporary)
 
 
 def main() -> None:
     """Load, check, publish."""
     args = parse_args()
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
-    config, state = load(folder, args.model)
+    config, state = load(folder, args.model, args.rope_scaling_factor)
     if args.size is not None:
         check_size(config, args.size)
     copy_tokenizer(folder, args.out, config.vocab_size)

@@ -1,4 +1,4 @@
-"""python Megatron-LLM/weights_conversion/megatron_to_hf.py --input_dir=RUN/merged --load_iters 60 --output_dir=RUN/hf/iter_0000060 --vocab_file TOK
+"""python Megatron-LLM/weights_conversion/megatron_to_hf.py --input_dir=RUN/merged --load_iters 60 --output_dir=RUN/hf/iter_0000060 [--vocab_file TOK]
 
 A Megatron checkpoint in any layout (or a training checkpoint) -> a Hugging Face folder with tokenizer, written beside,
 read back and compared tensor by tensor, then renamed into place.
@@ -7,12 +7,14 @@ read back and compared tensor by tensor, then renamed into place.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from megatron_llm import any_weights, hf_weights
-from megatron_llm.files import CLAIM, UserError, publishing, run_main
+import torch
+
+from megatron_llm import any_weights, hf_weights, reshard, tokenizer_files
+from megatron_llm.files import UserError, run_main
 from megatron_llm.megatron_weights import DTYPES
+from megatron_llm.model_config import ModelConfig
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,35 +24,45 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument(
-        "--vocab_file", type=Path, required=True, help="tokenizer.model, tokenizer.json, or the model's folder"
+        "--vocab_file",
+        type=Path,
+        help="tokenizer.model, tokenizer.json, or the model's folder; by default the one in --input_dir, else the one "
+        "that training recorded",
     )
-    parser.add_argument("--max_shard_size", default="10GB")
+    shards = parser.add_mutually_exclusive_group()
+    shards.add_argument("--max_shard_size", default="10GB")
+    shards.add_argument("--num_output_shards", type=int, help="about so many files of equal size instead")
+    parser.add_argument(
+        "--model", choices=("llama", "llama2", "codellama", "mistral", "falcon"), help="compared with the checkpoint"
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="by default as stored")
     return parser.parse_args()
 
 
-def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something, unless a launcher runs this: it only repeats what is its own."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
-        raise UserError(f"--output_dir {folder} is not empty; give another folder, or move it away")
+def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.dtype) -> str:
+    """--max_shard_size, or what --num_output_shards comes to."""
+    count = args.num_output_shards
+    if count is None:
+        return str(args.max_shard_size)
+    if count < 1:
+        raise UserError(f"--num_output_shards {count}: must be at least 1")
+    return str(-(-reshard.parameters(config) * dtype.itemsize // count))
 
 
 def main() -> None:
     """Load, write beside, read back, publish."""
     args = parse_args()
-    check_empty(args.output_dir)
     loaded = any_weights.load(args.input_dir, args.load_iters)
+    any_weights.check_family(loaded, args.model, "--model")
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
-    with publishing(args.output_dir) as (temporary,):
-        hf_weights.save(
-            temporary,
-            loaded.config,
-            loaded.state,
-            dtype=dtype,
-            vocab_file=args.vocab_file,
-            max_shard_size=args.max_shard_size,
-        )
-        hf_weights.check_written(temporary, loaded.config, loaded.state, dtype)
+    hf_weights.export(
+        args.output_dir,
+        loaded.config,
+        loaded.state,
+        dtype=dtype,
+        vocab_file=tokenizer_files.find(args.vocab_file, args.input_dir, loaded.args.get("vocab_file")),
+        max_shard_size=max_shard_size(args, loaded.config, dtype),
+    )
     print(f"wrote {args.output_dir} from {loaded.folder} ({dtype}); read back equal, tokenizer checked")
 
 

@@ -1,4 +1,4 @@
-"""Run finetune.py as several real processes that meet over gloo, as a launcher starts them.
+"""Run finetune.py, or another script, as several real processes that meet over gloo, as a launcher starts them.
 
 They are forked from a server that has imported torch once; each then runs the script itself from its first line.
 """
@@ -22,8 +22,13 @@ TIMEOUT = 60.0
 
 def _finetune(argv: Sequence[str]) -> None:
     """The script from its first line; ends the process."""
-    sys.argv = [str(FINETUNE), *argv]
-    runpy.run_path(str(FINETUNE), run_name="__main__")
+    _script([str(FINETUNE), *argv])
+
+
+def _script(argv: Sequence[str]) -> None:
+    """A script, the first word, from its first line."""
+    sys.argv = list(argv)
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def held_finetune(argv: Sequence[str]) -> None:
@@ -191,6 +196,12 @@ class Ranks:
 
 def _strings(argv: Any) -> Any:
     return [_strings(part) if isinstance(part, list) else str(part) for part in argv]
+
+
+def run_script(script: Path, folder: Path, argv: Sequence[object], size: int) -> tuple[list[int], list[str]]:
+    """Run another script to the end: exit codes and what each rank printed."""
+    ranks = Ranks(folder, [script, *argv], size, {}, main=_script)
+    return ranks.wait(), [ranks.text(rank) for rank in range(size)]
 
 
 def run_several(folder: Path, argvs: Sequence[list[object]], size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import runpy
 import sys
 from collections.abc import Mapping
@@ -105,6 +106,16 @@ def make_training_checkpoint(root: Path, iteration: int, config: ModelConfig, st
     progress = {"iteration": iteration, "consumed_train_samples": 16 * iteration, "consumed_valid_samples": 32}
     files.write_json(folder / "state.json", {**progress, "model_config": vars(config), "files": written})
     (root / "latest_checkpointed_iteration.txt").write_text(f"{iteration}\n")
+
+
+class Shell:
+    """Unpickled naively, it runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
 
 
 def run(script: str, *flags: object) -> tuple[int, str, str]:

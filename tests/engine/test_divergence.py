@@ -55,6 +55,8 @@ def test_the_report(tmp_path):
     assert moved == ["layers.2.mlp.w2.weight"]
     assert table[moved[0]]["mean_absolute_change"] == pytest.approx(0.1, rel=1e-4)
     assert table[moved[0]]["max_angle"] > 1
+    assert all((one["mean_angle"] is None) == name.endswith("norm.weight") for name, one in table.items())
+    assert {"embedding.weight", "lm_head.weight", "layers.3.attention.wq.weight"} <= table.keys()
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -60,6 +60,8 @@ def test_round_trip(tmp_path, variant, tp, pp):
     convert = ("falcon", f"--out={tmp_path / 'megatron'}", f"--model-path={tmp_path / 'base'}")
     code, _, err = run("weights_conversion/hf_to_megatron.py", *convert)
     assert code == 0, err
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "megatron" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
     sizes = ("--target_tensor_parallel_size", tp, "--target_pipeline_parallel_size", pp)
     shard = (*sizes, "--load_dir", tmp_path / "megatron", "--save_dir", tmp_path / "cut", "--model_type", "falcon")
     code, _, err = run("tools/checkpoint_util.py", *shard)

@@ -20,7 +20,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from megatron_llm import hf_config, hf_tokenizer, hf_weights
+from megatron_llm import hf_config, hf_tokenizer, hf_weights, tokenizer_files
 from megatron_llm.files import InputsMissing, UserError
 
 
@@ -284,16 +284,44 @@ def test_the_known_difference_is_only_control_text(tmp_path):
         assert number not in ours.encode(f"en {literal} to")
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "name"),
+    [
+        ({}, {}, "PreTrainedTokenizerFast"),
+        ({}, {"add_dummy_prefix": False}, "LlamaTokenizer"),
+        ({"sliding_window_size": 16}, {}, "LlamaTokenizer"),
+    ],
+)
+def test_the_tokenizers_class_is_the_one_that_gives_the_right_ids(tmp_path, capsys, changes, options, name):
+    """LlamaTokenizer where Transformers loads it with sentencepiece's ids, also of leading spaces; else the class that
+    takes tokenizer.json as it is. Either way add_bos_token is explicit, and the choice is said."""
+    settings = {"vocab_size": VOCAB, "byte_fallback": True, "normalization_rule_name": "identity"}
+    settings |= {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
+    vocab_file = train(tmp_path / "tok", model_type="bpe", **(settings | options))
+    config = make_config(**changes)
+    hf_weights.save(tmp_path / "hf", config, make_state(config), dtype=torch.float32, vocab_file=vocab_file)
+    written = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
+    assert (written["tokenizer_class"], written["add_bos_token"], written["add_eos_token"]) == (name, True, False)
+    said = capsys.readouterr().out
+    assert f"tokenizer class {name}: the ids of tokenizer.model" in said
+    assert ("tokenizer class LlamaTokenizer: other ids on '  to mellemrum" in said) == (name != "LlamaTokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+    for text in AWKWARD:
+        assert theirs(text)["input_ids"] == [1, *ours.encode(text)], repr(text)
+    for text in LINES:
+        assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text)), repr(text)
+
+
 def train(folder, **options):
     """A tokenizer with other settings than Llama's."""
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES * 3),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=130,
         num_threads=1,
         minloglevel=2,
-        **options,
+        **({"vocab_size": 130} | options),
     )
     return folder / "tokenizer.model"
 
@@ -328,7 +356,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="420 pieces but the model's vocabulary is 419"):
         hf_weights.save(tmp_path / "hf", config, make_state(config), dtype=torch.float32, vocab_file=vocab_file)
     with pytest.raises(InputsMissing, match=r"none.model is missing"):
-        hf_tokenizer.check_fits(tmp_path / "none.model", 500)
+        tokenizer_files.check_fits(tmp_path / "none.model", 500)
 
 
 def test_a_difference_after_writing_is_found(tmp_path):
@@ -387,8 +415,8 @@ def test_a_tokenizer_json_is_exported_as_it_is(tmp_path):
     for line in LINES:
         assert loaded(line)["input_ids"] == tokenizer.encode(line).ids
     assert (loaded.eos_token, loaded.model_max_length) == ("<|end|>", 64)
-    assert hf_tokenizer.sentence_ids(vocab_file) == (None, 0)
-    assert hf_tokenizer.file_of(tmp_path / "out") == tmp_path / "out" / "tokenizer.json"
-    hf_tokenizer.check_fits(vocab_file, 300)
+    assert tokenizer_files.sentence_ids(vocab_file) == (None, 0)
+    assert tokenizer_files.file_of(tmp_path / "out") == tmp_path / "out" / "tokenizer.json"
+    tokenizer_files.check_fits(vocab_file, 300)
     with pytest.raises(UserError, match="has 300 pieces but the model's vocabulary is 299"):
-        hf_tokenizer.check_fits(vocab_file, 299)
+        tokenizer_files.check_fits(vocab_file, 299)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import random
 import sys
@@ -13,7 +12,7 @@ from enum import Enum
 import numpy as np
 import pytest
 import torch
-from small_llama import make_config, make_state, same
+from small_llama import Shell, make_config, make_state, same
 
 from megatron_llm import megatron_weights
 from megatron_llm.files import InputsMissing, UserError
@@ -115,16 +114,6 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * 4 for tensor in tensors)
 
 
-class Shell:
-    """Unpickled naively, it runs a command."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 @pytest.mark.parametrize("place", ["args", "model", "rng_state"])
 def test_a_hostile_file_does_not_run(tmp_path, place):
     """A pickle that would run a shell command is refused with the reason, and the command does not run."""
@@ -191,6 +180,36 @@ def test_a_model_without_a_true_vocabulary_keeps_its_padding(tmp_path):
     config, state, _ = megatron_weights.load(tmp_path)
     assert (config.vocab_size, config.num_attention_heads_kv) == (512, 8)
     assert torch.equal(state["embedding.weight"][420:], state["embedding.weight"][419:420].expand(92, -1))
+
+
+@pytest.mark.parametrize("fields", [("true_vocab_size", "padded_vocab_size"), ("num_layers",)])
+def test_fields_that_upstream_leaves_out(tmp_path, fields):
+    """The vocabulary is then the stored rows, and encoder_num_layers says the depth."""
+    _, state = save(tmp_path, tp=2)
+    for rank in (0, 1):
+        path = tmp_path / f"release/mp_rank_0{rank}/model_optim_rng.pt"
+        rewrite(path, lambda content: [delattr(content["args"], name) for name in fields])
+    config, found, _ = megatron_weights.load(tmp_path)
+    assert config.vocab_size == (512 if "padded_vocab_size" in fields else 420)
+    assert config.num_layers == 4
+    assert torch.equal(found["lm_head.weight"][:420], state["lm_head.weight"])
+
+
+def test_a_falcon_of_upstreams_converter(tmp_path):
+    """Its args lack the vocabulary, the MLP's width, the head's size, epsilon, theta and whether it is tied."""
+    falcon = {"use_rms_norm": False, "glu_activation": None, "parallel_attn": True, "parallel_layernorm": True}
+    config = make_config(vocab_size=512, kv_channels=4, ffn_hidden_size=128, tie_embed_logits=True, **falcon)
+    _, state = save(tmp_path, config=config, spelling="converter")
+    written = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 8, "num_attention_heads_kv": 4}
+    written |= {"parallel_layernorm": True, "tokenizer_type": "FalconTokenizer", "use_flash_attn": True}
+    written |= {"hidden_dropout": 0.0, "parallel_attn": True, "max_position_embeddings": 64, "seq_length": 64}
+    written |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "iteration": "release"}
+    written |= {"bias_gelu_fusion": False, "bias_droput_fusion": False, "position_embedding_type": "rotary"}
+    path = tmp_path / "release/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda content: content.update(args=argparse.Namespace(**written)))
+    found_config, found, _ = megatron_weights.load(tmp_path)
+    assert found_config == config
+    assert same(found, state)
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -79,12 +79,23 @@ def test_a_card_filled_from_the_run(tmp_path):
 
 
 def test_without_a_run(tmp_path):
-    """The card then describes the model alone; there is no curve and no licence that nobody gave."""
+    """The card then describes the model alone; there is no curve, and the licence that nobody gave is unknown."""
     code, err, card = push(tmp_path)
     assert code == 0, err
     assert "# iter_0000004" in card
-    assert "license" not in card
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "unknown"
     assert not (tmp_path / "out/loss.png").exists()
+
+
+def test_the_licence_of_the_recipe(tmp_path):
+    """Without --license the card has the recipe's."""
+    root = make_run(tmp_path / "run")
+    content = yaml.safe_load((root / "run.yaml").read_text())
+    content["recipe"]["push"] = {"license": "apache-2.0"}
+    (root / "run.yaml").write_text(yaml.safe_dump(content))
+    code, err, card = push(tmp_path, "--run_dir", root)
+    assert code == 0, err
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
 
 
 @pytest.mark.parametrize(

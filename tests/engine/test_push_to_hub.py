@@ -43,9 +43,11 @@ def test_the_same_copy_has_the_same_bytes(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"]])
+@pytest.mark.parametrize(
+    "flags", [["--auth_token", TOKEN], [f"--auth_token={TOKEN}"], ["--unsafe"], ["--trust_remote_code"]]
+)
 def test_refused_flags(tmp_path, flags):
-    """--auth_token and --unsafe exit 2 with the reason, before anything is written; the token is not repeated."""
+    """Flags that would leak a token or run code exit 2 with the reason; nothing is written, no token repeated."""
     make_hf(tmp_path / "hf", make_config())
     code, out, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "out", *flags)
     assert code == 2
@@ -54,15 +56,21 @@ def test_refused_flags(tmp_path, flags):
     assert not (tmp_path / "out").exists()
 
 
-def test_rope_scaling(tmp_path):
-    """A linear factor lands in config.json in both spellings; dynamic scaling is refused."""
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_rope_scaling(tmp_path, kind):
+    """Either kind and its factor land in config.json in both spellings, and Transformers computes with them."""
     make_hf(tmp_path / "hf", make_config())
-    flags = ("--output_folder", tmp_path / "out", "--rope_scaling_factor", 2)
-    assert run(SCRIPT, tmp_path / "hf", *flags)[0] == 0
+    flags = ("--output_folder", tmp_path / "out", "--rope_scaling_type", kind, "--rope_scaling_factor")
+    code, out, err = run(SCRIPT, tmp_path / "hf", *flags, 2)
+    assert code == 0, out + err
     raw = json.loads((tmp_path / "out/config.json").read_text())
-    assert raw["rope_parameters"]["factor"] == raw["rope_scaling"]["factor"] == 2.0
-    code, _, err = run(SCRIPT, tmp_path / "hf", *flags, "--rope_scaling_type", "dynamic")
-    assert (code, "rope scaling dynamic 2.0 is not supported" in err) == (2, True)
+    assert raw["rope_parameters"] == {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0}
+    assert raw["rope_scaling"] == {"rope_type": kind, "type": kind, "factor": 2.0}
+    tokens = torch.arange(100).view(1, 100)
+    plain, scaled = (AutoModelForCausalLM.from_pretrained(tmp_path / name)(tokens).logits for name in ("hf", "out"))
+    assert not torch.allclose(plain, scaled)
+    code, _, err = run(SCRIPT, tmp_path / "hf", *flags, 0.5)
+    assert (code, "--rope_scaling_factor 0.5: must be at least 1" in err) == (2, True)
 
 
 def test_mistakes(tmp_path):
@@ -73,6 +81,11 @@ def test_mistakes(tmp_path):
     code, _, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "hf")
     assert (code, "is the source itself" in err) == (2, True)
     assert run(SCRIPT, tmp_path / "none", "--output_folder", tmp_path / "out")[0] == 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    code, _, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "mine")
+    assert (code, "mine holds thesis.txt, which is not of an earlier copy" in err) == (2, True)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     flags = ("--hf_repo_name", "org/model", "--token_file", tmp_path / "none")
     code, _, err = run(SCRIPT, tmp_path / "hf", *flags)
     assert (code, "--token_file is a file" in err) == (3, True)

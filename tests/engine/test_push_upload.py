@@ -34,13 +34,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(hub: Hub, model: Path, home: Path) -> subprocess.Popen[str]:
+def start(hub: Hub, model: Path, home: Path, *flags: object, **more: str) -> subprocess.Popen[str]:
     """The script as a process of its own, whose Hub is the server."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITER}
+    environment |= more
     argv = [sys.executable, ENGINE / "tools/push_to_hub.py", model, "--max_shard_size", "60KB", "--hf_repo_name", REPO]
     return subprocess.Popen(
-        list(map(str, argv)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        list(map(str, [*argv, *flags])), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -82,6 +83,28 @@ def test_create_upload_and_revision(hub, model, push, tmp_path):
     assert b'revision="it60"' in hub.files(REPO, "it60")["README.md"]
     assert hub.files(REPO) == copy
     assert sorted(path.name for path in model.parent.iterdir()) == ["iter_0000060", "iter_0000060-tokenizer"]
+
+
+def test_the_saved_login(hub, push, tmp_path, monkeypatch):
+    """Without HF_TOKEN and --token_file the token of `hf auth login` is used."""
+    from huggingface_hub import constants
+
+    (tmp_path / "login").write_text(WRITER)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "login"))
+    code, out = push(token=None)
+    assert code == 0, out
+    assert "config.json" in hub.files(REPO)
+
+
+def test_no_token_in_what_is_printed_or_written(hub, model, tmp_path):
+    """With huggingface_hub's own debug output on, the token is in no line, no file of the copy and nothing uploaded."""
+    process = start(hub, model, tmp_path, "--output_folder", tmp_path / "copy", HF_DEBUG="1")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "Request" in err, "there is no debug output"
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for content in (out.encode(), err.encode(), *written, *hub.files(REPO).values()):
+        assert WRITER.encode() not in content
 
 
 def test_killed_in_the_middle_goes_on_where_it_stopped(hub, model, push, tmp_path):

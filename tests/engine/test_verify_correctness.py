@@ -237,6 +237,9 @@ def test_the_tokenizer_of_the_export(tmp_path):
     found = json.loads((tmp_path / "report.json").read_text())["tokenizer"]
     assert (found["texts"], found["control_text"], found["first_difference"]) == (41, 1, None)
     assert found["tokens"] > 500
+    pieces = "in a document, the text of these pieces becomes the piece itself: <unk> <s> </s>"
+    assert pieces in found["known_differences"]
+    assert "loaded by LlamaTokenizer instead of AutoTokenizer, ' ' has other ids" in found["known_differences"]
     path = tmp_path / "hf/tokenizer.json"
     raw = json.loads(path.read_text())
     raw["model"]["merges"] = raw["model"]["merges"][::-1]

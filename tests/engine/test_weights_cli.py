@@ -167,6 +167,95 @@ def test_from_hugging_face_straight_to_shards(tmp_path):
     assert same(megatron_weights.load(tmp_path / "merged")[1], state)
 
 
+@pytest.mark.parametrize("source", ["base", "checkpoints", "sharded"])
+def test_checkpoint_util_writes_hugging_face_folders(tmp_path, source):
+    """--saver hf gives, from each kind of source, the bytes of the folder that megatron_to_hf writes."""
+    config = make_config()
+    state = make_hf(tmp_path / "base", config)
+    make_training_checkpoint(tmp_path / "checkpoints", 60, config, state)
+    assert run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "sharded", 2, 2))[0] == 0
+    flags = ("--saver", "hf", "--load_dir", tmp_path / source, "--save_dir", tmp_path / "hf", "--model_type", "llama2")
+    vocab_file = () if source == "base" else ("--vocab_file", tmp_path / "base/tokenizer.model")
+    code, out, err = run(SHARD, *flags, *vocab_file, "--true_vocab_size", 420)
+    assert code == 0, err
+    assert f"wrote {tmp_path / 'hf'} from" in out
+    names = sorted(path.name for path in (tmp_path / "base").iterdir())
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "hf" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+
+
+def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
+    """A split, a full folder, no tokenizer, and a loader or family that is not the source's: said, nothing written."""
+    make_hf(tmp_path / "base", make_config())
+    assert run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "megatron", 1, 1))[0] == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("x")
+    hf = ("--saver", "hf", "--model_type", "llama2")
+    for flags, message in (
+        ((*hf, "--load_dir", "base", "--save_dir", "hf", "--target_tensor_parallel_size", 2), "is not split"),
+        ((*hf, "--load_dir", "base", "--save_dir", "full"), "full is not empty"),
+        (
+            (*hf, "--load_dir", "megatron", "--save_dir", "hf"),
+            "megatron has no tokenizer.model or tokenizer.json; give --vocab_file",
+        ),
+        ((*hf, "--load_dir", "base", "--save_dir", "hf", "--loader", "megatron"), "is read by --loader hf"),
+        (("--model_type", "falcon", "--load_dir", "base", "--save_dir", "hf"), "another model; give llama2"),
+    ):
+        named = [tmp_path / word if word in ("base", "megatron", "hf", "full") and flags[i - 1].startswith("--")
+                 and flags[i - 1].endswith("_dir") else word for i, word in enumerate(flags)]  # fmt: skip
+        code, _, err = run(SHARD, *named)
+        assert code in (2, 3), err
+        assert message in err
+        assert not (tmp_path / "hf").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_the_published_way_out(tmp_path):
+    """checkpoint_util --load_iters, then megatron_to_hf with two flags: the tokenizer is what training recorded."""
+    config = make_config()
+    vocab_file = make_tokenizer(tmp_path / "tokenizer")
+    extra = {"vocab_file": str(vocab_file), "consumed_train_samples": 4}
+    megatron_weights.save(
+        tmp_path / "checkpoints", 60, config, make_state(config), tp=2, pp=1, dtype=torch.float32, extra_args=extra
+    )
+    flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--load_iters", 60)
+    assert run(SHARD, *flags)[0] == 0
+    where = (f"--input_dir={tmp_path / 'merged'}", f"--output_dir={tmp_path / 'hf'}")
+    code, _, err = run(EXPORT, *where, "--model", "llama2", "--num_output_shards", 3)
+    assert code == 0, err
+    assert (tmp_path / "hf/tokenizer.model").read_bytes() == vocab_file.read_bytes()
+    assert 3 <= len(list((tmp_path / "hf").glob("model-*.safetensors"))) <= 4
+    assert same(hf_weights.load(tmp_path / "hf")[1], make_state(config))
+    vocab_file.unlink()
+    for more, message in (
+        ((), "merged has no tokenizer.model or tokenizer.json; give --vocab_file"),
+        (("--model", "falcon"), "--model falcon but"),
+        (("--num_output_shards", 0, "--vocab_file", tmp_path / "hf"), "--num_output_shards 0: must be at least 1"),
+    ):
+        code, _, err = run(EXPORT, where[0], f"--output_dir={tmp_path / 'other'}", *more)
+        assert code in (2, 3), err
+        assert message in err
+        assert not (tmp_path / "other").exists()
+
+
+def test_upstreams_flags_and_defaults(tmp_path):
+    """Sizes that are not given are the source's; upstream's flags about its processes are accepted and said to do
+    nothing."""
+    config = make_config()
+    state = make_hf(tmp_path / "base", config)
+    assert run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "sharded", 2, 2))[0] == 0
+    flags = ("--loader", "megatron", "--saver", "megatron", "--max_queue_size", 50, "--no_checking", "--fp16")
+    folders = ("--load_dir", tmp_path / "sharded", "--save_dir", tmp_path / "again", "--model_type", "llama2")
+    code, out, err = run(SHARD, *flags, *folders)
+    assert code == 0, err
+    assert out.count("has no effect") == 2
+    assert len(list((tmp_path / "again/release").glob("mp_rank_??_00?"))) == 4
+    _, found, args = megatron_weights.load(tmp_path / "again")
+    assert (args.tensor_model_parallel_size, args.params_dtype) == (2, torch.float16)
+    assert same(found, {name: tensor.half() for name, tensor in state.items()})
+
+
 @pytest.mark.parametrize("kind", ["rows", "swapped", "bit"])
 def test_a_layout_that_is_cut_wrongly_is_not_published(tmp_path, monkeypatch, kind):
     """If a rank got other rows, up and gate changed places, or a bit flipped, the read-back finds it."""

@@ -20,21 +20,28 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from snakmodel.publish import Marker
 
-root = Path(sys.argv[1])
-path = root / "megatron/release/mp_rank_00/model_optim_rng.pt"
-content = torch.load(path, weights_only=False)
-layers = content["model"]["language_model"]["transformer"]
-name = "layers.0.mlp.dense_h_to_4h.weight"
-layers[name] = torch.cat(layers[name].chunk(2)[::-1])
-torch.save(content, path)
-marker = root / "markers/convert/00000.json"
-outputs = ["megatron/release", "megatron/latest_checkpointed_iteration.txt"]
+root, stage, outputs = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+if stage == "convert":
+    path = root / "megatron/release/mp_rank_00/model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    layers = content["model"]["language_model"]["transformer"]
+    name = "layers.0.mlp.dense_h_to_4h.weight"
+    layers[name] = torch.cat(layers[name].chunk(2)[::-1])
+    torch.save(content, path)
+else:
+    path = root / "hf/iter_0000160/model.safetensors"
+    tensors = load_file(path)
+    up, gate = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate"))
+    swapped = {up: tensors[gate].clone(), gate: tensors[up].clone()}
+    save_file(tensors | swapped, path, metadata={"format": "pt"})
+marker = root / f"markers/{stage}/00000.json"
 Marker.of(root, Marker.read(marker).key, outputs).write(marker)
 """
-"""Up and gate of the first layer change places in the converted weights, and convert's marker is made to agree."""
+"""Up and gate of the first layer change places in what a stage wrote, and the stage's marker is made to agree."""
 
 
 class Run:
@@ -125,21 +132,33 @@ def test_one_lost_marker_is_one_task(run: Run) -> None:
     assert "Nothing was submitted" in run.submit().stdout
 
 
-def test_a_failing_gate_stops_the_chain(run: Run) -> None:
-    """Weights that convert left wrong, with a marker that verifies: verify fails, and shard never starts."""
+@pytest.mark.parametrize(
+    ("stage", "outputs", "gate", "after", "published"),
+    [
+        (
+            *("convert", ["megatron/release", "megatron/latest_checkpointed_iteration.txt"]),
+            *("verify", "shard", "sharded"),
+        ),
+        ("export-hf", ["hf/iter_0000160"], "verify-export", "push", "pushed"),
+    ],
+)
+def test_a_failing_gate_stops_the_chain(
+    run: Run, stage: str, outputs: list[str], gate: str, after: str, published: str
+) -> None:
+    """Weights that a stage left wrong, with a marker that verifies: its gate fails, and what follows never starts."""
     before = run.submissions()
-    root = run.folder / "runs" / "wrong"
+    root = run.folder / "runs" / f"wrong-{stage}"
     run.cluster.run(["cp", "-r", run.root, root])
-    run.cluster.run([sys.executable, "-c", SWAP, root], cwd=REPOSITORY)
-    for name in ("markers/verify", "markers/shard", "sharded", "submissions.jsonl", "intents.jsonl"):
+    run.cluster.run([sys.executable, "-c", SWAP, root, stage, *outputs], cwd=REPOSITORY)
+    for name in (f"markers/{gate}", f"markers/{after}", published, "submissions.jsonl", "intents.jsonl"):
         run.cluster.run(["rm", "-r", root / name])
-    run.submit("--run-dir", str(root), "--only", "verify", "shard")
+    run.submit("--run-dir", str(root), "--only", gate, after)
     submitted = [json.loads(line) for line in (root / "submissions.jsonl").read_text().splitlines()]
-    assert [one["stage"] for one in submitted] == ["verify", "shard"]
+    assert [one["stage"] for one in submitted] == [gate, after]
     run.cluster.wait([submitted[0]["job"]], "FAILED", timeout=120)
     run.cluster.wait([submitted[1]["job"]], "CANCELLED", timeout=60)
-    assert "FAILED: the logits differ" in (run.folder / "logs" / "wrong" / "verify" / "00000.out").read_text()
-    assert not (root / "sharded").exists()
+    assert "FAILED: the logits differ" in (run.folder / "logs" / root.name / gate / "00000.out").read_text()
+    assert not (root / published).exists()
     assert run.submissions() == before
 
 

@@ -1,0 +1,168 @@
+"""Our model for the logits gate: whole in this process, or spread over ranks by the code that training runs.
+
+Over ranks each holds its pipeline stage and its part of every matrix, sharded and filled as in training; hidden states
+go from stage to stage, logits are gathered over the vocabulary, and the loss is the one that an evaluation computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_llm import layout, pipeline, sharding, train
+from megatron_llm.arguments import Arguments
+from megatron_llm.logit_gate import hidden_states
+from megatron_llm.model import Llama, shapes
+from megatron_llm.model_config import ModelConfig
+from megatron_llm.parallel import World
+from megatron_llm.steps import Direct, Steps
+from megatron_llm.tensor_parallel import gather
+
+
+class GateModel(Protocol):
+    """What the gate asks of our model."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(b, s) int64 -> (b, s, vocab_size)."""
+        ...
+
+    def loss(self, rows: Tensor) -> float | None:
+        """Mean cross-entropy of rows (b, s + 1), where it is computed in another way than from the logits."""
+        ...
+
+    def layers(self, tokens: Tensor) -> list[Tensor]:
+        """The outputs of the embedding and of every layer, on the CPU; empty but on rank 0."""
+        ...
+
+
+class Alone:
+    """The whole model in this process."""
+
+    def __init__(self, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> None:
+        with torch.device("meta"):
+            model = Llama(config)
+        model.load_state_dict(dict(state), assign=True)
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.device = device
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """See GateModel."""
+        logits: Tensor = self.model(tokens.to(self.device))
+        return logits
+
+    def loss(self, rows: Tensor) -> None:
+        """See GateModel."""
+
+    def layers(self, tokens: Tensor) -> list[Tensor]:
+        """See GateModel."""
+        outputs = hidden_states(_layers(self.model), lambda: self.logits(tokens))
+        return [output.cpu() for output in outputs]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """This rank's part of the model. Every method is collective."""
+
+    world: World
+    model: Llama
+    steps: Steps
+    micro_batches: int
+    dtype: torch.dtype
+    """Of hidden states between stages."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """See GateModel; the same on every rank."""
+        with torch.no_grad():
+            out = self._forward(tokens.to(self.world.device))
+            if self.model.part.last:
+                whole = _gathered(out, self.model)
+            else:
+                whole = out.new_empty(*tokens.shape, self.model.config.vocab_size)
+            dist.broadcast(whole, src=self.world.size - self.world.size // self.world.mesh["pp"].size())
+        return whole
+
+    def loss(self, rows: Tensor) -> float:
+        """See GateModel; the same on every rank."""
+        with torch.no_grad():
+            return self.world.mean(self.steps.evaluate(iter([rows] * self.micro_batches)))
+
+    def layers(self, tokens: Tensor) -> list[Tensor]:
+        """See GateModel."""
+        tp = self.model.tp
+        outputs = hidden_states(_layers(self.model), lambda: self.logits(tokens))
+        outputs = [(gather(output, tp) if tp.sequence else output).cpu() for output in outputs]
+        stages: list[list[Tensor]] = [[] for _ in range(self.world.size)]
+        dist.gather_object(outputs, stages if self.world.rank == 0 else None)
+        copies = self.world.size // self.world.mesh["pp"].size()
+        return [output for stage in stages[::copies] for output in stage]
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """This rank's part: tokens, or what the stage before sends, through its layers, and on to the next stage."""
+        mesh, part, tp = self.world.mesh["pp"], self.model.part, self.model.tp
+        stage, x = mesh.get_local_rank(), tokens
+        if not part.first:
+            length = tokens.shape[1] // (tp.size if tp.sequence else 1)
+            size = (len(tokens), length, self.model.config.hidden_size)
+            x = torch.empty(size, dtype=self.dtype, device=tokens.device)
+            dist.recv(x, group=mesh.get_group(), group_src=stage - 1)
+        out: Tensor = self.model(x)
+        if not part.last:
+            dist.send(out.contiguous(), group=mesh.get_group(), group_dst=stage + 1)
+        return out
+
+
+def _layers(model: Llama) -> list[torch.nn.Module]:
+    """The modules whose outputs are compared, of those that this process holds."""
+    return [*([model.embedding] if model.part.first else []), *model.layers.values()]
+
+
+def _gathered(logits: Tensor, model: Llama) -> Tensor:
+    """Every tensor rank's part of the vocabulary, of which the last may be smaller, put together."""
+    tp, count = model.tp, model.config.vocab_size
+    if tp.size == 1:
+        return logits.contiguous()
+    own = logits.new_zeros(*logits.shape[:-1], -(-count // tp.size))
+    own[..., : logits.shape[-1]] = logits
+    parts = [torch.empty_like(own) for _ in range(tp.size)]
+    dist.all_gather(parts, own, group=tp.group)
+    return torch.cat(parts, -1)[..., :count].contiguous()
+
+
+def training_arguments(
+    *, rows: int, length: int, tensor: int, pipeline: int, sequence: bool, bf16: bool, load: Path
+) -> Arguments:
+    """What training would be told to spread a model in this way."""
+    return Arguments(
+        save=load,
+        seq_length=length,
+        micro_batch_size=rows,
+        train_iters=1,
+        lr=0.0,
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        sequence_parallel=sequence,
+        bf16=bf16,
+    )
+
+
+def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, world: World) -> Spread:
+    """Build this rank's part and fill it with the weights that rank 0 holds. Collective; raises UserError on all."""
+    layout.check(config, args, world.size)
+    _, micro_batches = layout.batch_layout(args, world.size)
+    models = train._models(args, world, config)
+    (model,) = models.values()
+    names = shapes(config)
+    sharding.fill(sharding.parameters_by_name([model]), names, world, ((name, state[name]) for name in names))
+    model.eval().requires_grad_(False)
+    steps: Steps = (
+        Direct(model, micro_batches, world.device)
+        if args.pipeline_model_parallel_size == 1
+        else pipeline.Pipelined(models, args, world, micro_batches)
+    )
+    return Spread(world, model, steps, micro_batches, torch.bfloat16 if args.bf16 else torch.float32)

@@ -1,0 +1,82 @@
+"""Real tokens for the logits gate: text or a tokenised dataset -> rows of running text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from megatron_llm import tokenizer
+from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.indexed_dataset import IndexedDataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the tokens come from: text with its tokenizer, or the prefix of a tokenised dataset."""
+
+    input: Path | None
+    data_path: Path | None
+    tokenizer_type: str
+    vocab_file: Path | None
+
+    def documents(self) -> Iterator[Sequence[int]]:
+        """Token ids of one document after the other. Raises UserError without a tokenizer."""
+        if self.data_path:
+            dataset = IndexedDataset(self.data_path)
+            yield from (dataset.get(index).tolist() for index in range(len(dataset)))
+            return
+        if self.input is None or self.vocab_file is None:
+            raise UserError("--input needs --vocab_file, the model's tokenizer.model or tokenizer.json")
+        encoder = tokenizer.build(self.tokenizer_type, self.vocab_file, no_new_tokens=True, vocab_extra_ids_list=None)
+        yield from (encoder.encode(text) for text in texts(self.input))
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The documents of an Arrow, jsonl or plain text file, in order."""
+    if not path.is_file():
+        raise InputsMissing(f"{path} is missing; --input is a .arrow, .jsonl or .txt file")
+    try:
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as source:
+                for batch in pa.ipc.open_stream(source):
+                    yield from batch.column("text").to_pylist()
+            return
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.rstrip("\n")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not {path.suffix} with a `text` field: {error}") from error
+
+
+def batches(source: Source, *, rows: int, length: int, count: int, vocab_size: int) -> list[Tensor]:
+    """At most `count` batches (rows, length + 1) int64 of running text, all of one size: fewer rows where there is
+    not enough text for one batch.
+
+    Raises UserError when the text does not fill one row, or has ids that the model does not.
+    """
+    width = length + 1
+    ids = _first(source.documents(), count * rows * width)
+    where = source.input or source.data_path
+    if len(ids) < width:
+        raise UserError(
+            f"{where} has {len(ids)} tokens, one row needs {width}; give more text or a smaller --seq_length"
+        )
+    if ids.max() >= vocab_size:
+        raise UserError(
+            f"{where} has the token id {ids.max()}, the model's vocabulary is {vocab_size}; wrong --vocab_file?"
+        )
+    whole = torch.from_numpy(ids[: len(ids) // width * width]).view(-1, width)
+    size = min(rows, len(whole))
+    return list(whole[: len(whole) // size * size].view(-1, size, width))
+
+
+def _first(documents: Iterable[Sequence[int]], wanted: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.fromiter(islice((token for document in documents for token in document), wanted), np.int64)
