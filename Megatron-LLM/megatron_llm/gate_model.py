@@ -155,7 +155,7 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
     """Build this rank's part and fill it with the weights that rank 0 holds. Collective; raises UserError on all."""
     layout.check(config, args, world.size)
     _, micro_batches = layout.batch_layout(args, world.size)
-    models = train._models(args, world, config)
+    models = train.models_of(args, world, config)
     (model,) = models.values()
     names = shapes(config)
     sharding.fill(sharding.parameters_by_name([model]), names, world, ((name, state[name]) for name in names))
@@ -165,4 +165,4 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
         if args.pipeline_model_parallel_size == 1
         else pipeline.Pipelined(models, args, world, micro_batches)
     )
-    return Spread(world, model, steps, micro_batches, torch.bfloat16 if args.bf16 else torch.float32)
+    return Spread(world, model, steps, micro_batches, args.compute_dtype())

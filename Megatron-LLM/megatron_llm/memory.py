@@ -44,10 +44,13 @@ class Setting:
     micro_batches: int
     """That a rank computes for each update."""
     length: int
-    bf16: bool
+    half: bool
+    """Computes in bf16 or fp16."""
     sequence: bool
     """Sequence parallelism."""
     recompute: Recompute
+    documents: bool = False
+    """Attention ends at their borders: each sample has a mask of its own."""
 
     @classmethod
     def of(cls, config: ModelConfig, args: Arguments, ranks: int) -> Setting:
@@ -64,15 +67,21 @@ class Setting:
             micro_batch=args.micro_batch_size,
             micro_batches=micro_batches,
             length=args.seq_length,
-            bf16=args.bf16,
+            half=args.bf16 or args.fp16,
             sequence=args.sequence_parallel and tensor > 1,
             recompute=args.recompute_granularity,
+            documents=args.reset_attention_mask,
         )
 
     @property
     def width(self) -> int:
         """Bytes of a number that is computed with."""
-        return 2 if self.bf16 else FLOAT
+        return 2 if self.half else FLOAT
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are gathered or converted before use: a single data rank in fp32 has nothing to do."""
+        return self.data > 1 or self.half
 
     @property
     def tokens(self) -> int:
@@ -116,8 +125,6 @@ class Memory:
     """Hidden states and gradients received from other stages."""
     working: int
     """In one layer's backward pass, with its gradients, or for logits and loss, whichever is more."""
-    update: int
-    """What Adam's step needs beside its state, when most of the others are free."""
     micro_batches: int
 
     @property
@@ -125,7 +132,7 @@ class Memory:
         """At the fullest moment. With one micro-batch gradients come as activations go."""
         both = self.gradients + self.activations, max(self.gradients, self.activations)
         step = both[self.micro_batches == 1] + self.gathered + self.accumulated + self.working
-        return self.weights + self.moments + self.pipeline + max(step, self.gradients + self.update)
+        return self.weights + self.moments + self.pipeline + step
 
 
 @cache
@@ -168,12 +175,6 @@ def parameters(s: Setting, stage: Part, data_rank: int = 0, tensor_rank: int = 0
     return len(stage.layers) * layer + ends
 
 
-def model_parameters(config: ModelConfig) -> int:
-    """Of the whole model."""
-    layer, ends = (sum(shape.numel() for shape, _ in part) for part in pieces(config, 1, True, True))
-    return config.num_layers * layer + ends
-
-
 def _norm(s: Setting, *, kept: bool) -> int:
     """Bytes that a norm keeps beside its input: nothing when it is computed again."""
     statistics = FLOAT * s.hidden // s.config.hidden_size
@@ -181,7 +182,7 @@ def _norm(s: Setting, *, kept: bool) -> int:
         return 0
     if not s.config.use_rms_norm:
         return 2 * statistics
-    return statistics + s.width * s.hidden + (FLOAT * s.hidden if s.bf16 else 0)  # normed; in bf16 also its input wide
+    return statistics + s.width * s.hidden + (FLOAT * s.hidden if s.half else 0)  # normed; in bf16 also its input wide
 
 
 def _layer(s: Setting, recompute: Recompute) -> int:
@@ -191,7 +192,7 @@ def _layer(s: Setting, recompute: Recompute) -> int:
         return hidden
     plain, parallel = recompute != "selective", c.parallel_attn
     norms = 2 if not parallel or c.parallel_layernorm else 1
-    own_input = s.bf16 and c.use_rms_norm and plain  # then the norm keeps a wide copy instead
+    own_input = s.half and c.use_rms_norm and plain  # then the norm keeps a wide copy instead
     inputs = 0 if own_input else hidden * (1 if parallel else 2)
     queries = s.tokens * c.num_attention_heads // s.tensor
     heads = queries + s.tokens * max(1, c.num_attention_heads_kv // s.tensor)
@@ -206,14 +207,15 @@ def activations(s: Setting, stage: Part) -> int:
     c, hidden = s.config, s.width * s.hidden
     total = len(stage.layers) * _layer(s, s.recompute)
     total += 2 * s.width * s.length * c.kv_channels  # cosines and sines
-    if c.sliding_window_size is not None and c.sliding_window_size < s.length:
-        total += s.width * s.length**2  # the mask
+    windowed = c.sliding_window_size is not None and c.sliding_window_size < s.length
+    masks = s.micro_batch if s.documents else int(windowed)
+    total += masks * s.width * s.length**2
     if stage.first:
         total += s.tokens * (INT64 + (INT64 + 1 if s.tensor > 1 else 0))
-    elif not (s.bf16 and c.use_rms_norm and s.recompute not in ("selective", "full")):
+    elif not (s.half and c.use_rms_norm and s.recompute not in ("selective", "full")):
         total -= hidden  # the first layer's input is counted with what is received
     if stage.last:
-        total += _norm(s, kept=True) + hidden + (0 if s.bf16 and c.use_rms_norm else hidden)
+        total += _norm(s, kept=True) + hidden + (0 if s.half and c.use_rms_norm else hidden)
     else:
         total += hidden  # what was sent on stays too
     return total
@@ -224,7 +226,7 @@ def logits(s: Setting) -> tuple[int, int]:
     vocabulary = -(-s.config.vocab_size // s.tensor)
     numbers = s.tokens * vocabulary
     kept = FLOAT * numbers + s.tokens * INT64
-    beside = 2 * FLOAT if s.tensor == 1 else FLOAT + (s.width if s.bf16 else 0)
+    beside = 2 * FLOAT if s.tensor == 1 else FLOAT + (s.width if s.half else 0)
     return kept, kept + beside * numbers
 
 
@@ -264,9 +266,10 @@ def _layer_working(s: Setting, ends: int, layer: int) -> int:
     matrices = 2 * inner + (3 if s.sequence else 2) * s.width * s.tokens * c.hidden_size
     norm = (4 * FLOAT + s.width) * s.hidden
     again = {"full": _layer(s, None) - s.width * s.hidden, "selective": inner}.get(s.recompute or "", 0)
-    into = s.bf16 or s.micro_batches == 1  # else they are added to the accumulated ones as they come
+    into = s.half or s.micro_batches == 1 or not s.sharded  # else they are added to accumulated ones as they come
     fresh = s.width * (ends + layer) if into else 0
-    buffer = max(0, FLOAT * layer - _layer(s, s.recompute))  # reduces gradients when a layer's activations are gone
+    # reduces gradients when a layer's activations are gone
+    buffer = s.sharded * max(0, FLOAT * layer - _layer(s, s.recompute))
     ahead = 2 * s.width * layer if s.data > 1 else 0  # the next layer's weights on their way
     return max(matrices, norm) + again + fresh + buffer + ahead
 
@@ -279,16 +282,16 @@ def of_rank(s: Setting, rank: int) -> Memory:
     ends = whole - layer * s.depth * len(stages)
     # torch's stages have a buffer for each micro-batch that they receive, and keep one gradient until it is sent
     buffers = sum((not stage.first) * (s.micro_batches + 1) + (not stage.last) * s.micro_batches for stage in stages)
+    gathered = whole if s.pipeline > 1 else ends + layer  # a pipeline stage keeps its layers gathered
     return Memory(
         weights=FLOAT * own,
         gradients=FLOAT * own,
         moments=2 * FLOAT * own,
-        gathered=s.width * (whole if s.pipeline > 1 else ends + layer),  # a pipeline stage keeps its layers gathered
+        gathered=s.sharded * s.width * gathered,
         accumulated=FLOAT * (whole - own) if s.micro_batches > 1 else 0,
         activations=_under_way(s, rank),
         pipeline=buffers * s.width * s.hidden,
         working=max(_layer_working(s, ends, layer), logits(s)[1] if stages[-1].last else 0),
-        update=FLOAT * own,
         micro_batches=s.micro_batches,
     )
 

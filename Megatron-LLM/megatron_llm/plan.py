@@ -24,11 +24,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from megatron_llm import arguments, checkpoint, hf_config, megatron_weights, memory, planning
+from megatron_llm import arguments, checkpoint, hf_config, megatron_weights, planning
 from megatron_llm.arguments import Arguments
 from megatron_llm.files import InputsMissing, UserError, run_main
+from megatron_llm.flops import parameter_count
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.planning import AMOUNTS, Layout, Question, Way
 
@@ -70,7 +72,7 @@ def main() -> int:
     recipe = _read(options.recipe) if options.recipe else {}
     args = _arguments(options.recipe, recipe, rest)
     config = read_config(options.model or _base(options.recipe, recipe))
-    peak = options.peak_tflops or GPUS[options.gpu][0 if args.bf16 else 1]
+    peak = options.peak_tflops or GPUS[options.gpu][args.compute_dtype() == torch.float32]
     question = Question(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
     ways, refused = question.ways()
     # a recipe has no key for interleaved stages
@@ -146,13 +148,17 @@ def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Ar
         for key, flag in KEYS.items():
             if training.get(key) is not None:
                 flags += [f"--{flag}", str(training[key])]
-        flags += ["--sequence_parallel", *(["--bf16"] if training.get("dtype", "bf16") == "bf16" else [])]
+        flags += ["--sequence_parallel", *_precision(training.get("dtype", "bf16"))]
         try:
             _parse(flags)
         except UserError as error:
             raise UserError(f"{path}: training: {error}") from error
     args = _parse([*flags, *rest])
     return args if args.recompute_granularity in AMOUNTS else replace(args, recompute_granularity=None)
+
+
+def _precision(dtype: str) -> list[str]:
+    return [] if dtype == "fp32" else [f"--{dtype}"]
 
 
 def _parse(flags: list[str]) -> Arguments:
@@ -191,15 +197,15 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _report(question: Question, device: str, ways: list[Way], refused: dict[Layout, str]) -> list[str]:
     """The table, and what cannot be run."""
-    args, count = question.args, memory.model_parameters(question.config)
+    args, count = question.args, parameter_count(question.config)
+    precision = str(args.compute_dtype()).removeprefix("torch.")
     lines = [
         f"{count:,} parameters on {question.gpus} GPUs of {_gb(question.room)} GB, {device}; {args.seq_length} tokens "
-        f"a sample, micro-batch {args.micro_batch_size}, {'bf16' if args.bf16 else 'fp32'}, recomputation "
+        f"a sample, micro-batch {args.micro_batch_size}, {precision}, recomputation "
         f"{args.recompute_granularity or 'none'}",
-        "GB on the fullest GPU at its fullest moment, in a step's passes or in its update; VP: pipeline stages of a "
-        "GPU; *: as asked for",
+        "GB on the fullest GPU at its fullest moment; VP: pipeline stages of a GPU; *: as asked for",
         "",
-        "  TP  PP  DP  VP weights  grads   Adam gathered activations pipeline working  update reserve   total fits"
+        "  TP  PP  DP  VP weights  grads   Adam gathered activations pipeline working reserve   total fits"
         "   s/step  tokens/s   days",
     ]
     for way in ways:
@@ -207,7 +213,7 @@ def _report(question: Question, device: str, ways: list[Way], refused: dict[Layo
         lines.append(
             f"{'*' if way.layout == question.layout else ' '}{s.tensor:3}{s.pipeline:4}{s.data:4}{s.held_stages:4}"
             f"{_gb(m.weights):>8}{_gb(m.gradients):>7}{_gb(m.moments):>7}{_gb(m.gathered + m.accumulated):>9}"
-            f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(m.update):>8}{_gb(way.reserve):>8}"
+            f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(way.reserve):>8}"
             f"{_gb(way.total):>8}{'yes' if way.fits else 'no':>5}{way.seconds:9.2f}{way.tokens_per_second:10,.0f}"
             f"{way.days:7.2f}" + (f"  fits with {_remedy(way, remedy)}" if remedy else "")
         )
@@ -275,7 +281,7 @@ def _as_json(question: Question, ways: list[Way], refused: dict[Layout, str], su
     names = ("tensor", "pipeline", "stages_per_rank")
     stored = planning.checkpoints(ways[0].setting, question.args) if ways else None
     return {
-        "parameters": memory.model_parameters(question.config),
+        "parameters": parameter_count(question.config),
         "gpus": question.gpus,
         "memory": question.room,
         "ways": [_way_json(question, way) for way in ways],

@@ -16,6 +16,7 @@ from typing import Any
 from megatron_llm import memory
 from megatron_llm.arguments import Arguments
 from megatron_llm.files import UserError
+from megatron_llm.flops import parameter_count
 from megatron_llm.memory import FLOAT, Memory, Setting
 from megatron_llm.model import Part
 from megatron_llm.model_config import ModelConfig
@@ -81,7 +82,7 @@ def checkpoints(s: Setting, args: Arguments) -> Checkpoints:
     layer, ends = memory.pieces(s.config, s.tensor, True, True)
     cuts = [cut for _, cut in (*layer * s.config.num_layers, *ends)]
     slices = sum(s.data * (1 if cut is None else s.tensor) for cut in cuts)
-    size = 3 * (FLOAT * memory.model_parameters(s.config) + SLICE_BYTES * slices) + STATE_BYTES
+    size = 3 * (FLOAT * parameter_count(s.config) + SLICE_BYTES * slices) + STATE_BYTES
     last, interval = args.train_iters, args.save_interval or args.train_iters
     saved = [*range(interval, last, interval), last]
     newest = saved if args.keep_last is None else saved[-args.keep_last :]

@@ -83,7 +83,7 @@ def _trainer(
     train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
     _set_random_state(args.seed, found.saved)
     masks = world.on_rank0(lambda: Masks.of(args))
-    models = _models(args, world, found.config)
+    models = models_of(args, world, found.config)
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
     progress = found.progress
@@ -125,7 +125,7 @@ def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | Non
     return opened[0] if opened else None
 
 
-def _models(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
+def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
     """This rank's pipeline stages by their number, sharded, without values."""
     tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
     for number, part in pipeline.stages(config, args, world).items():
