@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.files import UserError
 from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
 from megatron_llm.loss_scale import LossScale
@@ -37,6 +40,8 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
         world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
     if args.sequence_parallel and args.tensor_model_parallel_size == 1:
         world.say("--sequence_parallel has no effect: it needs --tensor_model_parallel_size above 1")
+    if args.torch_compile and world.device.type == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
+        raise UserError(f"--torch_compile needs a C++ compiler and there is no {compiler}; install one or leave it out")
     global_batch, _ = batch_layout(args, world.size)
     identity = world.on_rank0(lambda: batches.identify(args))
     weights: dict[str, Tensor] = {}

@@ -110,7 +110,7 @@ class Trainer:
                 if (self.divides(self.args.exit_interval) or self.out_of_time()) and not self.finished():
                     return self.leave(SIGNALLED)
         self.save_if_new()
-        self.stand_still(self.saver.finish)
+        self.finish_saving()
         return 0
 
     def finished(self) -> bool:
@@ -143,7 +143,7 @@ class Trainer:
     def leave(self, request: int) -> int:
         """Save what is not saved yet and give the exit code."""
         self.save_if_new()
-        self.stand_still(self.saver.finish)
+        self.finish_saving()
         if request == STOP:
             self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
         self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
@@ -270,6 +270,11 @@ class Trainer:
         self.heartbeat.beat("checkpoint", self.progress.iteration)
         self.stand_still(lambda: self.saver.begin(self.parameters, self.optimizer, self.state()))
         self.saved_iteration = self.progress.iteration
+
+    def finish_saving(self) -> None:
+        """Wait until what was begun is published."""
+        self.heartbeat.beat("checkpoint", self.progress.iteration)
+        self.stand_still(self.saver.finish)
 
     def stand_still(self, act: Callable[[], None]) -> None:
         """Do something for checkpoints while training waits."""

@@ -181,6 +181,14 @@ def test_tokens_of_another_tokenizer_without_a_manifest(tmp_path: Path, places: 
     assert not list((tmp_path / "save").glob("iter_*"))
 
 
+def test_compiling_without_a_compiler(tmp_path: Path, places: Places) -> None:
+    """It is said before anything is built."""
+    argv = flags(places.data, tmp_path / "save", "--torch_compile")
+    codes, text = engine_ranks.run(tmp_path, argv, size=1, CXX="no-such-compiler")
+    assert codes == [2]
+    assert "error: --torch_compile needs a C++ compiler and there is no no-such-compiler" in text
+
+
 def test_the_only_checkpoint_cut_short_means_to_begin_anew(tmp_path: Path, places: Places) -> None:
     """The run says that it does, and ends in the losses of one that never had the checkpoint."""
     save = tmp_path / "save"
