@@ -97,6 +97,14 @@ def measure(training: Training) -> dict[str, float]:
     return {"waited": waited, "call": call, "publish": publish, "until": until, "alone": alone, "beside": beside}
 
 
+def machine() -> dict[str, object]:
+    """What the numbers depend on."""
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine())
+    load, python = round(os.getloadavg()[0], 1), platform.python_version()
+    return {"load": load, "cpu": model, "cores": os.cpu_count(), "python": python, "torch": torch.__version__}
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,11 +123,8 @@ def main() -> int:
     share = statistics.median((part["call"] + part["publish"]) / part["waited"] for part in rounds)
     slower = statistics.median(part["beside"] / part["alone"] for part in rounds)
     report = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
+        "date": time.strftime("%F"),
         "parameters": sum(shape.numel() for shape in shapes(training.config).values()),
         "seconds": medians,
         "stands_still_share": round(share, 4),
