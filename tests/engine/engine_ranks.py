@@ -41,11 +41,17 @@ def held_finetune(argv: Sequence[str]) -> None:
 
     held, rank = Path(os.environ["HELD"]), os.environ["RANK"]
 
+    def is_held(name: str) -> bool:
+        try:
+            return held.read_text() == f"{name} {rank}"
+        except FileNotFoundError:
+            return False
+
     def hold(owner: Any, name: str) -> None:
         act = getattr(owner, name)
 
         def waiting(*inputs: Any) -> Any:
-            if held.exists() and held.read_text() == f"{name} {rank}":
+            if is_held(name):
                 print(f"at {name}", flush=True)
                 while held.exists():
                     time.sleep(0.002)
