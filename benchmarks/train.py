@@ -52,8 +52,8 @@ SIZES: dict[str, dict[str, int]] = {
         "seq_length": 256,
         "micro_batch_size": 4,
         "global_batch_size": 8,
-        "steps": 50,
-        "warm": 10,
+        "steps": 30,
+        "warm": 6,
     },
     "100m": {
         "vocab_size": 16000,
@@ -64,8 +64,8 @@ SIZES: dict[str, dict[str, int]] = {
         "seq_length": 256,
         "micro_batch_size": 2,
         "global_batch_size": 4,
-        "steps": 6,
-        "warm": 2,
+        "steps": 5,
+        "warm": 1,
     },
 }
 CONTESTANTS = {

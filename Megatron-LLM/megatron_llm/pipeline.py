@@ -85,9 +85,8 @@ class TiedEmbedding:
 
 
 def _slice(tensor: Tensor) -> Tensor:
-    """What this rank holds of a sharded tensor."""
-    assert isinstance(tensor, DTensor)
-    return tensor.to_local()
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Pipelined:

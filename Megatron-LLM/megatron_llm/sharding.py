@@ -1,20 +1,19 @@
 """A part of the model over its ranks: matrices cut over tensor ranks, everything sliced over data ranks (FSDP2).
 
 Every rank holds a slice of each parameter, gradient and optimizer moment; a layer's weights are gathered over the data
-ranks only while it computes. All of them are DTensors, so their place in the whole tensor is known. A single data rank
-that computes in fp32 has nothing to gather or to convert: it uses its parameters as they are.
+ranks only while it computes. They are DTensors, so their place in the whole tensor is known. A single data rank that
+computes in fp32 has nothing to gather or to convert: it uses its parameters as they are, whole ones as plain tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from megatron_llm.model import Llama
 from megatron_llm.parallel import World
@@ -27,9 +26,7 @@ def shard(model: Llama, world: World, *, bf16: bool, fp16: bool = False) -> None
     """
     whole = world.data_size == 1 and not (bf16 or fp16)
     if model.tp.size > 1:
-        _distribute(model, world.mesh["tp"], _cut_over_tensor_ranks)
-    elif whole:
-        _distribute(model, world.mesh["dp"], lambda _: Shard(0))
+        _cut_over_tensor_ranks(model, world)
     if not whole:
         policy = MixedPrecisionPolicy()
         if bf16 or fp16:
@@ -48,17 +45,14 @@ def _sum_parts(parameter: Tensor) -> None:
         parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
 
 
-def _cut_over_tensor_ranks(module: nn.Module) -> Placement:
-    """Where the ranks cut a module's parameters: where it says so, else each rank has a copy."""
-    split = getattr(module, "split", None)
-    return Replicate() if split is None else Shard(split)
-
-
-def _distribute(model: nn.Module, mesh: DeviceMesh, placement: Callable[[nn.Module], Placement]) -> None:
-    """Make every parameter a DTensor on a mesh of one dimension; placement: by the module that holds it."""
+def _cut_over_tensor_ranks(model: nn.Module, world: World) -> None:
+    """Make every parameter a DTensor on the tensor mesh: cut where its module says so, else a copy on every rank."""
+    mesh = world.mesh["tp"]
     for module in model.modules():
+        split = getattr(module, "split", None)
+        placement = Replicate() if split is None else Shard(split)
         for name, parameter in module.named_parameters(recurse=False):
-            whole = distribute_tensor(parameter, mesh, [placement(module)], src_data_rank=None)
+            whole = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
             setattr(module, name, nn.Parameter(whole))
 
 
@@ -109,6 +103,8 @@ def fill(
         dist.broadcast(whole, src=0)
         if name in parameters:
             parameter = parameters[name]
-            assert isinstance(parameter, DTensor)
-            own = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.to_local().copy_(own.to_local())
+            if isinstance(parameter, DTensor):
+                own = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+                parameter.to_local().copy_(own.to_local())
+            else:
+                parameter.copy_(whole)

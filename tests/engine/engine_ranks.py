@@ -100,10 +100,13 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
 def _assert_copies_equal(parameters: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
 
     for name, parameter in parameters.items():
-        mesh, placements = parameter.device_mesh, parameter.placements
-        for axis, placement in enumerate(placements):
+        if not isinstance(parameter, DTensor):
+            continue  # whole, on one rank only
+        mesh = parameter.device_mesh
+        for axis, placement in enumerate(parameter.placements):
             if placement.is_replicate():
                 own = parameter.to_local().detach()
                 copies = [torch.empty_like(own) for _ in range(mesh.size(axis))]
@@ -114,7 +117,9 @@ def _assert_copies_equal(parameters: dict[str, Any]) -> None:
 def _assert_ends_equal(tied: Any) -> None:
     import torch.distributed as dist
 
-    own = [weight.to_local().tolist() for weight in (tied.embedding, tied.copy) if weight is not None]
+    from megatron_llm import pipeline
+
+    own = [pipeline._slice(weight).tolist() for weight in (tied.embedding, tied.copy) if weight is not None]
     ranks: list[list[Any]] = [[] for _ in range(tied.group.size())]
     dist.all_gather_object(ranks, own, group=tied.group)
     held = [values for rank in ranks for values in rank]

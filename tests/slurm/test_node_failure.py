@@ -47,7 +47,9 @@ def test_a_lost_node_and_its_zombie(repaired: Cluster) -> None:
     assert set(run.finish(timeout=180).values()) == {"COMPLETED"}
     assert (run.root / "save-refused").exists()
     assert not (run.root / "published-by-the-zombie").exists()
-    assert run.story("save") == ["start", "lost", "start", "superseded", "done"]
+    story = run.story("save")
+    assert [story[0], story[1], story[-1]] == ["start", "lost", "done"]
+    assert sorted(story[2:-1]) == ["start", "superseded"]  # by two nodes, in either order
     assert kinds(run, "save", "lost") == [("lost", "node-failure")]
     assert run.events("save")[1]["node"] == lost
     told = run.told("save", done="1", failed="-", attempts="2")
