@@ -64,8 +64,8 @@ SIZES: dict[str, dict[str, int]] = {
         "seq_length": 256,
         "micro_batch_size": 2,
         "global_batch_size": 4,
-        "steps": 5,
-        "warm": 1,
+        "steps": 10,
+        "warm": 2,
     },
 }
 CONTESTANTS = {
