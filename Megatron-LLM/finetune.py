@@ -22,13 +22,15 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     """Parse, join the other ranks, train."""
     import torch
 
-    from megatron_llm import arguments, layout, parallel, train
+    from megatron_llm import arguments, host_memory, layout, parallel, train
 
     args = arguments.parse(argv)
     layout.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
     sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     world = parallel.start(*sizes, args.distributed_timeout_minutes)
+    if world.device.type == "cpu":
+        host_memory.keep_freed()
     return train.run(args, world, stop)
 
 

@@ -25,7 +25,7 @@ from megatron_llm import checkpoint, retention
 from megatron_llm.arguments import Arguments
 from megatron_llm.files import FOR_A_PERSON, TOLD, SaveFailed, UserError, attempt_name, free_bytes, remove
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.parallel import World
+from megatron_llm.parallel import GLOO, World
 
 IDLE, WRITTEN, BUSY, FAILED = range(4)
 """What a rank's thread is at; ranks agree on the largest."""
@@ -40,7 +40,7 @@ class Saver:
     def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
         self.args, self.world, self.config = args, world, config
         self.needed = checkpoint.needed_bytes(config, world.size)
-        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.group = dist.new_group(backend=GLOO, timeout=TIMEOUT)
         self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
         self.job: Future[bool | None] | None = None
         """Writing, or on rank 0 afterwards deleting old checkpoints; gives whether a checkpoint of that name stays."""

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import engine_ranks
 import pytest
+import torch
+import torch.distributed as dist
 from engine_ranks import Ranks
 from tiny_run import flags
 
 from megatron_llm.heartbeat import VARIABLE, Heartbeat
+from megatron_llm.parallel import World
 
 
 @pytest.mark.parametrize("layout", ["", "--tensor_model_parallel_size 2", "--pipeline_model_parallel_size 2"])
@@ -52,3 +55,10 @@ def test_heartbeats_are_few(tmp_path: Path) -> None:
     heart.beat("evaluation", 2)
     assert '"phase": "evaluation"' in (tmp_path / "alive").read_text()
     Heartbeat(tmp_path / "missing" / "alive").beat("step", 1)
+
+
+def test_a_group_has_one_thread(world: World) -> None:
+    """See parallel._gloo; the mesh's groups too."""
+    for group in (dist.group.WORLD, *world.mesh.get_all_groups()):
+        assert group is not None
+        assert group._get_backend(torch.device("cpu")).options._threads == 1
