@@ -1,3 +1,5 @@
+# make setup      .venv with what users need, by uv where it is there, else by pip
+# make setup-dev  the same and the developers' tools: pytest, mypy, ruff
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
@@ -5,6 +7,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+ifneq ($(shell command -v uv),)
+INSTALL := uv pip install --python $(BIN)/python --constraint constraints.txt
+else
+INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
+endif
 DATA   ?=
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --durations 15
 ifeq ($(DATA),)
@@ -15,15 +22,27 @@ DEMO_TEXT := $(abspath $(DATA))
 DEMO_RUN  := runs/demo-$(notdir $(DEMO_TEXT))
 endif
 
-.PHONY: setup demo test test-slurm check bench clean
+.PHONY: setup setup-dev demo test test-slurm check bench clean
 
 setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null \
+	  || { echo "error: there is no command $(PYTHON) here. Name a Python of version 3.10 or newer: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	  || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), and 3.10 or newer is needed. Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+
+# text-dedup is installed without its own list of dependencies, see the extra of this name in pyproject.toml.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Setting up $(VENV): about 2 GB, most of it PyTorch."
+	$(INSTALL) --editable '.[text-dedup]'
+	$(INSTALL) --no-deps text-dedup
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.installed
+	$(INSTALL) --editable '.[text-dedup,dev]'
 	@touch $@
 
 demo: setup
@@ -32,20 +51,20 @@ demo: setup
 	  --recipe recipes/demo.yaml --run-dir $(DEMO_RUN) --scheduler local
 	$(BIN)/python demo/summary.py $(DEMO_RUN)
 
-test: setup
+test: setup-dev
 	@sbatch/install_slurm.sh
 	$(BIN)/python -m pytest -m "not slow" -n 3 $(SIDE_BY_SIDE)
 
-test-slurm: setup
+test-slurm: setup-dev
 	@sbatch/install_slurm.sh
 	$(BIN)/python -m pytest -m slow -n 3 $(SIDE_BY_SIDE)
 
-check: setup
+check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
+bench: setup-dev
 	@ls benchmarks/*.py >/dev/null 2>&1 && for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done \
 	  || { echo "error: a benchmark failed, or there is none in benchmarks/" >&2; exit 1; }
 

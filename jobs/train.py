@@ -1,7 +1,10 @@
+#!/usr/bin/env python3
 """python jobs/train.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
 The training job, which saves and requeues itself: a part of jobs/submit_all.py.
 """
+
+import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
 from snakmodel.launch import launch
 from snakmodel.publish import run_main

@@ -26,15 +26,15 @@ from snakmodel.minhash import (
 )
 from snakmodel.publish import UserError
 
+INSTALL = "pip install --no-deps text-dedup==0.4.0 and pip install 'snakmodel-toolkit[text-dedup]'"
+"""What to type where text-dedup or what it imports is missing; `make setup` does the same."""
+
 Signature = Callable[[str], NDArray[np.uint64]]
 
 
 def reference_0_4_0(parameters: Parameters) -> Signature:
-    """text -> (num_perm,), by text-dedup 0.4.0 as installed. Raises UserError if it is another version."""
-    if (installed := importlib.metadata.version("text-dedup")) != "0.4.0":
-        raise UserError(f"text-dedup {installed} is installed; this needs 0.4.0: pip install text-dedup==0.4.0")
-    # CAUTION: importing this sets multiprocessing's start method to fork, and takes seconds.
-    from text_dedup import minhash as reference
+    """text -> (num_perm,), by text-dedup 0.4.0 as installed. Raises UserError if it is missing or another version."""
+    reference = import_text_dedup()
 
     arguments = {
         "num_perm": parameters.num_perm,
@@ -53,6 +53,22 @@ def reference_0_4_0(parameters: Parameters) -> Signature:
         return np.frombuffer(whole, ">u8")
 
     return signature
+
+
+def import_text_dedup() -> Any:
+    """Import the module text_dedup.minhash of version 0.4.0. Raises UserError if it is missing or another version.
+
+    CAUTION: the import sets multiprocessing's start method to fork, and takes seconds.
+    """
+    need = "MinHash without Numba needs text-dedup 0.4.0"
+    try:
+        installed = importlib.metadata.version("text-dedup")
+        if installed != "0.4.0":
+            raise UserError(f"{need}, and version {installed} is installed. Type: {INSTALL}")
+        from text_dedup import minhash
+    except ImportError as error:  # also when the package itself is not found
+        raise UserError(f"{need}, and {error.name or 'it'} is not installed. Type: {INSTALL}") from error
+    return minhash
 
 
 def formula_0_3_1(parameters: Parameters) -> Signature:

@@ -1,5 +1,6 @@
 import functools
 import gzip
+import importlib.metadata
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snakmodel import minhash, minhash_numba
+from snakmodel import minhash, minhash_fallback, minhash_numba
 from snakmodel.minhash import RECORD, SHORT_POLICIES, BandHasher, Parameters, optimal_bands
 from snakmodel.minhash_fallback import ReferenceEngine, half_key
 from snakmodel.minhash_kernel import SLACK, minima, normalise
@@ -445,6 +446,32 @@ def test_numba_that_cannot_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     finally:
         minhash.engine.cache_clear()
     assert capsys.readouterr().err.count("Numba does not work here (ModuleNotFoundError") == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"), [("text_dedup", "text_dedup is not installed"), ("click", "click is not installed")]
+)
+def test_text_dedup_that_is_missing(monkeypatch: pytest.MonkeyPatch, missing: str, said: str) -> None:
+    """Without text-dedup, or without a package that it imports, the fallback says what to install."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "text_dedup"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=re.escape(f"needs text-dedup 0.4.0, and {said}. Type: pip install")):
+        minhash_fallback.import_text_dedup()
+
+
+def test_another_text_dedup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version has other clusters, and a package that is not there at all is named."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.4.1")
+    with pytest.raises(UserError, match=r"and version 0\.4\.1 is installed"):
+        minhash_fallback.import_text_dedup()
+
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    with pytest.raises(UserError, match="text-dedup is not installed"):
+        minhash_fallback.import_text_dedup()
 
 
 def doubled(value: int) -> int:
