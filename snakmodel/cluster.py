@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from snakmodel.publish import UserError
 from snakmodel.settings import PROJECT, ProjectPath, Section, suggest
@@ -13,6 +14,25 @@ SIGNAL_EARLY_SECONDS = 60
 """Slurm may send the notice of the time limit so much earlier than asked."""
 START_SECONDS = 30
 """The least that start-up and two steps of training take."""
+
+
+_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
+_CLOCK = re.compile(r"\d+(?::\d+){0,2}")
+
+
+def minutes_of(text: str) -> int:
+    """The minutes of a time limit as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; seconds are rounded up."""
+    if match := _DAYS.fullmatch(text.strip()):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    elif _CLOCK.fullmatch(text.strip()):
+        parts = [int(part) for part in text.split(":")]
+        days, (hours, minutes, seconds) = 0, {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+    else:
+        raise ValueError(
+            f"found {text!r}, expected minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
+            "days-hours:minutes or days-hours:minutes:seconds, such as 90 or 24:00:00"
+        )
+    return (days * 24 + hours) * 60 + minutes + (seconds + 59) // 60
 
 
 class Container(Section):
@@ -55,7 +75,7 @@ class Resources(Section):
     gres: str | None = None
     """Generic resources of each node in Slurm's spelling, such as gpu:a100:4; GPUs either here or above."""
     minutes: int = Field(default=120, ge=2)
-    """Time limit."""
+    """Time limit: a number of minutes, or Slurm's spelling, such as 24:00:00 or 2-12 (two days and twelve hours)."""
     partition: str | None = None
     """Partition, where it differs from `slurm.partition`; the same for the keys below."""
     account: str | None = None
@@ -68,6 +88,11 @@ class Resources(Section):
     """Arguments of srun instead of those of `slurm.srun_args`."""
     container: Container | None = None
     """Container instead of the run's; `{runtime: none}` for none."""
+
+    @field_validator("minutes", mode="before")
+    @classmethod
+    def _as_minutes(cls, found: Any) -> Any:
+        return minutes_of(found) if isinstance(found, str) else found
 
     @property
     def ranks(self) -> int:

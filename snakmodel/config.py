@@ -12,13 +12,13 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from snakmodel.cluster import Cluster, Resources
 from snakmodel.publish import UserError
 from snakmodel.recipe import Recipe
 from snakmodel.settings import Section, suggest
+from snakmodel.yaml_file import read_yaml
 
 
 class Config(Section):
@@ -48,11 +48,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 def _read(path: Path, model: type[SectionType]) -> SectionType:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Give an existing one with --{model.__name__.lower()}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
     if raw is None and model is Cluster:
         raw = {}
     if not isinstance(raw, dict):

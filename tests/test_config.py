@@ -219,3 +219,25 @@ def test_every_saved_iteration_can_be_exported(tmp_path: Path) -> None:
     for asked, expected in (("all", [4, 8, 10]), (None, [10]), ([8, 10], [8, 10])):
         recipe = toy.recipe(training=training, export={"iterations": asked})
         assert load(tmp_path, recipe).recipe.exported_iterations == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "minutes"),
+    [("90", 90), ("24:00", 24), ("24:00:00", 1440), ("1:00:01", 61), ("2-12", 3600), ("1-0:30", 1470), ("0-0:2:0", 2)],
+)
+def test_time_limits_as_slurm_writes_them(tmp_path: Path, written: str, minutes: int) -> None:
+    """`minutes` also takes what sbatch's --time takes, with or without quotes."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy.recipe()))
+    for text in (written, f'"{written}"'):
+        (tmp_path / "cluster.yaml").write_text(f"stages: {{train: {{minutes: {text}}}}}\n")
+        found = config.load(tmp_path / "recipe.yaml", tmp_path / "cluster.yaml", STAGES)
+        assert found.cluster.resources("train").minutes == minutes
+
+
+@pytest.mark.parametrize("written", ["1:2:3:4", "a day", "-5", "1-", "1.5 h"])
+def test_a_time_limit_that_is_none(tmp_path: Path, written: str) -> None:
+    """What is no time limit is answered with the forms that are."""
+    with pytest.raises(
+        UserError, match=r"stages\.train\.minutes: found .* expected minutes, .* such as 90 or 24:00:00"
+    ):
+        load(tmp_path, toy.recipe(), {"stages": {"train": {"minutes": written}}})

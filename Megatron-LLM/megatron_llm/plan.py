@@ -126,10 +126,24 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is there twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping. Raises a YAML error with both lines when a key is there twice."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"the key {name!r} is there twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A recipe, as far as it is planned. Raises UserError, InputsMissing."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachKey)
     except OSError as error:
         raise InputsMissing(f"{path} cannot be read: {error.strerror}; give an existing recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

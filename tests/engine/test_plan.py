@@ -481,3 +481,12 @@ def test_a_base_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", str(tmp_path / "wrong.yaml")])
     with pytest.raises(UserError, match=r"wrong.yaml: training: argument --train_iters: invalid int value: 'many'"):
         plan.main()
+
+
+def test_a_key_of_the_recipe_that_is_there_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Path) -> None:
+    """The planner refuses it as the launcher does: the last of the two would win without a word."""
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text(f"model: {{base: {llama}}}\ntraining:\n  lr: 1\n  lr: 2\n")
+    monkeypatch.setattr(sys, "argv", ["plan", "--recipe", str(recipe), "--gpus", "4", "--memory", "80GB"])
+    with pytest.raises(UserError, match=r"twice\.yaml .*the key 'lr' is there twice, in lines 3 and 4"):
+        plan.main()
