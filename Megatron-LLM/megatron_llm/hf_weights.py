@@ -19,7 +19,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,6 +43,14 @@ LAYER_NAMES = {
 """Hugging Face's name within a layer -> the canonical one."""
 OUTER_NAMES = {"model.embed_tokens.weight": EMBEDDING, "model.norm.weight": FINAL_NORM, "lm_head.weight": HEAD}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+OTHER_FORMATS = {
+    "adapter_*": "part of an adapter, not a whole model; merge it into its base model and give the result",
+    "*.gguf": "a GGUF file, made for inference in llama.cpp; download the model's safetensors",
+    "*.pth": "a PyTorch file in another layout; Meta's has consolidated.00.pth beside params.json",
+    "*.msgpack": "a Flax file; download the model's safetensors",
+    "*.h5": "a TensorFlow file; download the model's safetensors",
+}
+"""Pattern of a file's name -> what such a file is and what to do."""
 PUBLISHED = {
     "llama": "huggyllama/llama-{size}b",
     "llama2": "meta-llama/Llama-2-{size}b-hf",
@@ -86,27 +94,44 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
     raise InputsMissing(
         f"{folder} holds no weights; expected {' or '.join(WEIGHT_FILES)} or an .index.json beside shards"
+        + other_format(folder)
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """One file's tensors; nothing in it can run."""
+def other_format(folder: Path) -> str:
+    """A clause that names weights in a folder which are in a format that is not read; empty where there are none."""
+    for pattern, what in OTHER_FORMATS.items():
+        if found := sorted(folder.glob(pattern)):
+            return f"; {found[0].name} is {what}"
+    return ""
+
+
+def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
+    """One file's tensors, without `values` on the meta device; nothing in the file can run."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and values:
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        tensors = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=values)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read, it may be truncated or hold more than weights ({reason})") from error
     return dict(tensors)
 
 
-def load(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Geometry and canonical CPU tensors in the stored dtypes. Raises InputsMissing or UserError."""
+def load(folder: Path, *, values: bool = True) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Geometry and canonical CPU tensors in the stored dtypes; without `values` only their names and shapes are read,
+    and they are on the meta device. Raises InputsMissing or UserError.
+    """
     config = hf_config.load(folder)
     tensors: State = {}
     for path in _weight_files(folder):
-        tensors |= {name: one for name, one in read_weights(path).items() if not name.endswith(".inv_freq")}
+        tensors |= {
+            name: one for name, one in read_weights(path, values=values).items() if not name.endswith(".inv_freq")
+        }
     if config.tie_embed_logits:
         tensors.pop("lm_head.weight", None)
     if config.parallel_attn:

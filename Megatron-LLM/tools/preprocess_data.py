@@ -32,6 +32,7 @@ from megatron_llm.fast_tokenizer import Unfit
 from megatron_llm.files import EXIT_AGAIN, UserError, publishing, run_main, write_json
 from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
 from megatron_llm.manifest import COUNTS, Manifest, added, beside
+from megatron_llm.vocabulary import Tokenizer
 
 Counts = dict[str, dict[str, int]]
 """Source -> count -> number."""
@@ -64,14 +65,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and what was written is removed
     inputs = find_inputs(args.input)
-    vocabulary = tokenizer.build(
-        args.tokenizer_type,
-        args.vocab_file,
-        no_new_tokens=args.no_new_tokens,
-        vocab_extra_ids_list=args.vocab_extra_ids_list,
-    )
-    if args.prepend_bos and vocabulary.bos is None:
-        raise UserError(f"--prepend_bos: {args.vocab_file} has no beginning-of-sentence token; leave out the flag")
+    vocabulary = open_vocabulary(args)
     encoder = open_encoder(vocabulary, args.tokenizer_backend)
     try:
         run(args, inputs, encoder)
@@ -109,6 +103,19 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.json_keys = tuple(dict.fromkeys(args.json_keys))
     return args
+
+
+def open_vocabulary(args: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of the flags. Raises UserError when it is unusable or lacks a token that is asked for."""
+    vocabulary = tokenizer.build(
+        args.tokenizer_type,
+        args.vocab_file,
+        no_new_tokens=args.no_new_tokens,
+        vocab_extra_ids_list=args.vocab_extra_ids_list,
+    )
+    if args.prepend_bos and vocabulary.bos is None:
+        raise UserError(f"--prepend_bos: {args.vocab_file} has no beginning-of-sentence token; leave out the flag")
+    return vocabulary
 
 
 class Refused(argparse.Action):

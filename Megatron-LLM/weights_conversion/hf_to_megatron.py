@@ -45,15 +45,22 @@ def check_size(config: ModelConfig, size: int) -> None:
         raise UserError(f"--size={size} but the model has {found:.3f} billion parameters; leave --size out")
 
 
+def check_family(folder: Path, model: str) -> None:
+    """Raise UserError unless a folder, if it is in Hugging Face's layout, holds a model of the kind `model`."""
+    if meta_weights.is_meta(folder):
+        return
+    family = hf_config.family(folder)
+    if family != (model if model in ("mistral", "falcon") else "llama"):
+        raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
+
+
 def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and tensors of either layout. Raises UserError when the folder holds another kind of model."""
     if meta_weights.is_meta(folder):
         return meta_weights.load(folder, model, rope_scaling_factor)
     if rope_scaling_factor is not None:
         raise UserError(f"--rope_scaling_factor is for Meta's layout; {folder}/config.json says what the scaling is")
-    family = hf_config.family(folder)
-    if family != (model if model in ("mistral", "falcon") else "llama"):
-        raise UserError(f"{folder} is a {family} model, not {model}; give {'llama2' if family == 'llama' else family}")
+    check_family(folder, model)
     return hf_weights.load(folder)
 
 

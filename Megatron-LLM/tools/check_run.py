@@ -1,0 +1,184 @@
+"""python Megatron-LLM/tools/check_run.py < REQUEST.json
+
+Would the commands of a run be refused? Checks before anything runs what the engine's own checks can know without tokens
+and without weights: every command's flags, whether ranks, batch and model fit together, the learning-rate schedule, the
+base model's architecture, files and tensor shapes, and the tokenizer. Prints every problem it finds as one line and
+exits 2, or 0 when there is none.
+
+REQUEST is a JSON object: `commands` maps the name of a stage to its command line, which begins with the script, such as
+`["Megatron-LLM/finetune.py", "--lr", "0.1"]`; `base` is the folder of the base model; `ranks` is how many processes
+train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from megatron_llm import arguments, hf_weights, layout, meta_weights, reshard, start
+from megatron_llm.files import EXIT_USER_ERROR, UserError, run_main
+from megatron_llm.model_config import ModelConfig
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be checked."""
+
+    commands: Mapping[str, Sequence[str]]
+    """Stage -> command line, the script first."""
+    base: Path
+    """Folder of the base model."""
+    ranks: int
+    """Processes that train."""
+
+    @classmethod
+    def read(cls, text: str) -> Request:
+        """Parse a request. Raises UserError."""
+        try:
+            raw = json.loads(text)
+            return cls(dict(raw["commands"]), Path(raw["base"]), int(raw["ranks"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"standard input is not a request ({error!r}); its form is described by --help") from error
+
+
+def main() -> int:
+    """Check every command; print the problems."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    problems = list(find_problems(Request.read(sys.stdin.read())))
+    for problem in problems:
+        print(problem)
+    return EXIT_USER_ERROR if problems else 0
+
+
+def find_problems(request: Request) -> Iterator[str]:
+    """One line for each thing that a command of the run would be refused for."""
+    try:
+        config = describe(request.base)
+    except UserError as error:
+        config = None
+        yield f"model.base: {error}"
+    for stage, command in request.commands.items():
+        check = CHECKS.get(Path(command[0]).name, check_flags)
+        try:
+            check(list(command), request, config)
+        except UserError as error:
+            yield f"{stage}: {error}"
+
+
+def describe(base: Path) -> ModelConfig:
+    """The geometry of the base model, after a look at all its files; no weight is read. Raises UserError."""
+    if meta_weights.is_meta(base):
+        return meta_weights.load(base, "llama2")[0]
+    config, _ = hf_weights.load(base, values=False)
+    return config
+
+
+def parse(command: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """One of the engine's scripts, and its flags by its own parser. Raises UserError."""
+    script, *words = command
+    module = load_script(PROJECT / script)
+    said, before = io.StringIO(), sys.argv
+    sys.argv = [Path(script).name, *words]
+    try:
+        with contextlib.redirect_stderr(said):
+            return module, module.parse_args()
+    except SystemExit as error:  # argparse has written its usage, and the mistake last
+        raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
+    finally:
+        sys.argv = before
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of the engine as a module; scripts lie outside of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_flags(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """The flags of a script that has no further check here."""
+    parse(command)
+
+
+def check_conversion(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """hf_to_megatron.py: the model is of the family and size that its flags say."""
+    module, args = parse(command)
+    if config is None:
+        return
+    module.check_family(request.base, args.model)
+    if args.size is not None:
+        module.check_size(config, args.size)
+
+
+def check_layout(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """checkpoint_util.py: the model can be cut over the parallel ranks."""
+    _, args = parse(command)
+    if config is not None and args.saver == "megatron":
+        reshard.check_sizes(config, args.target_tensor_parallel_size or 1, args.target_pipeline_parallel_size or 1)
+
+
+def check_tokenizer(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """preprocess_data.py: the tokenizer can be opened, has the tokens asked for, and makes no id the model lacks."""
+    module, args = parse(command)
+    vocabulary = module.open_vocabulary(args)
+    if config is not None and vocabulary.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{args.vocab_file} makes {vocabulary.vocab_size} kinds of tokens and the model's embedding has only "
+            f"{config.vocab_size}; give the model's own tokenizer"
+        )
+
+
+def check_samples(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """build_index.py: finetune.py's flags, of which it needs fewer."""
+    script = load_script(PROJECT / command[0])
+    arguments.parse(command[1:], optional=script.NOT_NEEDED)
+
+
+def check_training(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """finetune.py: flags, ranks, batch, schedule, and how the model is spread."""
+    args = arguments.parse(command[1:])
+    batch, _ = layout.batch_layout(args, request.ranks)
+    start.schedule(args, batch, {})
+    if config is None:
+        return
+    layout.check(config, args, request.ranks)
+    if args.seq_length > config.max_position_embeddings:
+        raise UserError(
+            f"--seq_length {args.seq_length} is more than the model's max_position_embeddings "
+            f"{config.max_position_embeddings}; use at most that"
+        )
+
+
+def check_push(command: list[str], request: Request, config: ModelConfig | None) -> None:
+    """push_to_hub.py: its flags, and the size of a file."""
+    _, args = parse(command)
+    hf_weights.parse_size(args.max_shard_size)
+
+
+CHECKS: dict[str, Callable[[list[str], Request, ModelConfig | None], None]] = {
+    "hf_to_megatron.py": check_conversion,
+    "checkpoint_util.py": check_layout,
+    "preprocess_data.py": check_tokenizer,
+    "build_index.py": check_samples,
+    "finetune.py": check_training,
+    "push_to_hub.py": check_push,
+}
+"""Script -> what is checked of its command line; of other scripts the flags."""
+
+
+if __name__ == "__main__":
+    run_main(main)
