@@ -1,14 +1,15 @@
 """python demo/base_model.py --text FOLDER --output FOLDER
 
-Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte
-fallback) and a
-small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes; a finished folder is kept.
+Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte fallback)
+and a small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes; a finished folder
+is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from snakmodel.stage import fingerprint
 
 VOCAB_SIZE = 2000
 SEED = 8446
+TOO_HIGH = re.compile(r"Vocabulary size too high .*<= (\d+)")
+"""What SentencePiece says where the text has too few different parts, and how many pieces it could make."""
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -37,34 +40,46 @@ def lines(files: list[Path]) -> Iterator[str]:
                     yield line.strip()
 
 
-def train_tokenizer(files: list[Path], prefix: Path) -> None:
-    """Write PREFIX.model: BPE of VOCAB_SIZE pieces, Llama's settings. Raises UserError when the text is too small."""
+def train_tokenizer(files: list[Path], prefix: Path) -> int:
+    """Write PREFIX.model and return how many pieces it has: VOCAB_SIZE, or as many as a small or uniform text gives."""
+    try:
+        _train(files, prefix, VOCAB_SIZE)
+        return VOCAB_SIZE
+    except RuntimeError as error:
+        most = TOO_HIGH.search(str(error))
+        if most is None:
+            raise UserError(
+                f"no tokenizer can be trained on the {len(files)} .txt files ({error}); give some hundreds of lines "
+                "of ordinary text"
+            ) from error
+    size = int(most[1])
+    _train(files, prefix, size)
+    return size
+
+
+def _train(files: list[Path], prefix: Path, vocab_size: int) -> None:
+    """Train a BPE tokenizer with Llama's settings. Raises RuntimeError."""
     import sentencepiece
 
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(files),
-            model_prefix=str(prefix),
-            model_type="bpe",
-            vocab_size=VOCAB_SIZE,
-            character_coverage=0.9995,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            unk_surface=" \u2047 ",
-            max_sentence_length=1 << 16,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"the text is too small for a tokenizer of {VOCAB_SIZE} pieces; give some hundreds of lines ({error})"
-        ) from error
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines(files),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=0.9995,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        unk_surface=" \u2047 ",
+        max_sentence_length=1 << 16,
+        num_threads=1,
+        minloglevel=2,
+    )
 
 
-def save_model(folder: Path) -> None:
+def save_model(folder: Path, vocab_size: int) -> None:
     """Write a Llama of 1.2 million random parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -73,7 +88,7 @@ def save_model(folder: Path) -> None:
     logging.disable_progress_bar()
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=344,
         num_hidden_layers=4,
@@ -102,12 +117,12 @@ def main() -> int:
         return 0
     with publishing(args.output) as (folder,):
         folder.mkdir()
-        train_tokenizer(files, folder / "tokenizer")
+        pieces = train_tokenizer(files, folder / "tokenizer")
         (folder / "tokenizer.vocab").unlink()
-        save_model(folder)
+        save_model(folder, pieces)
         shutil.copymode(folder / "tokenizer.model", folder / "model.safetensors")  # else for the owner alone
         write_json(folder / "made_from.json", made_from)
-    print(f"made the base model {args.output}: {VOCAB_SIZE} pieces, from {len(files)} files")
+    print(f"made the base model {args.output}: {pieces} pieces, from {len(files)} files")
     return 0
 
 

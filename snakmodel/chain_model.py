@@ -51,6 +51,7 @@ def train_stage(c: Context) -> Stage:
         ("python", _FINETUNE, *_training_flags(c)),
         (*outputs, "checkpoints/metrics.jsonl"),
         (Input("merge-tokens"), Input("index"), Input("shard")),
+        unkeyed=flags(keep_last=c.recipe.training.keep_last, keep_every=c.recipe.training.keep_every),
         outside=c.vocabulary,
     )
     return c.stage(
@@ -161,7 +162,8 @@ def _reshard(c: Context, load: str, save: str, tensor: int, pipeline: int, dtype
 
 def _training_flags(c: Context) -> tuple[str, ...]:
     t = c.recipe.training
-    named = t.model_dump(exclude={"dtype", "tensor_parallel", "pipeline_parallel", "recompute_granularity"})
+    elsewhere = {"dtype", "tensor_parallel", "pipeline_parallel", "recompute_granularity", "keep_last", "keep_every"}
+    named = t.model_dump(exclude=elsewhere)
     return (
         *flags(**named),
         *flags(tensor_model_parallel_size=t.tensor_parallel, pipeline_model_parallel_size=t.pipeline_parallel),

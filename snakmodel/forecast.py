@@ -10,7 +10,7 @@ iterations:
     tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
     index       p (4 D + 7 B / L)  order of the training samples: p passes at 5 bytes a token, L tokens a sample
     weights     2 P W              converted, then sharded
-    checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments; n = saves in the whole run, one half-written
+    checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments; n = saves that are kept, one half-written
     exports     3 E P W            merged, Hugging Face, and pushed to a folder (2 E P W when pushed to the Hub)
 
 P is the size of the base model's weight files over the bytes a weight that its config.json names.
@@ -56,7 +56,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
     documents = _documents(recipe, files, text)
     width = _WIDTHS[training.dtype]
     passes = 1 + 5 * training.train_iters * training.global_batch_size * training.seq_length // max(1, text)
-    saves = -(-training.train_iters // training.save_interval)
+    saves = _kept(recipe)
     exported = len(recipe.exported_iterations) * parameters * _WIDTHS[recipe.export.dtype or training.dtype]
     parts = {
         "arrow": text * 11 // 10,
@@ -94,6 +94,16 @@ def free(folder: Path) -> int:
 def gigabytes(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _kept(recipe: Recipe) -> int:
+    """How many checkpoints there are at the most: all that are saved, or those that keep_last and keep_every leave."""
+    t = recipe.training
+    saved = {*range(t.save_interval, t.train_iters, t.save_interval), t.train_iters}
+    if t.keep_last is None:
+        return len(saved)
+    stay = {iteration for iteration in saved if t.keep_every and iteration % t.keep_every == 0}
+    return len(stay | set(sorted(saved)[-t.keep_last :]))
 
 
 def _documents(recipe: Recipe, files: dict[Path, int], text: int) -> int:

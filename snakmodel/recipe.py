@@ -170,6 +170,10 @@ class Training(Section):
     """What follows the end of a document is not counted in the loss."""
     save_interval: int = Field(ge=1)
     """Steps between checkpoints."""
+    keep_last: int | None = Field(default=None, ge=1)
+    """Newest checkpoints that stay; all of them when absent. May be changed while a run is under way."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """With keep_last: checkpoints of iterations divisible by this stay too."""
     eval_interval: int = Field(default=100, ge=1)
     eval_iters: int = Field(default=10, ge=0)
     log_interval: int = Field(default=1, ge=1)
@@ -192,6 +196,11 @@ class Training(Section):
             raise ValueError(
                 f"lr_decay_style is {self.lr_decay_style} and lr_wsd_decay_iters {self.lr_wsd_decay_iters}: WSD and "
                 "the length of its decay belong together; give both or neither"
+            )
+        if self.keep_every and not self.keep_last:
+            raise ValueError(
+                f"keep_every is {self.keep_every} but keep_last is missing: without it every checkpoint stays; give "
+                "both or neither"
             )
         if self.lr_wsd_decay_iters is not None and self.lr_wsd_decay_iters > self.train_iters:
             raise ValueError(
@@ -265,6 +274,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"export.iterations: {iteration} is never saved; checkpoints are written every "
                     f"{t.save_interval} steps and at {t.train_iters}"
+                )
+            if t.keep_last and iteration != t.train_iters and not (t.keep_every and iteration % t.keep_every == 0):
+                raise ValueError(
+                    f"export.iterations: {iteration} may be deleted before it is exported, as training.keep_last is "
+                    f"{t.keep_last}; give a training.keep_every that divides it, or leave keep_last out"
                 )
         if t.seq_length % t.tensor_parallel:
             raise ValueError(

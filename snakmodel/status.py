@@ -49,7 +49,8 @@ def text(found: Diagnosis) -> str:
     """Everything, for a person."""
     name, holder = found.files.root.name, found.files.holder
     parts = [f"{name}: {found.files.root}", "", *table(found)]
-    if numbers := training_numbers.sentence(training_numbers.newest(found.files.root)):
+    root = found.files.root
+    if numbers := training_numbers.sentence(training_numbers.newest(root), training_numbers.planned(root)):
         parts += ["", numbers]
     notes = [*found.files.notes, *found.queue.notes]
     if holder:

@@ -2,12 +2,12 @@
 
 Would the commands of a run be refused? Checks before anything runs what the engine's own checks can know without tokens
 and without weights: every command's flags, whether ranks, batch and model fit together, the learning-rate schedule, the
-base model's architecture, files and tensor shapes, and the tokenizer. Prints every problem it finds as one line and
-exits 2, or 0 when there is none.
+base model's architecture, files and tensor shapes, and the tokenizer. Prints a JSON object: `problems` lists a sentence
+for everything that would be refused (then it exits 2, else 0), and `facts` says how large the training is.
 
 REQUEST is a JSON object: `commands` maps the name of a stage to its command line, which begins with the script, such as
 `["Megatron-LLM/finetune.py", "--lr", "0.1"]`; `base` is the folder of the base model; `ranks` is how many processes
-train.
+train; `device` is the name of the GPU, such as `a100`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from megatron_llm import arguments, hf_weights, layout, meta_weights, reshard, start
+from megatron_llm import arguments, flops, hf_weights, layout, meta_weights, reshard, start
 from megatron_llm.files import EXIT_USER_ERROR, UserError, run_main
 from megatron_llm.model_config import ModelConfig
 
@@ -40,13 +40,15 @@ class Request:
     """Folder of the base model."""
     ranks: int
     """Processes that train."""
+    device: str
+    """Name of the GPU that trains, or a part of it."""
 
     @classmethod
     def read(cls, text: str) -> Request:
         """Parse a request. Raises UserError."""
         try:
             raw = json.loads(text)
-            return cls(dict(raw["commands"]), Path(raw["base"]), int(raw["ranks"]))
+            return cls(dict(raw["commands"]), Path(raw["base"]), int(raw["ranks"]), str(raw["device"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"standard input is not a request ({error!r}); its form is described by --help") from error
 
@@ -54,25 +56,41 @@ class Request:
 def main() -> int:
     """Check every command; print the problems."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    problems = list(find_problems(Request.read(sys.stdin.read())))
-    for problem in problems:
-        print(problem)
-    return EXIT_USER_ERROR if problems else 0
-
-
-def find_problems(request: Request) -> Iterator[str]:
-    """One line for each thing that a command of the run would be refused for."""
+    request = Request.read(sys.stdin.read())
+    problems: list[str] = []
+    config = None
     try:
         config = describe(request.base)
     except UserError as error:
-        config = None
-        yield f"model.base: {error}"
+        problems.append(f"model.base: {error}")
+    problems += find_problems(request, config)
+    facts = find_facts(request, config) if config and not problems else {}
+    print(json.dumps({"problems": problems, "facts": facts}, ensure_ascii=False))
+    return EXIT_USER_ERROR if problems else 0
+
+
+def find_problems(request: Request, config: ModelConfig | None) -> Iterator[str]:
+    """A sentence for each command of the run that would be refused; without `config` the model is not looked at."""
     for stage, command in request.commands.items():
         check = CHECKS.get(Path(command[0]).name, check_flags)
         try:
             check(list(command), request, config)
         except UserError as error:
             yield f"{stage}: {error}"
+
+
+def find_facts(request: Request, config: ModelConfig) -> dict[str, float | None]:
+    """Parameters of the model, FLOPs of the whole training (0 without one), and the GPU's peak in TFLOP/s if known."""
+    total = 0
+    if command := request.commands.get("train"):
+        args = arguments.parse(command[1:])
+        batch, _ = layout.batch_layout(args, request.ranks)
+        total = args.train_iters * flops.training_flops(config, args.seq_length, batch)
+    return {
+        "parameters": flops.parameter_count(config),
+        "training_flops": total,
+        "peak_tflops": flops.peak_tflops(request.device),
+    }
 
 
 def describe(base: Path) -> ModelConfig:
