@@ -230,6 +230,10 @@ class Push(Section):
     """ORG/NAME on the Hugging Face Hub. The last iteration goes to its main branch, others to branches of their own."""
     license: str | None = None
     """Licence of the exported model, in the Hub's spelling (llama2, apache-2.0, other, …); needed with a repository."""
+    language: str | list[str] | None = None
+    """Language of the model for its card: codes such as da, or [da, en]."""
+    base_model: str | None = None
+    """ORG/NAME of the base model on the Hub, for the card, where model.base is not in the Hub's own cache."""
     public: bool = False
     """Whether a repository that does not exist yet is made public."""
     max_shard_size: str = "2GB"

@@ -6,7 +6,9 @@ checkpoints/metrics.jsonl (the losses). Without a run the card describes the mod
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,10 @@ from megatron_llm.files import InputsMissing, UserError
 
 CARD = "README.md"
 CURVE = "loss.png"
+HARDWARE = "hardware.json"
+"""Beside the metrics: on what training ran."""
+CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
+"""A model's folder in the Hub's cache: organisation and name."""
 USE = """## Use
 
 ```python
@@ -53,6 +59,8 @@ class Run:
     """Stage -> the counts of its tasks."""
     metrics: Sequence[Mapping[str, Any]]
     iteration: int
+    hardware: Mapping[str, Any]
+    """Device and number of ranks that trained, as training records them; empty in runs from before it did."""
 
     @property
     def license(self) -> str | None:
@@ -62,6 +70,17 @@ class Run:
     def total(self, stage: str, name: str) -> int:
         """Sum of a count over the tasks of a stage."""
         return sum(int(one.get(name, 0)) for one in self.counts[stage])
+
+    @property
+    def seconds(self) -> float:
+        """How long the iterations took, by the rates in the log; without evaluations, checkpoints and restarts."""
+        settings = self.recipe["training"]
+        tokens, total, last = settings["global_batch_size"] * settings["seq_length"], 0.0, 0
+        for one in self.metrics:
+            if rate := one.get("tokens_per_second"):
+                total += (int(one["iteration"]) - last) * tokens / rate
+                last = int(one["iteration"])
+        return total
 
     def losses(self, name: str) -> list[tuple[int, float]]:
         """(iteration, value) of `lm_loss` or `validation_loss`."""
@@ -78,7 +97,16 @@ def read_run(folder: Path, iteration: int | None) -> Run:
         metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         metrics = [one for one in metrics if int(one["iteration"]) <= last]
     stages = ("prepare", "dedup-filter", "dedup-components", "merge-tokens")
-    return Run(recipe, {stage: _counts(folder / "markers" / stage) for stage in stages}, metrics, last)
+    counts = {stage: _counts(folder / "markers" / stage) for stage in stages}
+    return Run(recipe, counts, metrics, last, _hardware(folder / "checkpoints" / HARDWARE))
+
+
+def _hardware(path: Path) -> Mapping[str, Any]:
+    """What trained the model; empty where an older version trained it."""
+    if not path.exists():
+        return {}
+    with _readable(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -105,11 +133,12 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
 
 def write(folder: Path, model: Model, run: Run | None) -> None:
     """Write README.md, and with a run loss.png, into `folder`."""
-    head = {"license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    head = {**_head(run), "license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
     made = "continually pre-trained" if run is None else f"{_base(run)}, continually pre-trained"
     parts = [
         f"---\n{yaml.safe_dump(head)}---\n\n# {model.name}",
-        f"A language model of {model.parameters:,} parameters ({model.dtype}): {made} with the SnakModel Toolkit.",
+        f"A language model of {model.parameters:,} parameters ({model.dtype}): {made} with the SnakModel Toolkit "
+        f"{toolkit_version()}.",
     ]
     if run:
         parts += [_data(run), _deduplication(run), _training(run)]
@@ -117,6 +146,25 @@ def write(folder: Path, model: Model, run: Run | None) -> None:
     revision = f', revision="{model.revision}"' if model.revision else ""
     parts.append(USE.format(name=model.name, revision=revision))
     (folder / CARD).write_text("\n\n".join(parts), encoding="utf-8")
+
+
+def toolkit_version() -> str:
+    """The version of the toolkit that writes the card."""
+    try:
+        return importlib.metadata.version("snakmodel-toolkit")
+    except importlib.metadata.PackageNotFoundError:  # the engine's folder alone, without an installation
+        return "(version not known)"
+
+
+def _head(run: Run | None) -> dict[str, Any]:
+    """What the Hub reads of a run: languages, and the base model where the recipe or the Hub's cache names it."""
+    if run is None:
+        return {}
+    push = run.recipe.get("push") or {}
+    cached = CACHED.search(str(run.recipe["model"]["base"]))
+    base = push.get("base_model") or (f"{cached[1]}/{cached[2]}" if cached else None)
+    found = {"language": push.get("language"), "base_model": base}
+    return {name: value for name, value in found.items() if value}
 
 
 def _base(run: Run) -> str:
@@ -152,7 +200,8 @@ def _data(run: Run) -> str:
 def _deduplication(run: Run) -> str:
     dedup = run.recipe["dedup"]
     before, after = run.total("prepare", "documents"), run.total("dedup-filter", "documents")
-    settings = ", ".join(f"{name} {value}" for name, value in dedup.items() if name != "ranges")
+    given = {name: value for name, value in dedup.items() if name != "ranges" and value is not None}
+    settings = ", ".join(f"{name} {value}" for name, value in given.items())
     found = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in run.counts["dedup-components"][0].items()
                       if isinstance(n, int))  # fmt: skip
     share = (before - after) / before if before else 0.0
@@ -169,8 +218,13 @@ def _training(run: Run) -> str:
     for name, title in (("lm_loss", "Training loss"), ("validation_loss", "Validation loss")):
         if losses := run.losses(name):
             parts.append(f"{title}: {losses[0][1]:.3f} at first, {losses[-1][1]:.3f} at last.")
+    if run.hardware:
+        parts.append(f"Hardware: {run.hardware['ranks']} x {run.hardware['device']}, torch {run.hardware['torch']}.")
+    if run.seconds:
+        parts.append(f"Time: {run.seconds / 3600:,.2f} hours of training iterations.")
     parts.append(f"![loss curve]({CURVE})")
-    parts.append(_table(("hyper-parameter", "value"), [(name, str(value)) for name, value in settings.items()]))
+    given = [(name, str(value)) for name, value in settings.items() if value is not None]
+    parts.append(_table(("hyper-parameter", "value"), given))
     return "\n\n".join(parts)
 
 

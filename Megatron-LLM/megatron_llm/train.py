@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import platform
 import shutil
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
-from megatron_llm.files import UserError
+from megatron_llm.files import UserError, write_json
 from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
 from megatron_llm.loss_scale import LossScale
@@ -21,6 +22,7 @@ from megatron_llm.masks import Masks
 from megatron_llm.meter import Waited, Work
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
+from megatron_llm.model_card import HARDWARE
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer, set_steps
 from megatron_llm.parallel import World
@@ -127,7 +129,15 @@ def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | Non
     """On rank 0, whose mistakes with it all ranks hear of."""
     opened: list[Metrics] = []
     world.on_rank0(lambda: opened.append(Metrics(args, progress.iteration, progress.evaluation_due)))
+    world.on_rank0(lambda: write_json(args.save / HARDWARE, _hardware(world)))
     return opened[0] if opened else None
+
+
+def _hardware(world: World) -> dict[str, Any]:
+    """What this attempt runs on, for the model card."""
+    gpu = world.device.type == "cuda"
+    device = torch.cuda.get_device_name(world.device) if gpu else f"CPU ({platform.machine()})"
+    return {"device": device, "ranks": world.size, "torch": torch.__version__}
 
 
 def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:

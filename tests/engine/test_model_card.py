@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 
 import pytest
@@ -11,11 +12,14 @@ from small_llama import make_config, make_hf, run
 SCRIPT = "tools/push_to_hub.py"
 
 
-def make_run(root):
+BASE = "/secret/hub/models--meta-llama--Llama-2-7b-hf/snapshots/Llama-2-7b-hf"
+
+
+def make_run(root, base=BASE, **push):
     """A run's folder as far as the card reads it: two shards of two sources, six iterations."""
-    training = {"train_iters": 6, "global_batch_size": 4, "seq_length": 8, "lr": 3e-3}
-    recipe = {"model": {"base": "/secret/models/Llama-2-7b-hf", "family": "llama2"}, "training": training}
-    recipe |= {"dedup": {"num_perm": 64, "threshold": 0.85, "ranges": 16}, "data": {"path": "/secret/text"}}
+    training = {"train_iters": 6, "global_batch_size": 4, "seq_length": 8, "lr": 3e-3, "skip_spikes": None}
+    recipe = {"model": {"base": base, "family": "llama2"}, "training": training, "push": push}
+    recipe |= {"dedup": {"num_perm": 64, "threshold": 0.85, "b": None, "ranges": 16}, "data": {"path": "/secret/text"}}
     (root / "checkpoints").mkdir(parents=True)
     (root / "run.yaml").write_text(yaml.safe_dump({"recipe": recipe, "stage_keys": {}}))
     counts = {
@@ -38,7 +42,10 @@ def make_run(root):
         for number, one in enumerate(tasks):
             marker = {"key": "k", "outputs": {}, "counts": one}
             (root / "markers" / stage / f"{number:05d}.json").write_text(json.dumps(marker))
-    lines = [{"iteration": n, "lm_loss": 9.0 - n} for n in range(1, 7)] + [{"iteration": 4, "validation_loss": 5.5}]
+    (root / "checkpoints/hardware.json").write_text('{"device": "NVIDIA H100", "ranks": 8, "torch": "2.13.0"}')
+    lines = [{"iteration": n, "lm_loss": 9.0 - n, "tokens_per_second": 0.01} for n in range(1, 7)] + [
+        {"iteration": 4, "validation_loss": 5.5}
+    ]
     (root / "checkpoints/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
 
@@ -55,9 +62,15 @@ def push(tmp_path, *flags):
 
 def test_a_card_filled_from_the_run(tmp_path):
     """Licence, base model, each source before and after, tokens, dedup, losses, hyper-parameters and the curve."""
-    code, err, card = push(tmp_path, "--run_dir", make_run(tmp_path / "run"), "--license", "llama2")
+    code, err, card = push(tmp_path, "--run_dir", make_run(tmp_path / "run", language="da"), "--license", "llama2")
     assert code == 0, err
-    assert yaml.safe_load(card.split("---\n")[1])["license"] == "llama2"
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "language": "da",
+        "base_model": "meta-llama/Llama-2-7b-hf",
+        "license": "llama2",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
     for text in (
         "parameters (float32): Llama-2-7b-hf (llama2), continually pre-trained",
         "| news | 1,200 | 1,050 | 5,900 | 123,000 |",
@@ -70,10 +83,14 @@ def test_a_card_filled_from_the_run(tmp_path):
         "Training loss: 8.000 at first, 5.000 at last.",
         "Validation loss: 5.500",
         "| lr | 0.003 |",
+        f"with the SnakModel Toolkit {importlib.metadata.version('snakmodel-toolkit')}.",
+        "Hardware: 8 x NVIDIA H100, torch 2.13.0.",
+        "Time: 3.56 hours of training iterations.",  # 4 iterations of 32 tokens at 0.01 tokens/s
         "![loss curve](loss.png)",
     ):
         assert text in card
     assert "secret" not in card
+    assert "None" not in card
     assert str(tmp_path) not in card
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -119,3 +136,16 @@ def test_a_run_that_is_not_whole_is_named(tmp_path, name, content, code):
     assert (found, card) == (code, "")
     assert name.removesuffix("/00000.json") in err
     assert "--run_dir" in err
+
+
+def test_the_base_model_on_the_hub(tmp_path):
+    """The recipe names it where the folder does not tell; a folder's own name is no name on the Hub."""
+    for number, (base, given, expected) in enumerate(
+        [("/models/Llama", None, None), ("/models/Llama", "meta-llama/Llama", "meta-llama/Llama"), (BASE, "a/b", "a/b")]
+    ):
+        root = make_run(tmp_path / f"run{number}", base, base_model=given)
+        (root / "checkpoints/hardware.json").unlink()  # as older versions leave a run
+        code, err, card = push(tmp_path / str(number), "--run_dir", root, "--license", "llama2")
+        assert code == 0, err
+        assert yaml.safe_load(card.split("---\n")[1]).get("base_model") == expected
+        assert "Hardware" not in card

@@ -55,7 +55,13 @@ def test_a_run_reports_what_it_did(straight: tuple[Path, str]) -> None:
     assert [r["learning_rate"] for r in records[:5]] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3], rel=2e-3)
     assert records[-2]["consumed_samples"] == 320
     present = sorted(path.name for path in save.iterdir())
-    assert present == ["iter_0000020", "iter_0000040", "latest_checkpointed_iteration.txt", "metrics.jsonl"]
+    assert present == [
+        "hardware.json",
+        "iter_0000020",
+        "iter_0000040",
+        "latest_checkpointed_iteration.txt",
+        "metrics.jsonl",
+    ]
 
 
 def test_interruptions_change_nothing(tmp_path: Path, tiny_data: Path, straight: tuple[Path, str]) -> None:
