@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from megatron_llm import arguments, flops, hf_weights, layout, meta_weights, reshard, start
+from megatron_llm import arguments, flops, gpt_dataset, hf_weights, layout, meta_weights, reshard, start
 from megatron_llm.files import EXIT_USER_ERROR, UserError, run_main
 from megatron_llm.model_config import ModelConfig
 
@@ -171,6 +171,8 @@ def check_training(command: list[str], request: Request, config: ModelConfig | N
     args = arguments.parse(command[1:])
     batch, _ = layout.batch_layout(args, request.ranks)
     start.schedule(args, batch, {})
+    if split := args.data().split:
+        gpt_dataset.split_boundaries(split, 1000)
     if config is None:
         return
     layout.check(config, args, request.ranks)
