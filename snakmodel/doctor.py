@@ -12,28 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from snakmodel.jobqueue import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
-from snakmodel.runfiles import RunFiles, StageFiles, Story
+from snakmodel.pending_reasons import NEVER, explain
+from snakmodel.runfiles import RunFiles, StageFiles, Story, tail
 
 State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "missing")
-
-NEVER = "DependencyNeverSatisfied"
-_REASONS = {
-    "Priority": "other jobs come first",
-    "Resources": "waits for free nodes",
-    "JobArrayTaskLimit": "as many of its array run as array_parallelism allows",
-    "BeginTime": "was requeued and may start again shortly",
-    "JobHeldUser": "held by you: scontrol release JOB",
-    "JobHeldAdmin": "held by the administrators",
-    "ReqNodeNotAvail": "nodes it may use are down or reserved",
-    "PartitionDown": "its partition is down",
-    "PartitionInactive": "its partition takes no jobs to start",
-    "PartitionTimeLimit": "its time limit is over the partition's",
-    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
-    "BadConstraints": "no node has what it asks for",
-    "Licenses": "waits for a licence",
-    "Reservation": "waits for its reservation",
-}
+_ERROR_LINES = 50
+"""Lines at the end of a log among which the error is looked for."""
 
 
 @dataclass
@@ -48,6 +33,8 @@ class Pack:
     node: str = ""
     job: str = ""
     attempts: int = 0
+    remedy: str = ""
+    """What the user must do before Slurm starts it; empty where waiting is enough."""
 
 
 @dataclass
@@ -180,14 +167,20 @@ class _Judge:
         if job and job.state in RUNNING:
             return "running", "is just ending" if job.state == "COMPLETING" else job.state.lower()
         if job and job.active:
+            pack.remedy = explain(job.reason, job.id).remedy
             return _queued(job, root, waiting)
         if self.runs_here:
-            return self._local(story, root, waiting)
+            return self._local(story, root, waiting, self.files.log(self.judged[stage].files, pack.number))
         if job and job.state in FAILED:
-            folder = self.files.log(self.judged[stage].files, pack.number).parent
-            return "failed", _never_began(job, folder) if story.job != job.id else _ended(job, story)
+            log = self.files.log(self.judged[stage].files, pack.number)
+            if story.job == job.id and job.state == "FAILED" and story.last.get("event") == "start":
+                return (
+                    "missing",
+                    "its job was killed from outside, and it could not say why; there is nothing to repair",
+                )
+            return "failed", _never_began(job, log.parent) if story.job != job.id else _ended(job, story, log)
         if not job and story.last.get("event") == "failed" and self._is_current(stage, pack.number, story):
-            return "failed", _ended(None, story)
+            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
         if root:
             removed = "; Slurm removed its job" if job and job.state == "CANCELLED" else ""
             return "blocked", f"because {root} failed{removed}"
@@ -210,11 +203,11 @@ class _Judge:
         last = story.job.partition("_")[0]
         return last not in self.order or self.order[last] >= self.order.get(newest, -1)
 
-    def _local(self, story: Story, root: str, waiting: list[str]) -> tuple[State, str]:
+    def _local(self, story: Story, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
         """The state of a pack while a launcher runs the stages itself."""
         event = story.last.get("event") if story.job == self.launcher else None
         if event == "failed":
-            return "failed", _ended(None, story)
+            return "failed", _ended(None, story, log)
         if event == "start":
             return "running", f"by the launcher on {self.files.holder.get('host')}"
         if root:
@@ -258,29 +251,32 @@ def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
         if root:
             return "blocked", f"because {root} failed"
         return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for jobs that are just ending"
-    word = job.reason.strip("()").partition(",")[0]
-    if word in ("None", ""):
-        return "pending", "just submitted, or about to start"
-    return "pending", f"{_REASONS[word]} ({word})" if word in _REASONS else f"Slurm says {job.reason}"
+    return "pending", explain(job.reason, job.id).words
 
 
 def _never_began(job: Job, logs: Path) -> str:
     """Why a job failed of which no attempt says anything: Slurm itself could not start it."""
     if job.state != "FAILED":
-        return _ended(job, Story())
+        return _ended(job, Story(), logs)
     if not logs.is_dir():
         gone = f"{logs}, the folder of its log, is gone; the launcher makes it anew"
         return f"Slurm could not start it (FAILED: {job.reason}): {gone}"
     return f"it ended before its command began (FAILED: {job.reason}); its log or the node may say why"
 
 
-def _ended(job: Job | None, story: Story) -> str:
-    """Why a pack failed: what the driver decided, else Slurm's word."""
+def _ended(job: Job | None, story: Story, log: Path) -> str:
+    """Why a pack failed: what the driver decided, with the error in the log where it says more; else Slurm's word."""
     if story.last.get("event") == "failed" and story.last.get("reason"):
         reason = str(story.last["reason"])
-        return "refused: its inputs or settings are not right" if reason == "refused" else reason
+        return f"refused: {_error_in(log)}" if reason == "refused" else reason
     if job and job.state == "TIMEOUT":
         return "reached its time limit (TIMEOUT)"
     if job and job.state == "OUT_OF_MEMORY":
         return "used more memory than it asked for (OUT_OF_MEMORY): raise mem_gb in cluster.yaml"
     return f"ended {job.state}: {job.reason}" if job else "failed"
+
+
+def _error_in(log: Path) -> str:
+    """The last error that a log names, so that a full disk, a damaged file and a wrong setting can be told apart."""
+    errors = [line for line in tail(log, _ERROR_LINES) if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else "its inputs or settings are not right; its log says more"

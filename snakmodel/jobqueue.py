@@ -22,6 +22,8 @@ QUEUED = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECI
 FAILED = frozenset(["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"])
 INTERRUPTED = frozenset(["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"])
 """Ended through no fault of the command."""
+CONTINUATION = "continuation"
+"""Stands in the journal for the stage of the job that submits the rest of a run."""
 _IDS_A_CALL = 500
 
 

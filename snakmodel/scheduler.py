@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snakmodel.jobqueue import array_ranges
+from snakmodel.jobqueue import CONTINUATION, array_ranges
 from snakmodel.limits import Limits, Room, check_indices, read_limits
 from snakmodel.once import Journal, Refused, Submission
 from snakmodel.plan import Plan
@@ -25,8 +25,6 @@ from snakmodel.slurm import active_packs, make_executor, read_submissions, scrub
 from snakmodel.squeue import my_jobs, same_job
 from snakmodel.stage import Stage
 
-CONTINUATION = "continuation"
-"""Stands in the journal for the stage of the job that submits the rest."""
 _POLL_SECONDS = 15
 _SAVED_SECONDS = 7
 """slurmctld writes what it has accepted to disk within five seconds; one that is killed before has forgotten it."""

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from snakmodel import training_numbers
-from snakmodel.doctor import NEVER, STATES, Diagnosis, Pack, StageState, diagnose
-from snakmodel.jobqueue import array_ranges
+from snakmodel.doctor import STATES, Diagnosis, Pack, StageState, diagnose
+from snakmodel.jobqueue import CONTINUATION, array_ranges
+from snakmodel.pending_reasons import NEVER
 from snakmodel.runfiles import RunFiles, find_run, tail
 
 _TAIL = 15
@@ -136,6 +137,9 @@ def _failure(found: Diagnosis, stage: StageState, pack: Pack, lines: int) -> lis
 def advice(found: Diagnosis) -> str:
     """One line: the next step of whoever looks after this run."""
     again = "run the launcher again as before (such as jobs/submit_all.py): it continues with what is missing"
+    rest = [job.id for stage, job in found.queue.others if stage == CONTINUATION]
+    if rest:
+        again = f"wait until the continuation job {rest[0]}, which submits what is left, has ended; then {again}"
     failed, blocked = found.packs("failed"), found.packs("blocked")
     unknown, left = found.packs("unknown"), found.packs("missing")
     active = found.packs("running") or found.packs("pending")
@@ -147,15 +151,19 @@ def advice(found: Diagnosis) -> str:
         return f"repair what the log of {names} says{free}, then {again}."
     if never:
         return f"free the queue of jobs that can never start (jobs/cancel.py {root}), then {again}."
-    if unknown:
-        return "ask again when Slurm answers (scontrol ping)."
+    if unknown or (not found.queue.answered and found.queue.notes):
+        return "Slurm does not answer: type `scontrol ping`, and ask again when its controller is up."
+    remedies = list(dict.fromkeys(pack.remedy for _, pack in found.packs("pending") if pack.remedy))
+    if remedies:
+        return f"{'; '.join(remedies[:_REASONS_SHOWN])}."
+    if rest:
+        return f"nothing but wait: the continuation job {rest[0]} submits what is left."
     if left and not active:
         return f"{again[0].upper()}{again[1:]}."
     if left:
         return f"wait for what is queued or runs, then {again}."
     if active:
-        held = any("Held" in pack.why for _, pack in found.packs("pending"))
-        return "release the held jobs (scontrol release JOB)." if held else "nothing but wait; ask again for news."
+        return "nothing but wait; ask again for news."
     planned = [stage for stage in found.stages if stage.files.tasks is not None]
     if len(planned) < len(found.stages):
         return f"what was asked for is done; for the stages that were not, {again}."

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from snakmodel.attempts import log_event
 from snakmodel.doctor import Diagnosis, State, diagnose
 from snakmodel.jobqueue import Job, Owner, Queue, _records
 from snakmodel.local import LocalScheduler
@@ -197,6 +198,73 @@ def judged(root: Path, jobs: list[Job]) -> Diagnosis:
     queue = Queue(packs={("first", 0): jobs})
     judge = _Judge(files, queue)
     return Diagnosis(files, queue, [judge.stage(stage) for stage in files.stages])
+
+
+@pytest.mark.parametrize(
+    ("reason", "words", "remedy"),
+    [
+        ("None", "just submitted, or about to start", "wait for what is queued or runs"),
+        ("Priority", "other jobs come first (Priority)", "wait for what is queued or runs"),
+        ("JobHeldUser", "held by you (JobHeldUser)", "scontrol release 7_0."),
+        ("launch failed requeued held", "held, as Slurm could not start it", "then scontrol release 7_0."),
+        ("job requeued in held state", "held", "scontrol release 7_0."),
+        ("user env retrieval failed requeued held", "held, as Slurm could not start it", "then scontrol release 7_0."),
+        ("JobHeldAdmin", "held by the administrators", "ask your administrators."),
+        ("PartitionTimeLimit", "its time limit is over the partition's", "minutes is too high"),
+        ("ReqNodeNotAvail, UnavailableNodes:node3", "down, drained or reserved (ReqNodeNotAvail, Una", "sinfo -R"),
+        ("AssocGrpCPUMinutesLimit", "your account has used its time", "sacctmgr show assoc"),
+        ("AssocGrpCpuLimit", "your account uses as much as it may at once", "wait for what is queued or runs"),
+        ("AssocMaxCpuPerJobLimit", "one such job is more than your account allows", "sacctmgr show assoc"),
+        ("QOSMaxWallDurationPerJobLimit", "one such job is more than the QOS allows", "sacctmgr show qos"),
+        ("QOSMinGRES", "it asks for less than the QOS demands", "sacctmgr show qos"),
+        ("InvalidAccount", "its account does not exist", "account is wrong: correct it in cluster.yaml"),
+        ("Nodes required for job are DOWN, DRAINED", "nodes that it needs are down", "sinfo -R"),
+        ("NewReason", "Slurm says NewReason", "ask your administrators what `NewReason` means here."),
+    ],
+)
+def test_why_a_job_waits(tmp_path: Path, reason: str, words: str, remedy: str) -> None:
+    """Slurm's words for waiting jobs come in plain words, with what to type where waiting alone does not help."""
+    found = judged(tmp_path / "run", [Job("7", 0, "PENDING", reason, "", "run-first-t", "")])
+    assert words in found.stages[0].packs[0].why
+    assert remedy in text(found).rpartition("What to do next: ")[2]
+
+
+def test_a_continuation_job_is_waited_for(tmp_path: Path) -> None:
+    """While a job that submits the rest is queued, nobody is told to run the launcher again now."""
+    found = judged(tmp_path / "run", [])
+    assert "Run the launcher again" in text(found)
+    found.queue.others = [("continuation", Job("9", 0, "PENDING", "Dependency", "", "run-continuation-u", ""))]
+    assert text(found).endswith("nothing but wait: the continuation job 9_0 submits what is left.")
+    failed = judged(tmp_path / "run", [Job("7", 0, "TIMEOUT", "TimeLimit", "", "run-first-t", "")])
+    failed.queue.others = found.queue.others
+    assert "then wait until the continuation job 9_0, which submits what is left, has ended; then run" in text(failed)
+
+
+def test_a_controller_that_is_down(tmp_path: Path) -> None:
+    """The user is told how to ask whether the controller is up."""
+    found = judged(tmp_path / "run", [])
+    found.queue.answered = False
+    found.queue.notes.append("Slurm did not answer")
+    assert "Slurm does not answer: type `scontrol ping`" in text(found)
+
+
+def test_a_driver_that_was_killed(tmp_path: Path) -> None:
+    """A job whose driver was killed left nothing to repair: it is missing, not failed."""
+    root = tmp_path / "run"
+    root.mkdir()
+    log_event(root, "first", "start", pack=0, attempt="7_0.r0", node="node1")
+    found = judged(root, [Job("7", 0, "FAILED", "NonZeroExitCode", "node1", "run-first-t", "")])
+    pack = found.stages[0].packs[0]
+    assert (pack.state, "there is nothing to repair" in pack.why) == ("missing", True), pack
+    assert "Run the launcher again" in text(found)
+
+
+def test_what_was_refused_is_said(tmp_path: Path) -> None:
+    """A command's own error stands in the table: a full disk is not an input that is not right."""
+    script = "import sys; print('error: /data: No space left on device', file=sys.stderr); sys.exit(2)"
+    root = tmp_path / "run"
+    assert LocalScheduler(toy.plan(root, toy.two_stages(root, shards=1, script=script))).run() == 1
+    assert "failed: refused: /data: No space left on device" in shown(root)
 
 
 @pytest.mark.parametrize(
