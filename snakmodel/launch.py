@@ -26,12 +26,14 @@ from snakmodel.lock import run_lock
 from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
 from snakmodel.publish import UserError
-from snakmodel.scheduler import SlurmScheduler
+from snakmodel.scheduler import SAVED_SECONDS, SlurmScheduler
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
 
 _CONTINUATION_SECONDS = 3600.0
+_SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
+"""squeue cuts names after eight characters, and then stages of a run cannot be told apart."""
 _PROBE_BYTES = 1 << 16
 """More than what a full disk may still take into its last block."""
 
@@ -111,10 +113,15 @@ def make_writable(folder: Path, what: str, remedy: str) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{what}, {folder}, cannot be written: {error.strerror}. "
-            f"{'Free space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'Correct its permissions'} "
-            f"or give {remedy}."
+            f"{what}, {folder}, cannot be written: {error.strerror}. {_mend(error, folder)}or give {remedy}."
         ) from error
+
+
+def _mend(error: OSError, folder: Path) -> str:
+    """What to do about a folder that cannot be written, as the beginning of a sentence that ends in an alternative."""
+    if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        return f"{in_the_way} is a file: move it away, "
+    return "Free space " if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions "
 
 
 def _explain(plan: Plan, selected: Sequence[str]) -> None:
@@ -153,9 +160,10 @@ def _submit(scheduler: SlurmScheduler) -> int:
     elif submitted:
         console.print(
             f"Submitted {sum(len(one.packs) for one in submitted)} tasks in {len(submitted)} jobs. What to type next:\n"
-            f"  squeue --me                            # watch them\n"
+            f"  {_SQUEUE}   # watch them, with their stages\n"
             f"  tail -F {plan.logs('<stage>')}/*.out   # read along\n"
-            f"  the same command again                 # submit what is missing, should something fail"
+            f"  the same command again   # submit what is missing, should something fail",
+            soft_wrap=True,
         )
     elif not scheduler.left and not given_up:
         console.print("Nothing was submitted: every selected stage is done, queued or running.")
@@ -164,6 +172,8 @@ def _submit(scheduler: SlurmScheduler) -> int:
             f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
             "a continuation job submits them when these have ended."
         )
+    if submitted and not scheduler.dry:
+        console.print(f"Making sure that Slurm has kept them; this takes up to {SAVED_SECONDS} s.")
     for note in scheduler.confirm():
         console.print(f"{note}: its controller was restarted. Submitted again.")
     return 1 if given_up and not submitted else 0

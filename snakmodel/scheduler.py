@@ -26,7 +26,7 @@ from snakmodel.squeue import my_jobs, same_job
 from snakmodel.stage import Stage
 
 _POLL_SECONDS = 15
-_SAVED_SECONDS = 7
+SAVED_SECONDS = 7
 """slurmctld writes what it has accepted to disk within five seconds; one that is killed before has forgotten it."""
 _REMEMBERED_SECONDS = 240
 """Ended jobs are listed for so long at least, where MinJobAge is its default of 300."""
@@ -95,7 +95,7 @@ class SlurmScheduler:
         fresh = [one for one in self.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
         if not fresh:
             return {}
-        time.sleep(max(0.0, max(one.accepted for one in fresh) + _SAVED_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, max(one.accepted for one in fresh) + SAVED_SECONDS - time.monotonic()))
         known = my_jobs(self.journal.patience)
         lost: dict[str, list[int]] = {}
         for one in fresh:
