@@ -24,6 +24,7 @@ from snakmodel.publish import (
     EXIT_INPUTS_MISSING,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
+    encoded,
     write_json,
 )
 
@@ -244,6 +245,6 @@ def log_event(root: Path, stage: str, event: str, **details: object) -> None:
     line = json.dumps({"time": stamp, "stage": stage, "event": event, **details}, ensure_ascii=False) + "\n"
     descriptor = os.open(root / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, line.encode())
+        os.write(descriptor, encoded(line))
     finally:
         os.close(descriptor)

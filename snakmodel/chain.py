@@ -15,6 +15,7 @@ from snakmodel.chain_context import Context
 from snakmodel.chain_data import data_stages
 from snakmodel.chain_model import export_stages, train_stage, weight_stages
 from snakmodel.config import Config
+from snakmodel.inputs import Inputs
 from snakmodel.sources import Part
 from snakmodel.stage import Chain
 
@@ -41,7 +42,7 @@ STAGES = [
 ]
 
 
-def build(config: Config, root: Path, shards_file: Path, shards: Sequence[Sequence[Part]]) -> Chain:
+def build(config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> Chain:
     """Declare every stage of a run. Raises UserError when the base model or the tokenizer is not what it should be."""
-    c = Context(config, root, shards_file, shards)
+    c = Context(config, root, shards, inputs)
     return Chain.of(root, [*data_stages(c), *weight_stages(c), train_stage(c), *export_stages(c)])

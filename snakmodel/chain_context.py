@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from snakmodel.config import Config
+from snakmodel.inputs import Inputs
+from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError
 from snakmodel.recipe import Tokenizer
 from snakmodel.sources import Part
-from snakmodel.stage import Input, Stage, Task, fingerprint
+from snakmodel.stage import Input, Stage, Task
 
 CORPUS = "tokens/corpus_text_document"
 INDEX = "index"
@@ -22,18 +24,19 @@ CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 class Context:
     """The settings that the stages share while they are declared."""
 
-    def __init__(self, config: Config, root: Path, shards_file: Path, shards: Sequence[Sequence[Part]]) -> None:
+    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
         """Raises UserError when the base model or the tokenizer is not what it should be."""
         self.recipe = config.recipe
         self.cluster = config.cluster
         self.root = root
-        self.shards_file = shards_file
+        self.shards_file = RunPaths(root).shards
         self.shards = shards
+        self.inputs = inputs
         base = _base_config(self.recipe.model.base)
         self.vocab_size = int(base["vocab_size"])
         self.tied = bool(base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
         """Whether the base model's output layer is its embedding."""
-        self.vocabulary = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in fingerprint(path)]
+        self.vocabulary = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in inputs.whole(path)]
         _check_tokenizer(self.recipe.tokenizer, self.vocab_size, self.recipe.model.base)
 
     def path(self, name: str) -> str:
@@ -63,11 +66,6 @@ def flags(**values: object) -> tuple[str, ...]:
         elif value is not None and value is not False:
             words += [f"--{name}", str(value)]
     return tuple(words)
-
-
-def shard_name(index: int) -> str:
-    """The stem of a shard's files."""
-    return f"shard-{index:05d}"
 
 
 def shard_task(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
-from snakmodel.chain_context import CORPUS, INDEX, Context, flags, shard_name, shard_task, token_files
-from snakmodel.stage import Input, Stage, Task, fingerprint
+from snakmodel.chain_context import CORPUS, INDEX, Context, flags, shard_task, token_files
+from snakmodel.paths import shard_name
+from snakmodel.stage import Input, Stage, Task
 
 _DEDUP = ("python", "-m", "snakmodel.dedup")
 _EXPORT_TEXT = ("python", "-m", "snakmodel.export_text")
@@ -34,7 +34,6 @@ def data_stages(c: Context) -> list[Stage]:
 
 def prepare(c: Context) -> Stage:
     """Raw text to Arrow shards."""
-    files = {file: fingerprint(Path(file)) for file in {part.file for shard in c.shards for part in shard}}
     data, wanted = c.recipe.data, c.recipe.data.clean
     settings = flags(
         document=data.document,
@@ -48,7 +47,7 @@ def prepare(c: Context) -> Stage:
     def task(index: int) -> Task:
         prefix = f"arrow/{shard_name(index)}"
         argv = ("python", "-m", "snakmodel.prepare", "--shards", str(c.shards_file), "--shard", str(index))
-        outside = [[*files[part.file], {**asdict(part), "file": None}] for part in c.shards[index]]
+        outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
         return shard_task((*argv, "--output", c.path(prefix), *settings), prefix, ".arrow", outside=outside)
 
     return c.stage("prepare", [task(i) for i in range(len(c.shards))], {}, per_shard=True)

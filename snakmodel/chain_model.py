@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from snakmodel.chain_context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags, shard_name
-from snakmodel.publish import UserError
-from snakmodel.stage import Input, Stage, Task, fingerprint
+from pathlib import Path
+
+from snakmodel.chain_context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags
+from snakmodel.paths import shard_name
+from snakmodel.publish import READ, Marker, UserError
+from snakmodel.stage import Input, Stage, Task
+from snakmodel.tasklist import marker_path
 
 _HF_TO_MEGATRON = "Megatron-LLM/weights_conversion/hf_to_megatron.py"
 _MEGATRON_TO_HF = "Megatron-LLM/weights_conversion/megatron_to_hf.py"
@@ -18,10 +22,14 @@ def weight_stages(c: Context) -> list[Stage]:
     """The base model to the layout that training loads, behind a gate."""
     m, t = c.recipe.model, c.recipe.training
     size = (f"--size={m.size}",) if m.size else ()
+    files = _files(m.base)
+    marker = Marker.read(marker_path(c.root, "convert", 0))
+    read = marker.counts.get(READ, {}) if marker else {}
     convert = Task(
         ("python", _HF_TO_MEGATRON, m.family, *size, f"--out={c.path('megatron')}", f"--model-path={m.base}"),
         ("megatron/release", f"megatron/{TRACKER}"),
-        outside=[fingerprint(path) for path in sorted(m.base.iterdir()) if path.is_file()],
+        outside=[c.inputs.whole(path, read.get(path.name)) for path in files],
+        reads=tuple(map(str, files)),
     )
     verify = Task(
         _verify(c, "megatron", str(m.base), "megatron/verify.json", c.recipe.export.tolerance),
@@ -41,6 +49,14 @@ def weight_stages(c: Context) -> list[Stage]:
         c.stage("verify", [verify], {"convert": "all", "prepare": "all"}),
         c.stage("shard", [shard], {"convert": "all", "verify": "all"}),
     ]
+
+
+def _files(base: Path) -> list[Path]:
+    """The files of a model's folder. Raises UserError on a link whose target is gone, as in a half-emptied cache."""
+    for path in base.iterdir():
+        if not path.exists():
+            raise UserError(f"model.base: {path} is a link to {path.readlink()}, which is not there; download it again")
+    return [path for path in sorted(base.iterdir()) if path.is_file()]
 
 
 def train_stage(c: Context) -> Stage:

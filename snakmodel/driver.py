@@ -43,9 +43,11 @@ from snakmodel.publish import (
     EXIT_DONE,
     EXIT_INPUTS_MISSING,
     EXIT_STOPPED,
+    READ,
     Marker,
     Superseded,
     check_claim,
+    checksum,
     run_main,
     write_json,
 )
@@ -164,11 +166,12 @@ class Driver:
         records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
         for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
             path.unlink(missing_ok=True)
+        versions = _versions(self.tasks.tasks[index].reads)
         if not self.ranks.run(index):
             return "interrupted"
         found = self._judge([ExitRecord.read(path) for path in records])
         if found == "done":
-            found = self._mark_done(index)
+            found = self._mark_done(index, versions)
         say(f"--- {self.tasks.stage} task {index}: {found}")
         return found
 
@@ -192,11 +195,16 @@ class Driver:
         self.kind = "hung"
         self._log("hung", kind="hung", reason=reason, task=index)
 
-    def _mark_done(self, index: int) -> Outcome:
+    def _mark_done(self, index: int, versions: list[tuple[int, int]]) -> Outcome:
+        """Write the marker of a task. `versions`: those of the files from outside that it read, before it began."""
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
             with self._ends_at_signal():
                 marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+                if task.reads:
+                    marker.counts[READ] = {Path(name).name: checksum(Path(name)) for name in task.reads}
+                if _versions(task.reads) != versions:
+                    raise ValueError(f"one of {', '.join(task.reads)} was changed while it was read")
         except _ToldToEnd:
             return "interrupted"
         except (OSError, ValueError) as error:
@@ -322,6 +330,12 @@ class Driver:
             log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
         except OSError as error:
             say(f"event {event} could not be written: {error}")
+
+
+def _versions(names: list[str]) -> list[tuple[int, int]]:
+    """Size and modification time of some files; zeros where one is not there."""
+    found = [Path(name).stat() if Path(name).exists() else None for name in names]
+    return [(one.st_size, one.st_mtime_ns) if one else (0, 0) for one in found]
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from snakmodel.arrow import SCHEMA
 from snakmodel.documents import Cleaning, Counts, write_shard
 from snakmodel.publish import UserError, append_file, publishing, write_json
 from snakmodel.readers import Reading
-from snakmodel.sources import ALL, plan_shards, skipped_note, source_names
+from snakmodel.sources import ALL, plan_shards, selection, source_names
 
 _SPLIT = Path("train", "train")
 _DATA_FILE_BYTES = 4 * 10**9
@@ -41,8 +41,10 @@ def write_datasets(
     if not names:
         raise UserError(f"--dataset_names is empty; {folder} has {', '.join(source_names(folder))}")
     sources = sources or source_names(folder)
-    for note in skipped_note(folder, dict.fromkeys(sources, 1.0)):
+    found = selection(folder, dict.fromkeys(sources, 1.0))
+    for note in found.notes():
         print(f"note: {note}", file=sys.stderr)
+    print(found.sums())
     write = partial(write_shard, reading=reading, cleaning=cleaning)
     try:
         with ProcessPoolExecutor(_cores(), get_context("spawn")) as pool:

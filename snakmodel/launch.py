@@ -25,7 +25,7 @@ from snakmodel.local import LocalScheduler, check_selection
 from snakmodel.lock import run_lock
 from snakmodel.once import Submission
 from snakmodel.plan import Plan, make_plan, select
-from snakmodel.publish import UserError
+from snakmodel.publish import UserError, printable
 from snakmodel.scheduler import SAVED_SECONDS, SlurmScheduler
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
@@ -34,6 +34,7 @@ from snakmodel.slurm_check import check_resources
 _CONTINUATION_SECONDS = 3600.0
 _SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
 """squeue cuts names after eight characters, and then stages of a run cannot be told apart."""
+_NO_CONTROLS = dict.fromkeys([*range(32), 127])
 _PROBE_BYTES = 1 << 16
 """More than what a full disk may still take into its last block."""
 
@@ -55,6 +56,10 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument(
         "--restart-from", nargs="+", default=[], metavar="STAGE",
         help="redo these stages and all that follow, also with a changed recipe; old checkpoints are moved aside",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check-inputs", action="store_true",
+        help="compare all input files with what was read of them, not only those whose size or time changed",
     )  # fmt: skip
     parser.add_argument(
         "--steal-lock", action="store_true", help="take over the run from a launcher that no longer exists"
@@ -94,7 +99,9 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     # A continuation job may start while the launcher that submitted it, or a person's, is still at work.
     with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
-        plan = make_plan(config, root, selected, args.restart_from, dry=args.dry_run, fit=fit)
+        plan = make_plan(
+            config, root, selected, args.restart_from, dry=args.dry_run, check_inputs=args.check_inputs, fit=fit
+        )
         _explain(plan, selected)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
@@ -103,7 +110,15 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
-    """Make a folder and write into it. Raises UserError when that fails, as on a full disk."""
+    """Make a folder and write into it.
+
+    Raises UserError when that fails, as on a full disk, and when batch files could not hold the folder's name.
+    """
+    if printable(str(folder)) != str(folder).translate(_NO_CONTROLS):
+        raise UserError(
+            f"{what}, {printable(str(folder))!r}, has a name that is not UTF-8 or holds control characters, which "
+            f"batch files cannot say; rename it, or give {remedy}."
+        )
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +147,14 @@ def _explain(plan: Plan, selected: Sequence[str]) -> None:
         raise UserError("; ".join(problems) + ". Select these stages too (--from, --only), or none.")
 
 
+def _console() -> Console:
+    """A console that prints `[x]` and `:x:` in names of files as they are."""
+    return Console(markup=False, emoji=False)
+
+
 def _run_locally(plan: Plan, *, dry: bool) -> int:
     check_local(plan.config.cluster)
-    console = Console()
+    console = _console()
     if dry:
         console.print(_table(plan, []))
         return 0
@@ -150,7 +170,7 @@ def _submit(scheduler: SlurmScheduler) -> int:
     if not scheduler.dry:
         check_resources(plan)
     submitted = scheduler.run()
-    console = Console()
+    console = _console()
     console.print(_table(plan, submitted, scheduler))
     given_up = {name: packs for name, packs in scheduler.given_up.items() if packs}
     for name, packs in given_up.items():

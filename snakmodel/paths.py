@@ -28,6 +28,11 @@ class RunPaths:
         return self.root / "shards.json"
 
     @property
+    def inputs(self) -> Path:
+        """What is remembered of the files from outside the run, and what was not read and why."""
+        return self.root / "inputs.json"
+
+    @property
     def submissions(self) -> Path:
         """One line a submitted job."""
         return self.root / "submissions.jsonl"
@@ -49,3 +54,8 @@ class RunPaths:
     def batch_file(self, stage: str) -> Path:
         """Folder of the batch files of a stage."""
         return self.root / "sbatch" / stage
+
+
+def shard_name(index: int) -> str:
+    """The stem of a shard's files."""
+    return f"shard-{index:05d}"

@@ -14,15 +14,21 @@ from typing import Any
 
 import yaml
 
+from snakmodel.borders import EarlierPlan, read_plan
 from snakmodel.chain import build
 from snakmodel.config import Config
 from snakmodel.containers import container_spec, srun_flags
+from snakmodel.inputs import Inputs
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError, remove, write_json, write_text
+from snakmodel.recipe import Data
 from snakmodel.settings import PROJECT, suggest
-from snakmodel.sources import plan_shards, skipped_note
+from snakmodel.sources import Part, Selection, cut, selection, shortened
 from snakmodel.stage import Chain, Stage
 from snakmodel.tasklist import InputSpec, TaskList, TaskSpec
+
+_SAID = 3
+"""Tasks of a stage for which it is said why they are done again."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Plan:
                 inputs=[InputSpec(one.stage, one.index, list(one.only), one.full) for one in task.inputs],
                 counts=task.counts,
                 key=key,
+                reads=list(task.reads),
             )
             for task, key in zip(stage.tasks, self.chain.keys[stage.name], strict=True)
         ]
@@ -92,29 +99,52 @@ def make_plan(
     restart_from: Sequence[str],
     *,
     dry: bool,
+    check_inputs: bool = False,
     fit: Callable[[Sequence[Stage]], int] | None = None,
 ) -> Plan:
     """Build the chain, compare it with what the run was frozen with, and find what is missing.
 
-    `fit` gives the shards that an array element of a new run takes (default: what cluster.yaml says).
+    `check_inputs` compares the content of all files from outside the run, not only of those that look changed. `fit`
+    gives the shards that an array element of a new run takes (default: what cluster.yaml says).
     """
-    paths = RunPaths(root)
-    data = config.recipe.data
-    shards = plan_shards(data.path, data.shares, data.shards, data.shard_mb * 10**6, data.seed)
-    chain = build(config, root, paths.shards, shards)
+    paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
+    found = selection(data.path, data.shares)
+    inputs = Inputs.read(root, check=check_inputs)
+    shards = _shards(paths, data, found, frozen, inputs)
+    inputs.look(found, shards, data)
+    chain = build(config, root, shards, inputs)
     minimum = config.cluster.shards_per_job
     shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
-        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain)
+        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
+    again = [name for name in downstream(chain, restart_from) if name not in touched]
     if not dry:
-        _forget(chain, restart_from)
+        _forget(chain, again, touched)
         write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
         _freeze(paths.frozen, config, chain, shards_per_job)
+        inputs.write(found.skipped)
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
-    missing, notes = _missing(chain, packs, selected, downstream(chain, restart_from) if dry else [])
-    return Plan(config, paths, chain, packs, missing, skipped_note(data.path, data.shares) + notes)
+    missing, notes = _missing(chain, packs, selected, again if dry else [])
+    return Plan(config, paths, chain, packs, missing, [*found.notes(), found.sums(), *inputs.notes, *notes])
+
+
+_CUTS = ("sources", "shards", "shard_mb", "seed")
+"""Settings of `data` that say which bytes make up a shard."""
+
+
+def _shards(
+    paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
+) -> list[list[Part]]:
+    """The shards that the run has, with the files as they are now, or new ones."""
+    now, before = data.model_dump(mode="json"), frozen["recipe"]["data"] if frozen else {}
+    earlier = read_plan(paths.shards) if all(now[name] == before.get(name, "") for name in _CUTS) else None
+    if earlier is None:
+        return cut(found, data.shards, data.shard_mb * 10**6, data.seed)
+    plan = EarlierPlan(earlier, Path(before["path"]))
+    inputs.changes += plan.changes(found)
+    return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed)
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
@@ -133,7 +163,9 @@ def _missing(
         if stage.name not in selected:
             continue
         problems = chain.marker_problems(stage.name)
-        notes += [f"{stage.name}: {problem}; done again" for problem in problems if problem and problem != "no marker"]
+        said = [problem for problem in problems if problem and problem != "no marker"]
+        notes += [f"{stage.name}: {problem}; done again" for problem in said[:_SAID]]
+        notes += [f"{stage.name}: {len(said) - _SAID} more are done again"] if len(said) > _SAID else []
         again = stage.name in forgotten
         wanted = [n for n, pack in enumerate(packs[stage.name]) if again or any(problems[index] for index in pack)]
         missing[stage.name] = wanted
@@ -149,10 +181,14 @@ def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
     return found
 
 
-def _forget(chain: Chain, first: Sequence[str]) -> None:
-    """Remove the markers of some stages and of all that follow; a resumable stage's outputs are moved aside."""
-    for name in downstream(chain, first):
+def _forget(chain: Chain, again: Sequence[str], touched: Sequence[str]) -> None:
+    """Remove the markers of stages that are done again; of touched ones the tasks' keys say which.
+
+    The outputs of resumable stages among both are moved aside.
+    """
+    for name in again:
         remove(chain.root / "markers" / name)
+    for name in (*again, *touched):
         progress = chain[name].progress
         if progress and (folder := (chain.root / progress).parent).exists():
             folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -195,6 +231,7 @@ def _refuse_unless_restarted(
     touched: list[str],
     restart_from: Sequence[str],
     chain: Chain,
+    files: Sequence[str],
 ) -> None:
     if set(touched) <= set(downstream(chain, restart_from)):
         return
@@ -205,12 +242,14 @@ def _refuse_unless_restarted(
         for key in {**before, **now}
         if before.get(key) != now.get(key)
     ]
+    if files:
+        changes.append(f"the input files: {shortened(files)}")
     what = "; ".join(changes) or "the input files or the base model"
     starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
     raise UserError(
         f"{paths.root} was made by another recipe ({paths.frozen.name} is its record). Changed: {what}. "
         f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
-        f"or redo these stages with --restart-from {' '.join(starts)}."
+        f"or redo what it touches with --restart-from {' '.join(starts)}."
     )
 
 

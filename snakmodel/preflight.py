@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from snakmodel import config as configuration
 from snakmodel import drill
@@ -78,7 +79,7 @@ class Preflight:
         for name in usable:
             self.findings.append(preemption(name))
         if usable and not self.args.no_drill:
-            for one in drill.run(config, root, usable, Console(stderr=True).print):
+            for one in drill.run(config, root, usable, Console(stderr=True, markup=False, emoji=False).print):
                 self.findings += drill.findings(one)
 
     def _folders(self, config: Config, root: Path) -> None:
@@ -169,16 +170,16 @@ def _slurm_config() -> dict[str, str]:
 
 def show(findings: Sequence[Finding]) -> None:
     """The table, and below it what to do about each finding that has a remedy, unfolded so that it can be copied."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of files are printed as they are
     table = Table(title="Preflight", title_justify="left")
     for column in ("", "check", "found"):
         table.add_column(column, overflow="fold")
     for one in findings:
-        table.add_row(f"[{_COLOURS[one.result]}]{one.result}[/]", one.name, one.found)
+        table.add_row(Text(one.result, _COLOURS[one.result]), one.name, one.found)
     console.print(table)
     for one in findings:
         if one.remedy:
-            console.print(f"{one.result}: {one.name}: {one.found}\n  -> {one.remedy}", markup=False, soft_wrap=True)
+            console.print(f"{one.result}: {one.name}: {one.found}\n  -> {one.remedy}", soft_wrap=True)
     failed = sum(one.result == "fail" for one in findings)
     console.print(f"{failed} of {len(findings)} checks failed." if failed else "Nothing failed.")
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 from snakmodel.chunks import ERROR_POLICIES
+from snakmodel.digests import part_digest
 from snakmodel.documents import Cleaning, Counts, write_shard
 from snakmodel.hf_dataset import write_datasets
-from snakmodel.publish import InputsMissing, UserError, publishing, run_main, write_json
+from snakmodel.publish import READ, InputsMissing, UserError, publishing, run_main, write_json
 from snakmodel.readers import DOCUMENT_MODES, Reading
 from snakmodel.sources import Part
 
@@ -34,11 +36,27 @@ def read_shard(plan: Path, shard: int) -> list[Part]:
 
 
 def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
-    """Write `output`.arrow and its counts `output`.json."""
+    """Write `output`.arrow and its counts `output`.json, with a digest of what was read of each part.
+
+    The digests are made by a thread while the parts are read, so that nothing is fetched from disk twice. Raises
+    UserError if a file is changed meanwhile.
+    """
+    before = _versions(parts)
     with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
-        counts = write_shard(parts, arrow, reading, cleaning)
-        write_json(report, asdict(counts))
+        with ThreadPoolExecutor(1) as beside:
+            digests = beside.submit(lambda: [part_digest(part, reading) for part in parts])
+            counts = write_shard(parts, arrow, reading, cleaning)
+            read = [[part.start, part.end, digest] for part, digest in zip(parts, digests.result(), strict=True)]
+        if changed := [name for name, version in _versions(parts).items() if version != before[name]]:
+            raise UserError(f"{changed[0]} was changed while it was read; leave it alone and run this again")
+        write_json(report, {**asdict(counts), READ: read})
     return counts
+
+
+def _versions(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
+    """Size and modification time of the files that are there."""
+    found = {part.file: Path(part.file).stat() for part in parts if Path(part.file).exists()}
+    return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ done.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
+import io
 import json
 import os
 import shutil
@@ -32,6 +34,10 @@ EXIT_STOPPED = 76
 
 CLAIM_VARIABLE = "SNAKMODEL_CLAIM"
 ATTEMPT_VARIABLE = "SNAKMODEL_ATTEMPT"
+
+READ = "read"
+"""Key in a marker's counts: digests of what the task read of files from outside the run. A shard has [start, end,
+digest] of each of its parts, in order; a task that reads whole files has path -> digest."""
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,6 +63,9 @@ class Superseded(Exception):
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files are printed as they are, also those that are not UTF-8
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "utf-8":
+            stream.reconfigure(errors="surrogateescape")
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -169,10 +178,24 @@ def append_file(sink: BinaryIO, path: Path) -> None:
         shutil.copyfileobj(source, sink, 1 << 22)
 
 
+def printable(text: str) -> str:
+    """A file's name as valid Unicode: a byte of it that is not UTF-8 becomes `\\xNN`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a JSON or YAML text.
+
+    A byte of a file's name that is not UTF-8, which Python keeps as half a surrogate pair, becomes `\\uNNNN`: both
+    formats read that back as the same name.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace a small text file atomically."""
+    """Replace a small text file atomically; see `encoded` for names that are not UTF-8."""
     with publishing(path) as (temporary,):
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(encoded(text))
 
 
 def write_json(path: Path, value: object) -> None:

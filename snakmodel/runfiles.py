@@ -212,7 +212,7 @@ def _marker_problem(root: Path, tasks: TaskList, index: int) -> str | None:
 def json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; lines that are none are counted in a note."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -270,7 +270,7 @@ class SlurmScheduler:
         self.plan.logs(stage.name).mkdir(parents=True, exist_ok=True)
         if self.dry:
             path = folder / f"dry-run-{len([other for other in self.submitted if other.stage == stage.name])}.sh"
-            path.write_text(executor.text(command))
+            path.write_bytes(os.fsencode(executor.text(command)))
             one.job = f"<{stage.name}>"
         else:
             try:

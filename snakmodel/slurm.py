@@ -78,7 +78,7 @@ def make_executor(
     folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(folder)
     executor.wants_signal = stage.resumable
-    log = str(plan.logs(stage.name) / "%5a.out")
+    log = f"{plan.logs(stage.name)}".replace("%", "%%") + "/%5a.out"
     width = min(slurm.array_parallelism, len(packs), running or len(packs))
     additional: dict[str, Any] = {
         "array": f"{array_ranges(packs)}%{width}",

@@ -117,7 +117,7 @@ def refusal(
     with tempfile.TemporaryDirectory(prefix="snakmodel-") as folder:
         executor = make_executor(plan, stage, Path(folder), [0], "", "test-only")
         file = Path(folder) / "test-only.sh"
-        file.write_text(executor._make_submission_file_text("true", "test-only"))
+        file.write_bytes(os.fsencode(executor._make_submission_file_text("true", "test-only")))
         asked = ask(["sbatch", "--test-only", str(file)])
     words = _words(asked)
     partition = partition_of(resources, known)

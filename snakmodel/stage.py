@@ -45,7 +45,9 @@ class Task:
     unkeyed: tuple[str, ...] = ()
     """Further arguments that do not change the outputs (workers, devices)."""
     outside: Any = None
-    """Fingerprints of inputs from outside the run, and anything else the outputs depend on."""
+    """What stands for inputs from outside the run, and anything else the outputs depend on."""
+    reads: tuple[str, ...] = ()
+    """Files from outside the run of which the done marker keeps a digest."""
 
 
 @dataclass(frozen=True)

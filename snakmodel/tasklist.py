@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snakmodel.publish import Marker, UserError, write_text
+from snakmodel.publish import Marker, UserError, encoded, write_text
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class TaskSpec:
     inputs: list[InputSpec]
     counts: str | None
     key: str
+    reads: list[str] = field(default_factory=list)
+    """Files from outside the run of which the marker keeps a digest."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class TaskList:
         """Publish the task list; a file that already says the same is left alone."""
         parts = [f'"{name}": {_lines(value)}' for name, value in vars(self).items()]
         text = "{\n" + ",\n".join(parts) + "\n}\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_bytes() != encoded(text):
             write_text(path, text)
 
 

@@ -149,7 +149,7 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file atomically."""
     with publishing(path) as (temporary,):
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # as JSON spells names that are not UTF-8
 
 
 def write_json(path: Path, value: object) -> None:
