@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snakmodel.chain_context import Context
-from snakmodel.chain_data import data_stages
-from snakmodel.chain_model import export_stages, train_stage, weight_stages
+from snakmodel.chain_data import TEXT_EXPORT, text_stages, token_stages
+from snakmodel.chain_model import export_stages, train_stages, weight_stages
 from snakmodel.config import Config
 from snakmodel.inputs import Inputs
+from snakmodel.publish import UserError
 from snakmodel.sources import Part
 from snakmodel.stage import Chain
 
@@ -42,7 +43,21 @@ STAGES = [
 ]
 
 
-def build(config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> Chain:
-    """Declare every stage of a run. Raises UserError when the base model or the tokenizer is not what it should be."""
+def build(
+    config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs, selected: Sequence[str] = STAGES
+) -> Chain:
+    """Declare the stages of a run: all of them, or as many as can be declared where no more are selected.
+
+    Raises UserError when the base model or the tokenizer is not what it should be and a selected stage needs it.
+    """
     c = Context(config, root, shards, inputs)
-    return Chain.of(root, [*data_stages(c), *weight_stages(c), train_stage(c), *export_stages(c)])
+    stages = text_stages(c)
+    asked = set(selected) - set(() if config.recipe.text.export else TEXT_EXPORT)
+    for declare in (token_stages, weight_stages, train_stages, export_stages):
+        try:
+            stages += declare(c)
+        except UserError:
+            if asked - {stage.name for stage in stages}:
+                raise
+            break
+    return Chain.of(root, stages)

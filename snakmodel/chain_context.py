@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from snakmodel.config import Config
+from snakmodel.config import VARIABLE, Config, not_set
 from snakmodel.inputs import Inputs
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError
@@ -25,19 +26,46 @@ class Context:
     """The settings that the stages share while they are declared."""
 
     def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
-        """Raises UserError when the base model or the tokenizer is not what it should be."""
         self.recipe = config.recipe
         self.cluster = config.cluster
         self.root = root
         self.shards_file = RunPaths(root).shards
         self.shards = shards
         self.inputs = inputs
-        base = _base_config(self.recipe.model.base)
-        self.vocab_size = int(base["vocab_size"])
-        self.tied = bool(base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
+
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """The base model's config.json. Raises UserError when it is not what it should be."""
+        _check_set("model.base", self.recipe.model.base)
+        return _base_config(self.recipe.model.base)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Embeddings of the base model. Raises UserError when the tokenizer has more pieces."""
+        size, pieces = int(self._base["vocab_size"]), _pieces(self.recipe.tokenizer)
+        if pieces > size:
+            raise UserError(
+                f"tokenizer.file: {self.recipe.tokenizer.file} has {pieces} pieces, but the base model "
+                f"{self.recipe.model.base} has {size} embeddings. Give the tokenizer that belongs to the model."
+            )
+        return size
+
+    @cached_property
+    def tied(self) -> bool:
         """Whether the base model's output layer is its embedding."""
-        self.vocabulary = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in inputs.whole(path)]
-        _check_tokenizer(self.recipe.tokenizer, self.vocab_size, self.recipe.model.base)
+        return bool(self._base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
+
+    @cached_property
+    def vocabulary(self) -> list[Any]:
+        """What stands for the tokenizer in the keys of tasks. Raises UserError when there is none."""
+        _check_set("tokenizer.file", self.recipe.tokenizer.file)
+        if not self.recipe.tokenizer.file.is_file():
+            raise UserError(
+                f"tokenizer.file: there is no file {self.recipe.tokenizer.file}. Give the tokenizer.model or the "
+                "tokenizer.json of the base model."
+            )
+        _pieces(self.recipe.tokenizer)
+        return [one for path in _tokenizer_files(self.recipe.tokenizer) for one in self.inputs.whole(path)]
 
     def path(self, name: str) -> str:
         """The absolute path of an artefact of the run."""
@@ -103,15 +131,16 @@ def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
     return [tokenizer.file, beside] if tokenizer.type == "HuggingFaceTokenizer" else [tokenizer.file]
 
 
-def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, base: Path) -> None:
-    """Refuse a file that is not of the type, and one with more pieces than the base model has embeddings."""
+def _check_set(key: str, path: Path) -> None:
+    """Raise UserError where a path still holds a variable that the environment lacks."""
+    if unset := VARIABLE.search(str(path)):
+        raise UserError(f"{key}: {not_set(unset[1])}")
+
+
+def _pieces(tokenizer: Tokenizer) -> int:
+    """How many pieces the tokenizer has. Raises UserError for a file that is not of the type."""
     path = tokenizer.file
-    pieces = _json_pieces(path) if tokenizer.type == "HuggingFaceTokenizer" else _model_pieces(path)
-    if pieces > vocab_size:
-        raise UserError(
-            f"tokenizer.file: {path} has {pieces} pieces, but the base model {base} has {vocab_size} embeddings. "
-            "Give the tokenizer that belongs to the model."
-        )
+    return _json_pieces(path) if tokenizer.type == "HuggingFaceTokenizer" else _model_pieces(path)
 
 
 def _model_pieces(path: Path) -> int:

@@ -15,8 +15,12 @@ _MERGE_DATASETS = ("python", "Megatron-LLM/tools/merge_datasets.py")
 _BUILD_INDEX = ("python", "Megatron-LLM/tools/build_index.py")
 
 
-def data_stages(c: Context) -> list[Stage]:
-    """Raw text to deduplicated shards, the joined text files, the tokens and the order of samples, in order."""
+TEXT_EXPORT = ("export-text", "join-text")
+"""Stages that the recipe can leave out."""
+
+
+def text_stages(c: Context) -> list[Stage]:
+    """Raw text to deduplicated shards and the joined text files, in order. They need neither model nor tokenizer."""
     return [
         prepare(c),
         dedup_signatures(c),
@@ -24,12 +28,13 @@ def data_stages(c: Context) -> list[Stage]:
         dedup_components(c),
         dedup_filter(c),
         dedup_report(c),
-        export_text(c),
-        join_text(c),
-        tokenize(c),
-        merge_tokens(c),
-        index(c),
+        *([export_text(c), join_text(c)] if c.recipe.text.export else []),
     ]
+
+
+def token_stages(c: Context) -> list[Stage]:
+    """Deduplicated shards to the tokens and the order of samples, in order."""
+    return [tokenize(c), merge_tokens(c), index(c)]
 
 
 def prepare(c: Context) -> Stage:

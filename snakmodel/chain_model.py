@@ -59,8 +59,8 @@ def _files(base: Path) -> list[Path]:
     return [path for path in sorted(base.iterdir()) if path.is_file()]
 
 
-def train_stage(c: Context) -> Stage:
-    """The training job. Raises UserError when its ranks are not a multiple of the parallel sizes."""
+def train_stages(c: Context) -> list[Stage]:
+    """The training job, alone. Raises UserError when its ranks are not a multiple of the parallel sizes."""
     _check_ranks(c)
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
@@ -70,7 +70,7 @@ def train_stage(c: Context) -> Stage:
         unkeyed=flags(keep_last=c.recipe.training.keep_last, keep_every=c.recipe.training.keep_every),
         outside=c.vocabulary,
     )
-    return c.stage(
+    train = c.stage(
         "train",
         [task],
         {"merge-tokens": "all", "index": "all", "shard": "all"},
@@ -78,6 +78,7 @@ def train_stage(c: Context) -> Stage:
         progress=f"checkpoints/{TRACKER}",
         environment={"OMP_NUM_THREADS": str(c.recipe.training.threads)},
     )
+    return [train]
 
 
 def _check_ranks(c: Context) -> None:

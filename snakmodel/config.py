@@ -1,7 +1,8 @@
 """cluster.yaml (where) and a recipe (what) -> one validated, frozen Config; unknown keys are refused by name.
 
 Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths are taken from the project's
-folder.
+folder. In the sections of a recipe that only some stages use, a variable that is not set stays as it is written; the
+stages that need it refuse it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def _read(path: Path, model: type[SectionType]) -> SectionType:
         raw = {}
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected keys such as {', '.join(model.model_fields)}")
-    return _validate(path, "", model, _expand(raw, path))
+    expanded = {key: _expand(value, str(key), path, str(key) in _USED_BY_SOME) for key, value in raw.items()}
+    return _validate(path, "", model, expanded)
 
 
 def _validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, Any]) -> SectionType:
@@ -89,24 +91,32 @@ def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[S
     return model
 
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_USED_BY_SOME = ("tokenizer", "model")
+"""Sections of a recipe that preparation and deduplication do not use."""
 
 
-def _expand(value: Any, path: Path) -> Any:
-    """Replace `${NAME}` and `${NAME:-default}` in every string below `value`."""
+def not_set(name: str) -> str:
+    """What is said of a variable that a file uses and the environment lacks."""
+    return f"${{{name}}} is not set in the environment. Set it, or write a default after :-"
+
+
+def _expand(value: Any, key: str, path: Path, lenient: bool) -> Any:
+    """Replace `${NAME}` and `${NAME:-default}` in every string below `value`, which is that of `key`.
+
+    `lenient` leaves variables that are not set as they are; else UserError.
+    """
     if isinstance(value, dict):
-        return {key: _expand(item, path) for key, item in value.items()}
+        return {name: _expand(item, f"{key}.{name}", path, lenient) for name, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, path) for item in value]
+        return [_expand(item, key, path, lenient) for item in value]
     if not isinstance(value, str):
         return value
 
     def replacement(match: re.Match[str]) -> str:
         found = os.environ.get(match[1]) or match[2]
-        if found is None:
-            raise UserError(
-                f"{path}: ${{{match[1]}}} is not set in the environment. Set it, or write a default after :-"
-            )
-        return found
+        if found is None and not lenient:
+            raise UserError(f"{path}: {key}: {not_set(match[1])}")
+        return match[0] if found is None else found
 
-    return _VARIABLE.sub(replacement, value)
+    return VARIABLE.sub(replacement, value)

@@ -142,7 +142,7 @@ def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Reso
         drills.append(Drill(name, asked, home / name, uuid.uuid4().hex, log))
     every: dict[str, Any] = {stage.name: [[0]] for stage in stages}
     missing = {stage.name: [0] for stage in stages}
-    return Plan(config, paths, Chain.of(home, stages), every, missing, []), drills
+    return Plan(config, paths, Chain.of(home, stages), every, missing, None, []), drills
 
 
 def small(resources: Resources, partition: Partition) -> Resources:

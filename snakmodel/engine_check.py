@@ -12,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from snakmodel.cluster import Resources
+from snakmodel.config import Config
 from snakmodel.publish import UserError
 from snakmodel.settings import PROJECT
 from snakmodel.stage import Chain
@@ -41,10 +43,10 @@ def device_of(resources: Resources) -> str:
     return found[1] if found else DEFAULT_DEVICE
 
 
-def ask_engine(chain: Chain, base: str, resources: Resources, stages: Sequence[str]) -> Facts | None:
+def ask_engine(chain: Chain, config: Config, stages: Sequence[str]) -> Facts | None:
     """Check the commands of these stages; None when none of them is the engine's.
 
-    `resources` are those of the train stage. Raises UserError with every problem that the engine finds.
+    Raises UserError with every problem that the engine finds.
     """
     commands = {}
     for name in stages:
@@ -53,22 +55,29 @@ def ask_engine(chain: Chain, base: str, resources: Resources, stages: Sequence[s
             commands[name] = [*task.argv[1:], *task.unkeyed]
     if not commands:
         return None
-    request = {"commands": commands, "base": base, "ranks": resources.ranks, "device": device_of(resources)}
-    answer = subprocess.run(
-        [sys.executable, str(PROJECT / _COMMAND)],
-        input=json.dumps(request),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    resources = config.cluster.resources("train")
+    looks_at_base = any(stage.name == "convert" for stage in chain.stages)
+    request = {
+        "commands": commands,
+        "base": str(config.recipe.model.base) if looks_at_base else None,
+        "ranks": resources.ranks,
+        "device": device_of(resources),
+    }
+    found = _answer(json.dumps(request))
+    if found["problems"]:
+        raise UserError("the engine would refuse this run:\n  " + "\n  ".join(found["problems"]))
+    return Facts(**found["facts"]) if found["facts"] else None
+
+
+def _answer(request: str) -> dict[str, Any]:
+    """What the engine's command says to a request. Raises UserError when it says nothing."""
+    command = [sys.executable, str(PROJECT / _COMMAND)]
+    answer = subprocess.run(command, input=request, check=False, capture_output=True, text=True)
     try:
-        found = json.loads(answer.stdout)
-        problems = list(found["problems"])
-    except (ValueError, KeyError, TypeError) as error:
+        found: dict[str, Any] = json.loads(answer.stdout)
+    except ValueError as error:
         raise UserError(
             f"{_COMMAND} ended with exit code {answer.returncode} and no answer: {answer.stderr.strip()[-500:]}. "
             "Type `make setup` to repair the environment."
         ) from error
-    if problems:
-        raise UserError("the engine would refuse this run:\n  " + "\n  ".join(problems))
-    return Facts(**found["facts"])
+    return found

@@ -9,7 +9,8 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from snakmodel import config as configuration
+from snakmodel import training_sum
 from snakmodel.chain import STAGES
+from snakmodel.config import Config
 from snakmodel.containers import check_local
 from snakmodel.jobqueue import array_ranges
 from snakmodel.limits import pack_for_queue
@@ -94,9 +97,16 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     scheduler = args.scheduler or config.cluster.scheduler
     if not (args.dry_run and scheduler == "slurm"):
         scheduler = choose(scheduler)
-    make_writable(root, "the run's folder", "another --run-dir")
-    make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
-    # A continuation job may start while the launcher that submitted it, or a person's, is still at work.
+    logs = config.cluster.logs / root.name
+    with _no_empty_folders_left(root, logs):
+        make_writable(root, "the run's folder", "another --run-dir")
+        make_writable(logs, "the folder for logs", "another `logs` in cluster.yaml")
+        return _start(args, config, selected, root, scheduler)
+
+
+def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], root: Path, scheduler: str) -> int:
+    """Plan the run and hand it to the scheduler; return the exit code."""
+    # A continuation job may start while the launcher that submitted it, or a user's, is still at work.
     with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
         plan = make_plan(
@@ -107,6 +117,19 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
             return _run_locally(plan, dry=args.dry_run)
         again = _again(args, root)
         return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, again, args.continues))
+
+
+@contextmanager
+def _no_empty_folders_left(*folders: Path) -> Iterator[None]:
+    """Remove folders that the body made, where it fails before anything lies in them."""
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
@@ -145,6 +168,9 @@ def _explain(plan: Plan, selected: Sequence[str]) -> None:
     problems = check_selection(plan, selected)
     if problems:
         raise UserError("; ".join(problems) + ". Select these stages too (--from, --only), or none.")
+    if plan.missing.get("train"):
+        for line in training_sum.lines(plan):
+            print(line)
 
 
 def _console() -> Console:

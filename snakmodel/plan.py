@@ -18,6 +18,7 @@ from snakmodel.borders import EarlierPlan, read_plan
 from snakmodel.chain import build
 from snakmodel.config import Config
 from snakmodel.containers import container_spec, srun_flags
+from snakmodel.engine_check import Facts, ask_engine
 from snakmodel.inputs import Inputs
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError, remove, write_json, write_text
@@ -42,6 +43,8 @@ class Plan:
     """Stage -> pack (array index) -> tasks."""
     missing: dict[str, list[int]]
     """Selected stage -> packs without a verified marker, in chain order."""
+    facts: Facts | None
+    """What the engine says of the model and its training; None where none of its commands is missing."""
     notes: list[str]
     """Markers that were there but did not count, and input files that are not read, and why."""
 
@@ -104,8 +107,9 @@ def make_plan(
 ) -> Plan:
     """Build the chain, compare it with what the run was frozen with, and find what is missing.
 
-    `check_inputs` compares the content of all files from outside the run, not only of those that look changed. `fit`
-    gives the shards that an array element of a new run takes (default: what cluster.yaml says).
+    The engine is asked whether it would refuse a missing command before anything is written. `check_inputs` compares
+    the content of all files from outside the run, not only of those that look changed. `fit` gives the shards that an
+    array element of a new run takes (default: what cluster.yaml says).
     """
     paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
@@ -113,21 +117,22 @@ def make_plan(
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)
     inputs.look(found, shards, data)
-    chain = build(config, root, shards, inputs)
+    chain = build(config, root, shards, inputs, selected)
     minimum = config.cluster.shards_per_job
     shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
         _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
     again = [name for name in downstream(chain, restart_from) if name not in touched]
+    packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
+    missing, notes = _missing(chain, packs, selected, again)
+    facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
     if not dry:
         _forget(chain, again, touched)
         write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
-        _freeze(paths.frozen, config, chain, shards_per_job)
+        _freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
         inputs.write(found.skipped)
-    packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
-    missing, notes = _missing(chain, packs, selected, again if dry else [])
-    return Plan(config, paths, chain, packs, missing, [*found.notes(), found.sums(), *inputs.notes, *notes])
+    return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed")
@@ -206,11 +211,12 @@ def _read_frozen(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int) -> None:
+def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, before: dict[str, str]) -> None:
+    """Write run.yaml. Keys of stages in `before` that were not declared this time stay."""
     value = {
         "recipe": config.recipe.model_dump(mode="json"),
         "shards_per_job": shards_per_job,
-        "stage_keys": chain.stage_keys(),
+        "stage_keys": {**before, **chain.stage_keys()},
     }
     text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(
         value, sort_keys=False, allow_unicode=True

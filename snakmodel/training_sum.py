@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from snakmodel.engine_check import Facts
-from snakmodel.forecast import Forecast, gigabytes
+from snakmodel.engine_check import Facts, device_of
+from snakmodel.forecast import Forecast, forecast_plan, gigabytes
+from snakmodel.plan import Plan
 from snakmodel.recipe import Recipe
+from snakmodel.sources import input_files
 
 MANY_EPOCHS = 4
 """Up to so many epochs, repeated text is almost as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -16,6 +18,16 @@ USUAL_MFU = 0.4
 _BYTES_A_TOKEN = 3
 """Of raw text; the same as in the forecast of the disk."""
 _CORPUS = "tokens/corpus_text_document.json"
+
+
+def lines(plan: Plan) -> list[str]:
+    """What the missing training of a plan comes to: tokens, epochs, GPU-hours and disk."""
+    recipe, resources = plan.config.recipe, plan.config.cluster.resources("train")
+    text = sum(one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares))
+    found = tokens_and_epochs(recipe, plan.paths.root, text)
+    if plan.facts and resources.has_gpus:
+        found += filter(None, [gpu_hours(plan.facts, device_of(resources))])
+    return [*found, *disk(recipe, forecast_plan(plan))]
 
 
 def corpus_tokens(root: Path) -> int | None:

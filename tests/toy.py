@@ -70,7 +70,7 @@ def plan(root: Path, stages: Sequence[Stage], cluster: Mapping[str, Any] | None 
         missing[stage.name] = [
             n for n, tasks in enumerate(packs[stage.name]) if any(chain.marker_problem(stage.name, i) for i in tasks)
         ]
-    return Plan(config, RunPaths(root), chain, packs, missing, [])
+    return Plan(config, RunPaths(root), chain, packs, missing, None, [])
 
 
 def row(output: str, stage: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ for everything that would be refused (then it exits 2, else 0), and `facts` says
 
 REQUEST is a JSON object: `commands` maps the name of a stage to its command line, which begins with the script, such as
 `["Megatron-LLM/finetune.py", "--lr", "0.1"]`; `base` is the folder of the base model; `ranks` is how many processes
-train; `device` is the name of the GPU, such as `a100`.
+train; `device` is the name of the GPU, such as `a100`. Where `base` is null, no model is looked at.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Request:
 
     commands: Mapping[str, Sequence[str]]
     """Stage -> command line, the script first."""
-    base: Path
-    """Folder of the base model."""
+    base: Path | None
+    """Folder of the base model, None where no command needs it."""
     ranks: int
     """Processes that train."""
     device: str
@@ -48,7 +48,8 @@ class Request:
         """Parse a request. Raises UserError."""
         try:
             raw = json.loads(text)
-            return cls(dict(raw["commands"]), Path(raw["base"]), int(raw["ranks"]), str(raw["device"]))
+            base = None if raw["base"] is None else Path(raw["base"])
+            return cls(dict(raw["commands"]), base, int(raw["ranks"]), str(raw["device"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"standard input is not a request ({error!r}); its form is described by --help") from error
 
@@ -60,7 +61,7 @@ def main() -> int:
     problems: list[str] = []
     config = None
     try:
-        config = describe(request.base)
+        config = describe(request.base) if request.base else None
     except UserError as error:
         problems.append(f"model.base: {error}")
     problems += find_problems(request, config)
@@ -135,7 +136,7 @@ def check_flags(command: list[str], request: Request, config: ModelConfig | None
 def check_conversion(command: list[str], request: Request, config: ModelConfig | None) -> None:
     """hf_to_megatron.py: the model is of the family and size that its flags say."""
     module, args = parse(command)
-    if config is None:
+    if config is None or request.base is None:
         return
     module.check_family(request.base, args.model)
     if args.size is not None:
