@@ -34,10 +34,6 @@ class InputsMissing(UserError):
     """A file that the command reads is not there or not whole."""
 
 
-class FoundByOneRank(UserError):
-    """A mistake in what a rank reads for itself, that others may not see: every rank that found it says so."""
-
-
 class Superseded(Exception):
     """Another attempt holds the claim file: this one must not publish."""
 
@@ -46,7 +42,11 @@ class SaveFailed(Exception):
     """A checkpoint could not be written, for a reason that may be gone when the run is started again."""
 
 
-TOLD = (UserError, Superseded, SaveFailed)
+class OutputLost(Exception):
+    """Nothing can be printed or recorded any more, for a reason that may be gone when the run is started again."""
+
+
+TOLD = (UserError, Superseded, SaveFailed, OutputLost)
 """What ranks tell each other, and a person in one line."""
 
 
@@ -66,6 +66,18 @@ def run_main(main: Callable[[], int | None]) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def check_outputs(lost: tuple[str, OSError] | None) -> None:
+    """Raise UserError or OutputLost if there is an output that could not be written; see signals.StopRequest."""
+    if lost is None:
+        return
+    name, error = lost
+    kind = UserError if error.errno in FOR_A_PERSON else OutputLost
+    raise kind(
+        f"{name} cannot be written ({error.strerror or error}), so the run ends here; what was trained is saved. Make "
+        "room, or let the output go elsewhere, and run the same command again"
+    )
 
 
 def attempt_name() -> str:

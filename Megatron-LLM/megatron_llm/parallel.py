@@ -20,10 +20,12 @@ from torch.distributed import Backend, HashStore, ProcessGroupGloo, Store, TCPSt
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from megatron_llm.files import TOLD, SaveFailed, Superseded, UserError
+from megatron_llm.files import TOLD, OutputLost, SaveFailed, Superseded, UserError
 from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
+Told = UserError | Superseded | SaveFailed | OutputLost
+"""The errors that ranks tell each other: files.TOLD."""
 GLOO = "gloo_in_order"
 """Name of the backend for the CPU; see `_gloo`."""
 STORE_TIMEOUT = timedelta(minutes=10)
@@ -95,9 +97,15 @@ class World:
         """Mean over the data ranks of a number that the tensor ranks of one pipeline stage hold, the others 0."""
         return float(self.total(value)) / (self.data_size * self.mesh["tp"].size())
 
+    def data_total(self, number: int) -> int:
+        """Sum over the data ranks of a number that the ranks which share their samples hold alike."""
+        total = torch.tensor(number)
+        dist.all_reduce(total, group=self.mesh.get_group("dp"))
+        return int(total)
+
     def on_rank0(self, function: Callable[[], T]) -> T:
-        """Run on rank 0 and give its result, or its UserError, Superseded or SaveFailed, to every rank."""
-        answer: list[T | UserError | Superseded | SaveFailed | None] = [None]
+        """Run on rank 0 and give its result, or its error that ranks tell each other, to every rank."""
+        answer: list[T | Told | None] = [None]
         if self.rank == 0:
             try:
                 answer = [function()]
@@ -109,13 +117,13 @@ class World:
         return answer[0]  # type: ignore[return-value]  # None only where T is None
 
     def on_every_rank(self, function: Callable[[], T]) -> T:
-        """Run on every rank; if any has a UserError, raise the lowest rank's on all of them."""
-        error: UserError | None = None
+        """Run on every rank; if any has an error that ranks tell each other, raise the lowest rank's on all of them."""
+        error: Told | None = None
         try:
             result = function()
-        except UserError as caught:
+        except TOLD as caught:
             error = caught
-        errors: list[UserError | None] = [None] * self.size
+        errors: list[Told | None] = [None] * self.size
         dist.all_gather_object(errors, error)
         if first := next((found for found in errors if found), None):
             raise first
