@@ -3,7 +3,9 @@
 Continue the pre-training of a language model. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR and MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by
 running the same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped
-by a file `stop` in --save; 3 inputs are missing; 2 a person's mistake; 1 anything else.
+by a file `stop` in --save; 3 inputs are missing; 2 a mistake that the user has to correct; 1 anything else. When
+standard output or error can no longer be written the run is saved and ends with 2 (as for a full disk) or 1 (as for a
+reader that has gone).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from megatron_llm import signals
 
@@ -40,7 +43,6 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
         EXIT_INPUTS_MISSING,
         EXIT_USER_ERROR,
         TOLD,
-        FoundByOneRank,
         InputsMissing,
         UserError,
     )
@@ -49,7 +51,7 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     try:
         return main(argv, stop)
     except (*TOLD, Diverged) as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, FoundByOneRank):
+        if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, UserError):
             return EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
@@ -62,8 +64,14 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
         return 1
 
 
+def run(argv: list[str], stop: signals.StopRequest) -> NoReturn:
+    """Train and end this process, whatever happens meanwhile."""
+    code = 1
+    try:
+        code = exit_code(argv, stop)
+    finally:
+        signals.leave(code)
+
+
 if __name__ == "__main__":
-    code = exit_code(sys.argv[1:], STOP)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # no teardown: it could wait for ranks that are gone
+    run(sys.argv[1:], STOP)

@@ -56,7 +56,7 @@ class Training:
         fill(self.parameters, shapes(self.config), world, initial_weights(self.config, 1, 0.02))
         values = self.parameters.values()
         self.optimizer = build_optimizer(values, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
-        self.steps, self.iterations = Direct(model, 1, world.device), count(1)
+        self.steps, self.iterations = Direct(model, 1, world), count(1)
         argv = [*FLAGS.split(), "--save", str(folder)]
         self.beside, self.waiting = (
             Saver(arguments.parse([*argv, *more]), world, self.config) for more in ([], ["--no_async_save"])

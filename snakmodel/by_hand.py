@@ -32,7 +32,7 @@ from snakmodel.local import LocalScheduler
 from snakmodel.lock import run_lock
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan, make_plan, select
-from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main
+from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main, say
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import active_packs, read_submissions
 
@@ -99,7 +99,7 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
             make_plan(config, root, selected, [], dry=False)
     plan = make_plan(config, root, selected, [], dry=True)
     for note in plan.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return plan if element is None else one_element(plan, element)
 
 
@@ -181,7 +181,7 @@ def _become_driver(plan: Plan, name: str, pack: int) -> int:
     _record(plan, name, pack)
     log = plan.logs(name) / f"{pack:05d}.out"
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{name} task {pack}: log in {log}", flush=True)
+    say(f"{name} task {pack}: log in {log}")
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -212,7 +212,7 @@ def _work_through(plan: Plan, *, on_slurm: bool) -> int:
         return code
     budget = plan.config.cluster.retries.without_progress
     if _done(plan) == before and attempt.restart + 1 >= budget:
-        print(f"error: start {attempt.restart + 1} of this job got nothing further; not requeued. Ask for more time.")
+        say(f"error: start {attempt.restart + 1} of this job got nothing further; not requeued. Ask for more time.")
         return 1
     return _requeue(plan, attempt)
 
@@ -227,10 +227,10 @@ def _requeue(plan: Plan, attempt: Attempt) -> int:
         log_event(plan.paths.root, name, "requeue", attempt=attempt.name, reason="ended by a signal, by hand")
     pause = 1.0
     while (asked := subprocess.run(["scontrol", "requeue", attempt.job], capture_output=True, text=True)).returncode:
-        print(f"scontrol requeue {attempt.job}: {asked.stderr.strip()}; again in {pause:.0f} s", flush=True)
+        say(f"scontrol requeue {attempt.job}: {asked.stderr.strip()}; again in {pause:.0f} s")
         time.sleep(pause)
         pause = min(60.0, pause * 2)
-    print(f"=== requeued {attempt.job}", flush=True)
+    say(f"=== requeued {attempt.job}")
     time.sleep(_REQUEUED_SECONDS)
     return 1
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from multiprocessing.forkserver import ensure_running
 from typing import Any
 
@@ -42,10 +43,10 @@ def pool(processes: int) -> Iterator[Run]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snakmodel.dedup_worker"])
-    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
     ensure_running()
     try:
-        yield Run(executor, processes)
+        with workers(processes, context) as executor:
+            yield Run(executor, processes)
     except BrokenProcessPool as error:
         raise UserError(
             "a process of the pool was killed, most likely for lack of memory; nothing was published. "
@@ -53,6 +54,19 @@ def pool(processes: int) -> Iterator[Run]:
         ) from error
     except KeyboardInterrupt:
         raise UserError("interrupted; nothing was published") from None
+
+
+@contextmanager
+def workers(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes. When the body raises they are killed, whatever they are at."""
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
+    try:
+        yield executor
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 

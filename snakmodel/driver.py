@@ -46,12 +46,14 @@ from snakmodel.publish import (
     READ,
     Marker,
     Superseded,
+    UserError,
     check_claim,
     checksum,
     run_main,
+    say,
     write_json,
 )
-from snakmodel.ranks import Ranks, say
+from snakmodel.ranks import Ranks
 from snakmodel.requeue import ask_requeue, exclude, job_state
 from snakmodel.supervise import hung_path, read_progress, started_path
 from snakmodel.tasklist import InputSpec, TaskList
@@ -161,7 +163,7 @@ class Driver:
         except _ToldToEnd:
             return "interrupted"
         if problem:
-            say(f"error: {self.tasks.stage} task {index}: {problem}")
+            say(f"error: {self.tasks.stage} task {index}: {problem}", error=True)
             return "refused"
         records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
         for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
@@ -208,7 +210,7 @@ class Driver:
         except _ToldToEnd:
             return "interrupted"
         except (OSError, ValueError) as error:
-            say(f"error: {self.tasks.stage} task {index}: {error}")
+            say(f"error: {self.tasks.stage} task {index}: {error}", error=True)
             self.kind = "crash"
             return "crashed"
         check_claim()
@@ -271,7 +273,7 @@ class Driver:
         """Write the summary; a full disk must not keep the job from being requeued."""
         try:
             summary.write(self.folder)
-        except OSError as error:
+        except (OSError, UserError) as error:
             say(f"the attempt's summary could not be written: {error}")
 
     def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
@@ -289,7 +291,7 @@ class Driver:
                 break
             if answer.permanent:
                 self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {answer.words}")
-                say(f"error: Slurm refuses to requeue {job}: {answer.words}")
+                say(f"error: Slurm refuses to requeue {job}: {answer.words}", error=True)
                 return 1
             say(f"scontrol requeue {job}: {answer.words}; again in {pause:.1f} s")
             time.sleep(pause)

@@ -10,13 +10,13 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from snakmodel.arrow import SCHEMA
+from snakmodel.dedup_pool import workers
 from snakmodel.documents import Cleaning, Counts, write_shard
 from snakmodel.publish import UserError, append_file, publishing, write_json
 from snakmodel.readers import Reading
@@ -47,7 +47,7 @@ def write_datasets(
     print(found.sums())
     write = partial(write_shard, reading=reading, cleaning=cleaning)
     try:
-        with ProcessPoolExecutor(_cores(), get_context("spawn")) as pool:
+        with workers(_cores(), get_context("spawn")) as pool:
             made = {name: _write_dataset(folder, name, output / name, partial(pool.map, write)) for name in sources}
     except BrokenProcessPool as error:
         raise UserError(

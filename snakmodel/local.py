@@ -7,11 +7,13 @@ that what can save its state does; a killed launcher takes its children along. R
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,8 +21,9 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from snakmodel.jobqueue import array_ranges
 from snakmodel.plan import Plan
-from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED
+from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED, STOPPED, say
 from snakmodel.settings import PROJECT
 from snakmodel.stage import Stage
 from snakmodel.supervise import die_with_parent
@@ -59,7 +62,7 @@ class _Report:
         """A pack is done."""
         self.bars.advance(self.ids[stage])
         if left == 0 and not self.console.is_terminal:
-            self.console.print(f"{stage}: done in {time.monotonic() - self.started[stage]:.1f} s")
+            print(f"{stage}: done in {time.monotonic() - self.started[stage]:.1f} s", flush=True)
 
 
 class LocalScheduler:
@@ -74,9 +77,14 @@ class LocalScheduler:
         self.running: list[_Job] = []
         self.failed: list[_Job] = []
         self.told: float | None = None
+        self.unheard: OSError | None = None
+        """Why nothing can be printed any more."""
 
     def run(self) -> int:
-        """Run everything that is missing; return the exit code."""
+        """Run everything that is missing; return the exit code.
+
+        Where nothing can be printed any more, what runs is told to save and leave, and then the OSError is raised.
+        """
         for name in self.waiting:
             self.plan.write_task_list(self.plan.chain[name], self.python)
         console = Console()
@@ -87,7 +95,7 @@ class LocalScheduler:
         report = _Report(console, bars)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with bars:
+            with bars if console.is_terminal else nullcontext():
                 while self.running or (self.told is None and self._start_ready(report)):
                     self._collect(report)
                     self._start_ready(report)
@@ -99,11 +107,15 @@ class LocalScheduler:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.told is None:
-            self.told = time.monotonic()
-            print("\nstopping: running tasks are told to save and leave; run the same command to continue", flush=True)
-            for job in self.running:
-                assert job.process is not None
-                job.process.terminate()
+            self._stop()
+            say("\nstopping: running tasks are told to save and leave; run the same command to continue")
+
+    def _stop(self) -> None:
+        """Tell what runs to save and leave, and start nothing more."""
+        self.told = time.monotonic()
+        for job in self.running:
+            assert job.process is not None
+            job.process.terminate()
 
     def _start_ready(self, report: _Report) -> bool:
         """Start what can start now; True if anything was."""
@@ -164,31 +176,50 @@ class LocalScheduler:
             self.running.remove(job)
             if code == EXIT_DONE:
                 self.left[job.stage.name].discard(job.pack)
-                report.advance(job.stage.name, len(self.left[job.stage.name]))
+                self._report_done(report, job.stage.name)
             elif code == EXIT_AGAIN and self.told is None:
                 self._start(_Job(job.stage, job.pack, job.cores, job.restart + 1))
             elif self.told is None or code not in (EXIT_AGAIN, EXIT_STOPPED):
                 self.failed.append(job)
 
+    def _report_done(self, report: _Report, stage: str) -> None:
+        try:
+            report.advance(stage, len(self.left[stage]))
+        except OSError as error:
+            self.unheard = self.unheard or error
+            if self.told is None:
+                self._stop()
+
     def _log(self, job: _Job) -> Path:
         return self.plan.logs(job.stage.name) / f"{job.pack:05d}.out"
 
     def _conclude(self) -> int:
-        for job in self.failed:
-            log = self._log(job)
-            assert job.process is not None
-            print(
-                f"\n{job.stage.name}, pack {job.pack}: failed (exit code {job.process.returncode}). The end of {log}:",
-                file=sys.stderr,
-            )
-            for line in log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]:
-                print(f"  {line}", file=sys.stderr)
+        for jobs, lines in self._alike():
+            stage, packs, log = jobs[0].stage.name, [job.pack for job in jobs], self._log(jobs[0])
+            which = f"pack {packs[0]}" if len(packs) == 1 else f"packs {array_ranges(packs)} in the same way"
+            code = jobs[0].process and jobs[0].process.returncode
+            say(f"\n{stage}, {which}: failed (exit code {code}). The end of {log}:", error=True)
+            for line in lines:
+                say(f"  {line}", error=True)
+        if self.unheard:
+            raise self.unheard
         if self.told is not None:
+            say(STOPPED)
             return 128 + signal.SIGINT
         if self.failed:
-            print("\nRepair it and run the same command: it continues with what is missing.", file=sys.stderr)
+            say("\nRepair it and run the same command: it continues with what is missing.", error=True)
             return 1
         return 0
+
+
+    def _alike(self) -> list[tuple[list[_Job], list[str]]]:
+        """The failed packs, those together whose last error differs in numbers alone, each with the end of a log."""
+        groups: dict[tuple[str, str], tuple[list[_Job], list[str]]] = {}
+        for job in self.failed:
+            lines = self._log(job).read_text(errors="replace").splitlines()[-_LOG_TAIL:]
+            error = next((line for line in reversed(lines) if line.startswith("error: ")), "\n".join(lines))
+            groups.setdefault((job.stage.name, re.sub(r"\d+", "#", error)), ([], lines))[0].append(job)
+        return list(groups.values())
 
 
 def check_selection(plan: Plan, selected: Sequence[str]) -> list[str]:

@@ -14,13 +14,15 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import xxhash
 
@@ -61,29 +63,67 @@ class Superseded(Exception):
     """A newer attempt of the same task holds the claim; this one must neither publish nor requeue."""
 
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code."""
-    for stream in (sys.stdout, sys.stderr):  # names of files are printed as they are, also those that are not UTF-8
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "utf-8":
-            stream.reconfigure(errors="surrogateescape")
+STOPPED = "Stopped. Type the same command again: it goes on."
+"""What is said after Ctrl-C."""
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code.
+
+    The exit code is the right one even if nothing can be printed any more.
+    """
+    print_whatever_the_encoding()
+    code, text = 1, ""
     try:
         code = main() or 0
-        sys.stdout.flush()
-        sys.exit(code)
+        if sys.stdout:  # None where the descriptor was closed before the start
+            sys.stdout.flush()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        text = leaving.code if isinstance(leaving.code, str) else ""
     except BrokenPipeError:  # as in `jobs/status.py | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        sys.exit(1)
+        code = 1
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR)
+        text, code = f"error: {error}", EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
     except Superseded as error:
-        print(f"superseded: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        text = f"superseded: {error}"
+    except KeyboardInterrupt:
+        text, code = STOPPED, 128 + signal.SIGINT
     except OSError as error:
-        if error.filename is None or error.strerror is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR if error.errno in _FOR_A_PERSON else 1)
+        named = error.filename is not None and error.strerror is not None
+        text = f"error: {error.filename}: {error.strerror}" if named else traceback.format_exc()
+        code = EXIT_USER_ERROR if error.errno in (_FOR_A_PERSON if named else _NO_ROOM) else 1
+    except Exception:
+        text = traceback.format_exc()
+    if text:
+        say(text.rstrip("\n"), error=True)
+    _settle()
+    sys.exit(code)
+
+
+def print_whatever_the_encoding() -> None:
+    """Let names of files that are not UTF-8 be printed as they are, and characters that a terminal lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line, errors to stderr, for those who must go on where nothing can be printed: a full disk or a reader
+    that has gone must end neither the driver nor what has to be done before an exit."""
+    with suppress(OSError, RuntimeError):  # the latter in a signal handler that comes amid another print
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _settle() -> None:
+    """Let what cannot be printed go nowhere; else the interpreter fails to flush it, and exits with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def attempt_name() -> str:

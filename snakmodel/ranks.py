@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from snakmodel.containers import supervisor_python
+from snakmodel.publish import say
 from snakmodel.supervise import (
     FORWARD_VARIABLE,
     die_with_parent,
@@ -29,12 +28,6 @@ _RANK_GRACE_SECONDS = 30
 _HUNG_GRACE_SECONDS = 60
 _START_PAUSES = (5, 15, 30, 60)
 """Before srun is tried again that could not start anything, as while the controller is down."""
-
-
-def say(text: str) -> None:
-    """Print to the job's log, errors to stderr; a full disk must not end the driver."""
-    with suppress(OSError):
-        print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
 
 
 class Ranks:

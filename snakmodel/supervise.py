@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from snakmodel.publish import (
     Superseded,
     check_claim,
     run_main,
+    say,
     write_json,
 )
 from snakmodel.tasklist import TaskList
@@ -247,10 +247,9 @@ class Supervisor:
         if rank == 0:
             started_path(self.folder, self.index).touch()
             cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
-            print(
+            say(
                 f"=== {self.tasks.stage} task {self.index} | attempt {os.environ.get(ATTEMPT_VARIABLE, 'by hand')} | "
-                f"{self.tasks.ranks} rank(s) | {os.uname().nodename}, cores {cores} | {time.strftime('%F %T')} ===",
-                flush=True,
+                f"{self.tasks.ranks} rank(s) | {os.uname().nodename}, cores {cores} | {time.strftime('%F %T')} ==="
             )
 
 
@@ -275,5 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     run_main(main)

@@ -10,12 +10,13 @@ import os
 import resource
 import signal
 import stat
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from snakmodel.publish import say
 
 _DUMP_SECONDS = 10
 
@@ -45,8 +46,11 @@ class Watchdog:
 
 
 def log_size(descriptor: int) -> int | None:
-    """Bytes in the file that a descriptor writes to; None if it is not a file."""
-    found = os.fstat(descriptor)
+    """Bytes in the file that a descriptor writes to; None if it is not a file, or closed."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
@@ -114,7 +118,7 @@ def dump_and_kill(pid: int, rank: int) -> None:
 
     Python prints them at SIGABRT when PYTHONFAULTHANDLER is set, which supervise sees to; others just end.
     """
-    print(f"=== rank {rank} hangs; stacks of its threads:", file=sys.stderr, flush=True)
+    say(f"=== rank {rank} hangs; stacks of its threads:", error=True)
     family = descendants(pid)
     for one in family:
         with suppress(ProcessLookupError, PermissionError, ValueError):

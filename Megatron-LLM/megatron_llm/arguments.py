@@ -143,6 +143,11 @@ class Arguments:
     reset_position_ids: Annotated[bool, "positions begin again after each EOD"] = False
     reset_attention_mask: Annotated[bool, "attention does not reach over an EOD to the documents before"] = False
     eod_mask_loss: Annotated[bool, "what comes after an EOD is not counted in the loss"] = False
+    loss_normalisation: Annotated[
+        Literal["global", "micro"] | None,
+        "with --eod_mask_loss, what the mean is taken over: the counted tokens of the global batch, or first those of "
+        "each micro-batch, as upstream does; default: global, or what a continued run began with",
+    ] = None
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]

@@ -8,11 +8,15 @@ import json
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import xxhash
+
+from megatron_llm.signals import drop
 
 EXIT_USER_ERROR = 2
 EXIT_INPUTS_MISSING = 3
@@ -22,7 +26,8 @@ EXIT_STOPPED = 76
 """State saved, stopped on request: do not run me again."""
 CLAIM = "SNAKMODEL_CLAIM"
 """Names the launcher's claim file; not set by hand."""
-FOR_A_PERSON = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FOR_A_PERSON = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 """Errors of the system that running again does not cure."""
 
 
@@ -34,10 +39,6 @@ class InputsMissing(UserError):
     """A file that the command reads is not there or not whole."""
 
 
-class FoundByOneRank(UserError):
-    """A mistake in what a rank reads for itself, that others may not see: every rank that found it says so."""
-
-
 class Superseded(Exception):
     """Another attempt holds the claim file: this one must not publish."""
 
@@ -46,26 +47,65 @@ class SaveFailed(Exception):
     """A checkpoint could not be written, for a reason that may be gone when the run is started again."""
 
 
-TOLD = (UserError, Superseded, SaveFailed)
+class OutputLost(Exception):
+    """Nothing can be printed or recorded any more, for a reason that may be gone when the run is started again."""
+
+
+TOLD = (UserError, Superseded, SaveFailed, OutputLost)
 """What ranks tell each other, and a person in one line."""
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point; a UserError becomes one line on stderr and exit code 2 (3 for missing inputs).
 
-    Of several ranks, which find a mistake alike, only the first prints it.
+    Of several ranks, which find a mistake alike, only the first prints it. The exit code is the right one even if
+    nothing can be printed any more.
     """
+    code, text, alike = 1, "", False
     try:
-        sys.exit(main() or 0)
-    except InputsMissing as error:
-        code, text = EXIT_INPUTS_MISSING, f"error: {error}"
+        code = main() or 0
+        if sys.stdout:  # None where the descriptor was closed before the start
+            sys.stdout.flush()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        text = leaving.code if isinstance(leaving.code, str) else ""
     except UserError as error:
-        code, text = EXIT_USER_ERROR, f"error: {error}"
+        text, alike = f"error: {error}", True
+        code = EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
     except Superseded as error:
-        code, text = 1, f"superseded: {error}"
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        text, alike = f"superseded: {error}", True
+    except Exception as error:
+        if not isinstance(error, BrokenPipeError):  # as in `plan.py | head`: the reader has seen enough
+            text = traceback.format_exc()
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            code = EXIT_USER_ERROR
+    if text and (not alike or os.environ.get("RANK", "0") == "0"):
+        with suppress(OSError):
+            print(text.rstrip("\n"), file=sys.stderr, flush=True)
+    _settle()
     sys.exit(code)
+
+
+def _settle() -> None:
+    """Let what cannot be printed go nowhere; else the interpreter fails to flush it, and exits with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:
+                stream.flush()
+        except OSError:
+            drop(stream)
+
+
+def check_outputs(lost: tuple[str, OSError] | None) -> None:
+    """Raise UserError or OutputLost if there is an output that could not be written; see signals.StopRequest."""
+    if lost is None:
+        return
+    name, error = lost
+    kind = UserError if error.errno in FOR_A_PERSON else OutputLost
+    raise kind(
+        f"{name} cannot be written ({error.strerror or error}), so the run ends here; what was trained is saved. Make "
+        "room, or let the output go elsewhere, and run the same command again"
+    )
 
 
 def attempt_name() -> str:

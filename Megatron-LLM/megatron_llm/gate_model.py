@@ -161,7 +161,7 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
     sharding.fill(sharding.parameters_by_name([model]), names, world, ((name, state[name]) for name in names))
     model.eval().requires_grad_(False)
     steps: Steps = (
-        Direct(model, micro_batches, world.device)
+        Direct(model, micro_batches, world)
         if args.pipeline_model_parallel_size == 1
         else pipeline.Pipelined(models, args, world, micro_batches)
     )

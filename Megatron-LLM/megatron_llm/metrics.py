@@ -132,8 +132,11 @@ class Metrics:
 
     def close(self, *, failed: bool) -> None:
         """Flush what has not been written or sent."""
-        if self.board:
-            self.board.close()
+        try:
+            if self.board:
+                self.board.close()
+        except OSError as error:
+            print(f"the last numbers could not be written for TensorBoard: {error}", flush=True)
         if self.wandb:
             self.wandb.close(failed=failed)
 

@@ -174,13 +174,14 @@ class Llama(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         counted: Tensor | None = None,
+        divisor: float | None = None,
     ) -> Tensor:
         """Token ids (b, s) int64, or the part before's result, -> the next part's input (b, s, hidden).
 
         The last part gives logits (b, s, vocab_size) in the parameters' dtype, or, with targets (b, s) int64, their
         mean cross-entropy in fp32. Under tensor parallelism logits are this rank's part of the vocabulary, and under
         sequence parallelism what parts exchange is this rank's part of s. For positions, documents and what is counted
-        in the loss, all (b, s), see masks.Masks.
+        in the loss, all (b, s), see masks.Masks; for the divisor see tensor_parallel.cross_entropy.
         """
         if self.part.first:
             length, x = x.shape[1], self.embedding(x)
@@ -195,7 +196,9 @@ class Llama(nn.Module):
             return x
         head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
         (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
-        return logits if targets is None else cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp)
+        if targets is None:
+            return logits
+        return cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp, divisor)
 
 
 def shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -20,10 +20,12 @@ from torch.distributed import Backend, HashStore, ProcessGroupGloo, Store, TCPSt
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from megatron_llm.files import TOLD, SaveFailed, Superseded, UserError
+from megatron_llm.files import TOLD, OutputLost, SaveFailed, Superseded, UserError
 from megatron_llm.tensor_parallel import ALONE, TensorParallel
 
 T = TypeVar("T")
+Told = UserError | Superseded | SaveFailed | OutputLost
+"""The errors that ranks tell each other: files.TOLD."""
 GLOO = "gloo_in_order"
 """Name of the backend for the CPU; see `_gloo`."""
 STORE_TIMEOUT = timedelta(minutes=10)
@@ -95,9 +97,15 @@ class World:
         """Mean over the data ranks of a number that the tensor ranks of one pipeline stage hold, the others 0."""
         return float(self.total(value)) / (self.data_size * self.mesh["tp"].size())
 
+    def data_total(self, number: int) -> int:
+        """Sum over the data ranks of a number that the ranks which share their samples hold alike."""
+        total = torch.tensor(number)
+        dist.all_reduce(total, group=self.mesh.get_group("dp"))
+        return int(total)
+
     def on_rank0(self, function: Callable[[], T]) -> T:
-        """Run on rank 0 and give its result, or its UserError, Superseded or SaveFailed, to every rank."""
-        answer: list[T | UserError | Superseded | SaveFailed | None] = [None]
+        """Run on rank 0 and give its result, or its error that ranks tell each other, to every rank."""
+        answer: list[T | Told | None] = [None]
         if self.rank == 0:
             try:
                 answer = [function()]
@@ -109,13 +117,13 @@ class World:
         return answer[0]  # type: ignore[return-value]  # None only where T is None
 
     def on_every_rank(self, function: Callable[[], T]) -> T:
-        """Run on every rank; if any has a UserError, raise the lowest rank's on all of them."""
-        error: UserError | None = None
+        """Run on every rank; if any has an error that ranks tell each other, raise the lowest rank's on all of them."""
+        error: Told | None = None
         try:
             result = function()
-        except UserError as caught:
+        except TOLD as caught:
             error = caught
-        errors: list[UserError | None] = [None] * self.size
+        errors: list[Told | None] = [None] * self.size
         dist.all_gather_object(errors, error)
         if first := next((found for found in errors if found), None):
             raise first
@@ -136,21 +144,68 @@ def start(tensor: int = 1, pipeline: int = 1, minutes: float = STEP_MINUTES) -> 
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …).
 
     Its size must be a multiple of the tensor parallel times the pipeline parallel size; the rest is data parallel.
-    minutes: what training is to `limit_waiting` to.
+    minutes: what training is to `limit_waiting` to. Raises UserError on all ranks unless each has a device of its own.
     """
     rank, size = rank_in_environment(), world_size_in_environment()
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if GLOO not in Backend.backend_list:
         Backend.register_backend(GLOO, _gloo, devices=["cpu"])
     backend = f"cpu:{GLOO},cuda:nccl" if cuda else f"cpu:{GLOO}"
     timeout = timedelta(minutes=minutes)
     dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size, timeout=timeout)
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    device = _choose_device(size, cuda=cuda)
     world = World(rank, size, device, layout_mesh(device, size, tensor, pipeline, minutes))
     world.limit_waiting(START_MINUTES)
     return world
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank is to compute."""
+
+    node: str
+    local_rank: int
+    devices: int
+    """How many GPUs the rank may use."""
+    identity: str
+    """Of its GPU, the same for every rank of the node that uses it; empty without one."""
+
+
+def _choose_device(size: int, *, cuda: bool) -> torch.device:
+    """This rank's GPU, or the CPU where there is none. Collective. Raises UserError on all ranks, see seats_problem."""
+    local_rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count() if cuda else 0
+    index = local_rank if devices > 1 else 0  # a single one is this rank's own: Slurm may show each task only its GPU
+    identity = str(torch.cuda.get_device_properties(index).uuid) if index < devices else ""
+    seats: list[Seat] = [Seat("", 0, 0, "")] * size
+    dist.all_gather_object(seats, Seat(os.uname().nodename, local_rank, devices, identity))
+    if problem := seats_problem(seats):
+        raise UserError(problem)
+    if not cuda:
+        return torch.device("cpu")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def seats_problem(seats: Sequence[Seat]) -> str | None:
+    """Why ranks, by their number, cannot compute where they are, or None: either all have a GPU of their own or none
+    has any."""
+    remedy = (
+        "start at most as many ranks on each node as it has GPUs, with LOCAL_RANK from 0 up, or give each task a GPU "
+        "of its own"
+    )
+    first: dict[tuple[str, str], int] = {}
+    with_devices = next((rank for rank, seat in enumerate(seats) if seat.devices), None)
+    for rank, seat in enumerate(seats):
+        here = f"rank {rank} on {seat.node} (LOCAL_RANK {seat.local_rank})"
+        if with_devices is not None and not seat.devices:
+            return f"{here} sees no GPU, but rank {with_devices} on {seats[with_devices].node} does; {remedy}"
+        if seat.devices and not seat.identity:
+            return f"{here} sees only {seat.devices} GPUs, numbers 0 to {seat.devices - 1}; {remedy}"
+        if seat.identity and (other := first.setdefault((seat.node, seat.identity), rank)) != rank:
+            return (
+                f"{here} would compute on the GPU of rank {other} ({seat.identity}), of {seat.devices} seen; {remedy}"
+            )
+    return None
 
 
 def _gloo(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroupGloo:

@@ -8,7 +8,6 @@ the last one computes with a copy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from megatron_llm.model import Llama, Part
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import World
 from megatron_llm.sharding import free_gathered_weights
-from megatron_llm.steps import checked
+from megatron_llm.steps import Intake
 
 
 def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part]:
@@ -97,7 +96,8 @@ class Pipelined:
     ) -> None:
         """models: this rank's stages by number, with their values; micro_batches: of a global batch, on this rank."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
-        self.masks, self.tied = masks, TiedEmbedding(self.models, world.mesh.get_group("pp"))
+        self.intake = Intake(self.models[0].config.vocab_size, micro_batches, world, masks)
+        self.tied = TiedEmbedding(self.models, world.mesh.get_group("pp"))
         self.tied.share()
         self.loss_scale = 1.0
         count = args.pipeline_model_parallel_size * len(models)
@@ -125,6 +125,10 @@ class Pipelined:
         self.schedule.eval(*tokens, **named, losses=losses, return_outputs=False)
         return self._sum(losses)
 
+    def check(self) -> None:
+        """See steps.Steps."""
+        self.intake.check()
+
     def free(self) -> None:
         """See steps.Steps."""
         for model in self.models:
@@ -133,19 +137,16 @@ class Pipelined:
     def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """What this rank's first stage takes from outside (nothing unless it is the model's first), and what all take:
         the schedule cuts both into micro-batches."""
-        own = torch.cat(list(islice(batches, self.micro_batches)))
-        tokens, targets = checked(own, self.models[0].config.vocab_size, self.device)
-        named = {"target": targets, "targets": targets, **self.masks.inputs(tokens)}
-        return ((tokens,) if self.models[0].part.first else ()), named
+        tokens, targets, named = self.intake.together(batches)
+        return ((tokens,) if self.models[0].part.first else ()), {"target": targets, "targets": targets, **named}
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
         """A micro-batch's part of the mean over the global batch, times the loss scale."""
         return loss / self.micro_batches * self.loss_scale
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
-        if not losses:
-            return torch.zeros((), device=self.device)
-        return torch.stack(losses).detach().sum() / self.loss_scale
+        total = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self.device)
+        return self.intake.judged(total / self.loss_scale)
 
 
 def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:

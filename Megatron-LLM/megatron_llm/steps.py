@@ -1,21 +1,28 @@
 """One global batch through this rank's part of the model: the mean loss, and for training the gradients.
 
-Direct: micro-batch by micro-batch through the whole model. Pipelined: the micro-batches pass through the stages of the
-pipeline ranks (1F1B, or interleaved where a rank holds several stages); only the last stage knows the loss.
+Intake: the rank's micro-batches, checked, with their masks. Direct: micro-batch by micro-batch through the whole model.
+Pipelined: the micro-batches pass through the stages of the pipeline ranks (1F1B, or interleaved where a rank holds
+several stages); only the last stage knows the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_llm.files import FoundByOneRank
+from megatron_llm.files import UserError
 from megatron_llm.masks import NONE, Masks
 from megatron_llm.model import Llama
+from megatron_llm.parallel import World
 from megatron_llm.sharding import free_gathered_weights, synchronise_gradients
+
+Inputs = tuple[Tensor, Tensor, dict[str, Any]]
+"""Tokens and targets, each (b, seq_length), on the device; what else the model takes."""
 
 
 class Steps(Protocol):
@@ -26,11 +33,15 @@ class Steps(Protocol):
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """Take this rank's micro-batches (b, seq_length + 1) of one global batch; leave their gradients in the
-        parameters. Gives the mean loss, fp32; 0 on a rank without the last layers."""
+        parameters. Gives the mean loss, fp32; 0 on a rank without the last layers, NaN where `check` has an error."""
         ...
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
         """The mean loss without gradients."""
+        ...
+
+    def check(self) -> None:
+        """Raise UserError for what was wrong with the batches that this rank has taken so far."""
         ...
 
     def free(self) -> None:
@@ -38,44 +49,95 @@ class Steps(Protocol):
         ...
 
 
-def checked(batch: Tensor, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(tokens, targets), each (b, seq_length), on the device. Raises UserError for a token that no embedding has."""
-    if (highest := int(batch.max())) >= vocab_size:
-        raise FoundByOneRank(
-            f"the data has token {highest} and the model's embedding only {vocab_size} rows; tokenise with the model's "
-            "own tokenizer and --no_new_tokens"
-        )
-    batch = batch.to(device)
-    return batch[:, :-1], batch[:, 1:]
+class Intake:
+    """Takes this rank's micro-batches of a global batch from the data.
+
+    A token that the embedding does not have is only noted, and replaced by another: a rank that ended at once would
+    leave the others waiting. The loss becomes NaN, which reaches all ranks, and they ask each other what was wrong.
+    """
+
+    def __init__(self, vocab_size: int, micro_batches: int, world: World, masks: Masks = NONE) -> None:
+        self.vocab_size, self.count, self.world, self.masks = vocab_size, micro_batches, world, masks
+        self.mistake: UserError | None = None
+
+    def one_by_one(self, batches: Iterator[Tensor]) -> Iterator[Inputs]:
+        """The micro-batches, each when its turn comes, unless what counts in all of them must be known first."""
+        own: Iterable[Tensor] = islice(batches, self.count)
+        divisor = None
+        if self.masks.over_global_batch:
+            own = list(own)
+            divisor = self._divisor(torch.cat(own))
+        for batch in own:
+            yield self._inputs(batch, divisor)
+
+    def together(self, batches: Iterator[Tensor]) -> Inputs:
+        """All of them, one below the other."""
+        own = torch.cat(list(islice(batches, self.count)))
+        return self._inputs(own, self._divisor(own))
+
+    def check(self) -> None:
+        """See Steps."""
+        if self.mistake:
+            raise self.mistake
+
+    def judged(self, loss: Tensor) -> Tensor:
+        """The loss, or NaN where `check` has an error."""
+        return loss * math.nan if self.mistake else loss
+
+    def _divisor(self, batch: Tensor) -> float | None:
+        """By what each micro-batch's sum is divided so that the mean over micro-batches and data ranks is the sum over
+        the global batch by the number of its counted tokens. None: by the micro-batch's own number. Collective."""
+        if not self.masks.over_global_batch:
+            return None
+        number = self.world.data_total(self.masks.number(batch[:, :-1]))
+        return max(number, 1) / (self.count * self.world.data_size)
+
+    def _inputs(self, batch: Tensor, divisor: float | None) -> Inputs:
+        lowest, highest = (int(bound) for bound in batch.aminmax())
+        if not 0 <= lowest <= highest < self.vocab_size:
+            self.mistake = self.mistake or UserError(
+                f"the data has token {lowest if lowest < 0 else highest} and the model's embedding only "
+                f"{self.vocab_size} rows; tokenise with the model's own tokenizer and --no_new_tokens"
+            )
+            batch = batch.clamp(0, self.vocab_size - 1)
+        batch = batch.to(self.world.device)
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        named: dict[str, Any] = {**self.masks.inputs(tokens)}
+        return tokens, targets, named if divisor is None else named | {"divisor": divisor}
 
 
 class Direct:
     """Without a pipeline."""
 
-    def __init__(self, model: Llama, micro_batches: int, device: torch.device, masks: Masks = NONE) -> None:
-        self.model, self.micro_batches, self.device, self.masks = model, micro_batches, device, masks
+    def __init__(self, model: Llama, micro_batches: int, world: World, masks: Masks = NONE) -> None:
+        self.model, self.micro_batches, self.device = model, micro_batches, world.device
+        self.intake = Intake(model.config.vocab_size, micro_batches, world, masks)
         self.loss_scale = 1.0
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""
         total = torch.zeros((), device=self.device)
-        for number in range(self.micro_batches):
+        for number, inputs in enumerate(self.intake.one_by_one(batches)):
             synchronise_gradients(self.model, now=number == self.micro_batches - 1)
-            loss = self._loss(next(batches))
+            loss = self._loss(inputs)
             (loss / self.micro_batches * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return total / self.micro_batches
+        return self.intake.judged(total / self.micro_batches)
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps."""
-        losses = [self._loss(next(batches)) for _ in range(self.micro_batches)]
-        return torch.stack(losses).mean()
+        losses = [self._loss(inputs) for inputs in self.intake.one_by_one(batches)]
+        return self.intake.judged(torch.stack(losses).mean())
+
+    def check(self) -> None:
+        """See Steps."""
+        self.intake.check()
 
     def free(self) -> None:
         """See Steps."""
         free_gathered_weights(self.model)
 
-    def _loss(self, batch: Tensor) -> Tensor:
-        tokens, targets = checked(batch, self.model.config.vocab_size, self.device)
-        loss: Tensor = self.model(tokens, targets, **self.masks.inputs(tokens))
+    def _loss(self, inputs: Inputs) -> Tensor:
+        tokens, targets, named = inputs
+        loss: Tensor = self.model(tokens, targets, **named)
         return loss

@@ -220,11 +220,17 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, counted: Tensor | None, vocab_size: int, tp: TensorParallel
+    logits: Tensor,
+    targets: Tensor,
+    counted: Tensor | None,
+    vocab_size: int,
+    tp: TensorParallel,
+    divisor: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of all tokens or the counted ones, fp32 (0 without any).
 
-    logits: (b, s, this rank's part of V); targets: (b, s) int64; counted: (b, s) bool.
+    logits: (b, s, this rank's part of V); targets: (b, s) int64; counted: (b, s) bool; divisor: what the sum over the
+    counted tokens is divided by instead of their number.
     """
     if tp.size > 1:
         losses: Tensor = _CrossEntropy.apply(logits, targets, vocab_size, tp)  # type: ignore[no-untyped-call]
@@ -234,4 +240,5 @@ def cross_entropy(
         losses = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     if counted is None:
         return losses.mean()
-    return (losses.view_as(counted) * counted).sum() / counted.sum().clamp(min=1)
+    total: Tensor = (losses.view_as(counted) * counted).sum()
+    return total / (counted.sum().clamp(min=1) if divisor is None else divisor)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from megatron_llm import batches, pipeline, sharding, start
 from megatron_llm.arguments import NO_EFFECT, Arguments
 from megatron_llm.batches import DataIdentity, Share
-from megatron_llm.files import UserError, write_json
+from megatron_llm.files import UserError, check_outputs, write_json
 from megatron_llm.heartbeat import Heartbeat
 from megatron_llm.layout import batch_layout
 from megatron_llm.loss_scale import LossScale
-from megatron_llm.masks import Masks
+from megatron_llm.masks import Masks, with_normalisation
 from megatron_llm.meter import Waited, Work
 from megatron_llm.metrics import Metrics
 from megatron_llm.model import Llama
@@ -48,6 +48,8 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
     identity = world.on_rank0(lambda: batches.identify(args))
     weights: dict[str, Tensor] = {}
     found = world.on_rank0(lambda: start.find(args, identity, global_batch, world.size, weights))
+    world.on_every_rank(lambda: check_outputs(stop.lost))
+    args = with_normalisation(args, found.saved)
     if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
         world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
         return 0
@@ -155,7 +157,7 @@ def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, L
 def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int, masks: Masks) -> Steps:
     if args.pipeline_model_parallel_size > 1:
         return pipeline.Pipelined(models, args, world, micro_batches, masks)
-    return Direct(models[0], micro_batches, world.device, masks)
+    return Direct(models[0], micro_batches, world, masks)
 
 
 def _filled_optimizer(

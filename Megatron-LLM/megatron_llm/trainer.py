@@ -7,18 +7,19 @@ together. What a run computes does not depend on how often it was interrupted.
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_llm import batches
 from megatron_llm.arguments import Arguments
 from megatron_llm.batches import DataIdentity, Share
-from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, remove
+from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, UserError, check_outputs, remove
 from megatron_llm.gpt_dataset import Samples
 from megatron_llm.guards import Diverged, Place, objection
 from megatron_llm.heartbeat import Heartbeat
@@ -39,7 +40,7 @@ from megatron_llm.signals import StopRequest
 from megatron_llm.start import Progress
 from megatron_llm.steps import Steps
 
-GO_ON, SAVE, SIGNALLED, STOP = range(4)
+GO_ON, SAVE, OUTPUT_LOST, SIGNALLED, STOP = range(5)
 """Requests; ranks agree on the largest."""
 SAVE_FILE, STOP_FILE = "save", "stop"
 """Files in --save by which a person asks: save and go on; save and exit 76."""
@@ -83,7 +84,7 @@ class Trainer:
         """Train to the last iteration or until asked to stop; gives the exit code. What was saved is published."""
         try:
             return self.loop()
-        except Diverged:
+        except (Diverged, UserError):
             self.saver.finish()
             raise
 
@@ -127,11 +128,12 @@ class Trainer:
         return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
-        """What any rank was asked for by a signal, or rank 0 by a file. Collective: all ranks get the same answer.
+        """What any rank was asked for by a signal or a failing output, or rank 0 by a file. Collective: all ranks get
+        the same answer.
 
         By the way a save that all ranks have written meanwhile is published, and one that failed raised.
         """
-        code = SIGNALLED if self.stop.received else GO_ON
+        code = SIGNALLED if self.stop.received else OUTPUT_LOST if self.stop.lost else GO_ON
         if self.world.rank == 0:
             code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
             code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
@@ -141,9 +143,11 @@ class Trainer:
         return agreed
 
     def leave(self, request: int) -> int:
-        """Save what is not saved yet and give the exit code."""
+        """Save what is not saved yet and give the exit code. Raises what check_outputs does if that is the reason."""
         self.save_if_new()
         self.finish_saving()
+        if request == OUTPUT_LOST:
+            self.world.on_every_rank(lambda: check_outputs(self.stop.lost))
         if request == STOP:
             self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
         self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
@@ -153,7 +157,7 @@ class Trainer:
         """One update from one global batch, unless a guard objects. Raises Diverged before one that ends the run."""
         began, scale = time.perf_counter(), self.progress.memory.loss_scale
         self.steps.loss_scale = self.loss_scale()
-        mean = self.world.mean(self.steps.train(self.train_batches))
+        mean = self.mean(self.steps.train(self.train_batches))
         if scale:
             scale.divide(self.parameters.values())
         first = self.world.mesh.get_local_rank("tp") == 0
@@ -168,6 +172,13 @@ class Trainer:
         self.progress.optimizer_steps += 1
         self.progress.losses_since_log.append(mean)
         self.advance()
+
+    def mean(self, loss: Tensor) -> float:
+        """A loss's mean over the data ranks; if any rank met a mistake in its batches, raise that on all of them."""
+        mean = self.world.mean(loss)
+        if math.isnan(mean):
+            self.world.on_every_rank(self.steps.check)
+        return mean
 
     def skip(self) -> None:
         """Pass over the samples of an iteration without an update."""
@@ -239,8 +250,7 @@ class Trainer:
         )
         self.save_seconds, progress.memory.skips_since_log = 0.0, 0
         self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
-        if self.metrics:
-            self.metrics.log_interval(interval)
+        self.record(lambda metrics: metrics.log_interval(interval))
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -253,15 +263,22 @@ class Trainer:
         total = torch.zeros((), device=self.world.device)
         for _ in range(self.args.eval_iters):
             self.heartbeat.beat("evaluation", self.progress.iteration)
-            if self.request() >= SIGNALLED:
+            if self.request() >= OUTPUT_LOST:
                 self.steps.free()
                 return
             total += self.steps.evaluate(micro)
         self.steps.free()
-        loss = self.world.mean(total / self.args.eval_iters)
+        loss = self.mean(total / self.args.eval_iters)
         self.progress.consumed_valid_samples, self.progress.evaluation_due = last, False
+        self.record(lambda metrics: print(metrics.log_validation(self.progress.iteration, loss), flush=True))
+
+    def record(self, write: Callable[[Metrics], None]) -> None:
+        """On rank 0, add to the metrics. A disk that cannot take them is a request to stop, as a failing output is."""
         if self.metrics:
-            print(self.metrics.log_validation(self.progress.iteration, loss), flush=True)
+            try:
+                write(self.metrics)
+            except OSError as error:
+                self.stop.lose("the files of metrics", error)
 
     def save_if_new(self) -> None:
         """Begin a checkpoint of this iteration unless there is one."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import engine_ranks
 import pytest
@@ -171,14 +174,41 @@ def test_one_line_from_rank_0(tmp_path: Path, places: Places, mistake: str) -> N
 
 
 def test_tokens_of_another_tokenizer_without_a_manifest(tmp_path: Path, places: Places) -> None:
-    """It is seen when such a token is met: every rank that meets one says so, nothing is saved."""
-    ranks = Ranks(tmp_path, flags(places.unknown, tmp_path / "save", "--load", places.llama), 2, {})
-    assert ranks.wait() == [2, 2], ranks.text()
-    assert "tiny_text_document.json is missing: it is not checked that this data fits the tokenizer" in ranks.text()
-    for rank in range(2):
-        assert "model's embedding only 131 rows; tokenise with the model's own tokenizer" in ranks.text(rank)
-        assert "Traceback" not in ranks.text(rank)
+    """It is seen when such a token is met: all ranks end after one line, nothing is saved."""
+    argv = flags(places.unknown, tmp_path / "save", "--load", places.llama)
+    engine_ranks.fails(tmp_path, argv, 2, "model's embedding only 131 rows; tokenise with the model's own tokenizer")
+    printed = (tmp_path / "rank-0.txt").read_text()
+    assert "tiny_text_document.json is missing: it is not checked that this data fits the tokenizer" in printed
     assert not list((tmp_path / "save").glob("iter_*"))
+
+
+def poisoned_finetune(argv: Sequence[str]) -> None:
+    """The script, on whose rank 1 the micro-batch of number POISONED has the token -7."""
+    from megatron_llm import batches
+
+    stack, number = batches._stack, count(1)
+
+    def poisoned(rows: list[Any]) -> torch.Tensor:
+        batch = stack(rows)
+        if next(number) == int(os.environ["POISONED"]) and os.environ["RANK"] == "1":
+            batch[1, 5] = -7
+        return batch
+
+    batches._stack = poisoned
+    engine_ranks._finetune(argv)
+
+
+@pytest.mark.parametrize(("layout", "poisoned"), [("", 5), ("", 6), (f"{PP} 2", 9), (f"{PP} 2", 10)])
+def test_a_token_that_only_one_rank_meets(tmp_path: Path, tiny_data: Path, layout: str, poisoned: int) -> None:
+    """Both ranks end with the one line of rank 0, in a step or an evaluation, and what was being saved is published."""
+    save = tmp_path / "save"
+    more = ("--save_interval", 2, "--eval_interval", 2 if poisoned % 2 else 4, *layout.split())
+    ranks = Ranks(tmp_path, flags(tiny_data, save, *more), 2, {"POISONED": str(poisoned)}, main=poisoned_finetune)
+    assert ranks.wait() == [2, 2], ranks.text()
+    assert ranks.text().count("error: the data has token -7 and the model's embedding only 131 rows") == 1
+    assert "Traceback" not in ranks.text()
+    assert ranks.text(1) == ""
+    assert [path.name for path in save.glob("iter_*")] == ([] if poisoned % 2 else ["iter_0000002"])
 
 
 def test_compiling_without_a_compiler(tmp_path: Path, places: Places) -> None:

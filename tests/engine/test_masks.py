@@ -13,31 +13,49 @@ import pytest
 import torch
 from hf_reference import hf_model, theirs
 from test_model import VARIANTS
-from tiny_run import EOD, flags, metrics
+from tiny_run import EOD, flags, metrics, tensors, write_data
+from torch.distributed.checkpoint import load as load_tensors
 from torch.nn import functional
 
-from megatron_llm import gpt_dataset
+from megatron_llm import checkpoint, gpt_dataset
 from megatron_llm.arguments import parse
 from megatron_llm.attention import attend
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.manifest import beside
-from megatron_llm.masks import Masks
-from megatron_llm.model import Llama, initial_weights
+from megatron_llm.masks import Masks, with_normalisation
+from megatron_llm.model import Llama, initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 
 ALL = ("--reset_position_ids", "--reset_attention_mask", "--eod_mask_loss")
-BRIEF = ("--train_iters", 6, "--lr_decay_iters", 20, "--eval_interval", 6)
+BRIEF = ("--train_iters", 3, "--lr_decay_iters", 20, "--eval_interval", 3)
 TP, PP = "--tensor_model_parallel_size", "--pipeline_model_parallel_size"
+MICRO, MINE = "--micro_batch_size", ("--loss_normalisation", "micro")
 LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
-    1: {"alone": ALL, "unmasked": ()},
+    1: {
+        "alone": ALL,
+        "in rows": (*ALL, MICRO, 1),
+        "at once": (*ALL, MICRO, 8),
+        "scaled": (*ALL, "--fp16", "--loss_scale", 4096),
+        "scaled, in rows": (*ALL, MICRO, 1, "--fp16", "--loss_scale", 64),
+        "of means": (*ALL, *MINE),
+        "unmasked": (),
+        "unmasked, of means": MINE,
+    },
     2: {
-        "data ranks, selective": (*ALL, "--recompute_granularity", "selective"),
-        "tensor ranks": (*ALL, TP, 2),
+        "data ranks, selective": (*ALL, MICRO, 1, "--recompute_granularity", "selective"),
+        "tensor ranks": (*ALL, MICRO, 4, TP, 2),
         "tensor ranks, sequence, full": (*ALL, TP, 2, "--sequence_parallel", "--recompute_granularity", "full"),
-        "pipeline ranks": (*ALL, PP, 2),
-        "interleaved": (*ALL, PP, 2, "--num_layers_per_virtual_pipeline_stage", 1),
+        "pipeline ranks": (*ALL, MICRO, 1, PP, 2),
+        "interleaved": (*ALL, MICRO, 4, PP, 2, "--num_layers_per_virtual_pipeline_stage", 1),
+    },
+    4: {
+        "pipeline and data ranks": (*ALL, PP, 2),
+        "interleaved, data ranks": (*ALL, MICRO, 1, PP, 2, "--num_layers_per_virtual_pipeline_stage", 1),
     },
 }
+"""Micro-batches are of 2 samples where nothing else is said, global batches of 8."""
+EQUAL = ("in rows", "at once", *LAYOUTS[2], *LAYOUTS[4])
+"""What is to give the losses and gradients of `alone`."""
 SAMPLE = torch.tensor([[9, 8, 7, EOD, 6, 5, EOD, EOD, 4, 3, 9, 9, 8, 7, 3, 4], [EOD, 9, 9, 4, 3, *[8] * 10, EOD]])
 """Documents of 4, 3, 1 and 8 tokens, and of 1 and 15."""
 LENGTHS = ((4, 3, 1, 8), (1, 15))
@@ -136,48 +154,87 @@ def test_the_loss_counts_what_is_not_after_an_eod(tiny_config: ModelConfig) -> N
 
 
 @pytest.fixture(scope="module")
-def saves(tmp_path_factory: pytest.TempPathFactory, separated_data: Path) -> dict[str, Path]:
-    """The --save folder of 6 iterations at every layout."""
+def uneven_data(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfig) -> Path:
+    """Prefix of documents so unlike in length that micro-batches count very different numbers of tokens."""
+    return write_data(tmp_path_factory.mktemp("uneven"), tiny_config.vocab_size, append_eod=True, uneven=True)
+
+
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory: pytest.TempPathFactory, uneven_data: Path) -> dict[str, Path]:
+    """The --save folder of 3 iterations at every layout, with a checkpoint of each."""
     root = tmp_path_factory.mktemp("masks")
     folders = {name: root / name.replace(" ", "-") for layouts in LAYOUTS.values() for name in layouts}
     for size, layouts in LAYOUTS.items():
         argvs = [
-            flags(separated_data, folders[name], *BRIEF, "--init_method_std", 0.2, *more)
+            flags(uneven_data, folders[name], *BRIEF, "--init_method_std", 0.2, "--save_interval", 1, *more)
             for name, more in layouts.items()
         ]
         engine_ranks.run_several(root, argvs, size)
     return folders
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[2])
-def test_layouts_give_equal_losses(saves: dict[str, Path], layout: str) -> None:
-    """Losses, norms and the validation loss on two ranks are those of one process, and not those without masks."""
-    alone, spread, unmasked = (metrics(saves[name]) for name in ("alone", layout, "unmasked"))
-    assert len(alone) == len(spread) == 7
-    for one, other, plain in zip(alone, spread, unmasked, strict=True):
-        assert other == pytest.approx(one, rel=1e-4)
-        assert other != pytest.approx(plain, rel=1e-4)
+def first_moments(save: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Adam's after the first update: the gradient, as clipped, by 10."""
+    read = {name: torch.empty(shape) for name, shape in shapes(config).items()}
+    reader = checkpoint._Reader(checkpoint.iteration_folder(save, 1))
+    stored = {f"optimizer.exp_avg.{name}": tensor for name, tensor in read.items()}
+    load_tensors(stored, storage_reader=reader, planner=checkpoint._Planner(), no_dist=True)
+    return read
 
 
-def test_a_step_is_the_mean_of_micro_batches(
-    saves: dict[str, Path], separated_data: Path, tiny_config: ModelConfig
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("layout", EQUAL)
+def test_layouts_and_micro_batches_give_equal_losses_and_gradients(
+    saves: dict[str, Path], tiny_config: ModelConfig, layout: str
 ) -> None:
-    """The first loss is the mean over micro-batches, which count unlike numbers of tokens, of each one's mean."""
+    """Losses, norms, the validation loss and the first gradients do not depend on how ranks share the global batch, nor
+    on how it is cut into micro-batches; without masks, and as the mean of micro-batches' means, they are different."""
+    alone, spread, means, unmasked = (metrics(saves[name]) for name in ("alone", layout, "of means", "unmasked"))
+    assert len(alone) == len(spread) == 4
+    for one, other, mean, plain in zip(alone, spread, means, unmasked, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+        for name in {"lm_loss", "grad_norm", "validation_loss"} & one.keys():
+            assert min(abs(mean[name] / one[name] - 1), abs(plain[name] / one[name] - 1)) > 5e-5
+    expected = first_moments(saves["alone"], tiny_config)
+    for name, moment in first_moments(saves[layout], tiny_config).items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(moment, expected[name], rtol=0, atol=1e-5 * scale)
+
+
+def test_a_loss_scale_changes_nothing(saves: dict[str, Path]) -> None:
+    """In fp16 two scales and sizes of micro-batches give about the same losses and norms, those of fp32."""
+    for name in ("scaled", "scaled, in rows"):
+        for one, other in zip(metrics(saves["alone"]), metrics(saves[name]), strict=True):
+            for number in {"lm_loss", "grad_norm", "validation_loss"} & one.keys():
+                assert other[number] == pytest.approx(one[number], rel=5e-3)
+
+
+def test_without_masks_the_normalisation_changes_nothing(saves: dict[str, Path]) -> None:
+    """Where every token counts the two are the same to the bit: losses, and weights and moments at the end."""
+    assert metrics(saves["unmasked"]) == metrics(saves["unmasked, of means"])
+    assert tensors(saves["unmasked"], 3) == tensors(saves["unmasked, of means"], 3)
+
+
+def test_a_step_counts_tokens_or_micro_batches(
+    saves: dict[str, Path], uneven_data: Path, tiny_config: ModelConfig
+) -> None:
+    """The first loss is the mean over all counted tokens, or with `micro` that of the micro-batches' means."""
     model = Llama(tiny_config)
     model.load_state_dict(dict(initial_weights(tiny_config, 1234, 0.2)))
-    paths = gpt_dataset.DataPaths.of([str(separated_data)], (None, None, None), "90,10,0")
-    plan = gpt_dataset.plan(paths, 1234, 32, (48, 32, 0))[0]
+    paths = gpt_dataset.DataPaths.of([str(uneven_data)], (None, None, None), "90,10,0")
+    plan = gpt_dataset.plan(paths, 1234, 32, (24, 16, 0))[0]
     assert plan
     train = gpt_dataset.open_split(plan, None)
-    masks, losses, counts = Masks(True, True, False, EOD), [], set()
+    masks, losses = Masks(True, True, False, EOD), []
     for first in range(0, 8, 2):
         batch = torch.from_numpy(np.stack([train[first], train[first + 1]]))
         tokens, targets = batch[:, :-1], batch[:, 1:]
         odds = model(tokens, **masks.inputs(tokens)).detach().log_softmax(-1).gather(-1, targets.unsqueeze(-1))
-        losses.append(-odds[tokens != EOD].mean().item())
-        counts.add(int((tokens != EOD).sum()))
-    assert len(counts) > 1
-    assert metrics(saves["alone"])[0]["lm_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+        losses.append(-odds[tokens != EOD])
+    assert len({len(micro) for micro in losses}) > 1
+    assert metrics(saves["alone"])[0]["lm_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+    means = np.mean([micro.mean() for micro in losses])
+    assert metrics(saves["of means"])[0]["lm_loss"] == pytest.approx(means, rel=1e-6)
 
 
 def asked(prefixes: list[object], *more: str) -> Masks:
@@ -207,6 +264,27 @@ def test_the_eod_is_the_manifests(tmp_path: Path, tiny_data: Path, separated_dat
         asked([0.5, separated_data, 0.5, other], *ALL)
 
 
+def test_a_run_keeps_its_normalisation() -> None:
+    """A new run takes the global batch's tokens; one goes on as it began, from before the flag by micro-batches, and
+    the flag cannot change it. Without the mask there is nothing to keep."""
+    required = "--save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3 --data_path d"
+
+    def found(more: str, saved: Any) -> str | None:
+        return with_normalisation(parse(f"{required} {more}".split()), saved).loss_normalisation
+
+    before, now = {"arguments": {"eod_mask_loss": True}}, {"arguments": {"loss_normalisation": "global"}}
+    assert found("--eod_mask_loss", {}) == "global"
+    assert found("--eod_mask_loss --loss_normalisation micro", {}) == "micro"
+    assert found("--eod_mask_loss", before) == "micro"
+    assert found("--eod_mask_loss --loss_normalisation micro", before) == "micro"
+    assert found("--eod_mask_loss", now) == "global"
+    assert found("--loss_normalisation micro", now) == "micro"
+    with pytest.raises(UserError, match="--loss_normalisation global: this run was trained with micro; keep it so"):
+        found("--eod_mask_loss --loss_normalisation global", before)
+    with pytest.raises(UserError, match="--loss_normalisation micro: this run was trained with global"):
+        found("--eod_mask_loss --loss_normalisation micro", now)
+
+
 def test_masks_may_not_change_within_a_run(tmp_path: Path, separated_data: Path) -> None:
     """A checkpoint from before these flags existed goes on without them; with one of them it is refused, and a run
     with them does not go on without."""
@@ -228,3 +306,10 @@ def test_masks_may_not_change_within_a_run(tmp_path: Path, separated_data: Path)
     codes, text = engine_ranks.run(tmp_path, [arg for arg in anew if arg != ALL[1]], size=1)
     assert codes == [2]
     assert "iter_0000001 was trained with --reset_attention_mask; keep it so" in text
+    path = tmp_path / "anew" / "iter_0000001" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["arguments"].pop("loss_normalisation") == "global"
+    path.write_text(json.dumps(state))
+    assert engine_ranks.run(tmp_path, [*anew, "--exit_interval", 2], size=1)[0] == [75]
+    state = json.loads((tmp_path / "anew" / "iter_0000002" / "state.json").read_text())
+    assert state["arguments"]["loss_normalisation"] == "micro"

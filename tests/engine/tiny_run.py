@@ -42,10 +42,12 @@ MEASURED = {
 }
 
 
-def write_data(folder: Path, vocab_size: int, *, append_eod: bool = False) -> Path:
-    """Prefix of 200 documents of 5 to 39 random tokens, with a manifest."""
+def write_data(folder: Path, vocab_size: int, *, append_eod: bool = False, uneven: bool = False) -> Path:
+    """Prefix of 200 documents of 5 to 39 random tokens, or, uneven, of 2 or 60; with a manifest."""
     prefix, random = folder / "tiny_text_document", np.random.RandomState(0)
     sizes = random.randint(5, 40, DOCUMENTS).astype(np.int32)
+    if uneven:
+        sizes = np.where(random.rand(DOCUMENTS) < 0.8, 2, 60).astype(np.int32)
     tokens = random.randint(0, vocab_size, sizes.sum()).astype(token_dtype(vocab_size))
     if append_eod:
         tokens[tokens == EOD] = EOD + 1
