@@ -202,8 +202,8 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
     if mismatches and name == _TOKENIZE:  # the merged dataset's manifest has the sum again
         notes.append(
             f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
-            f"document(s) of {len(mismatches)} task(s), the first is task {min(mismatches)}; these tasks were tokenised "
-            "again as a whole by the tokenizer's own library, so their ids are right"
+            f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
+            "tokenised again as a whole by the tokenizer's own library, so their ids are right"
         )
     return StageFiles(name, tasks, undone)
 

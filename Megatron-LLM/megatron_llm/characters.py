@@ -26,7 +26,7 @@ class Characters:
         self.table = np.zeros(CODE_POINTS, dtype=np.bool_)
         self.table[np.fromiter(members, dtype=np.int64)] = True
         self._pairs = byte_pairs(self.table)
-        self._lead: NDArray[np.bool_] = np.any(self._pairs.reshape(256, 256), axis=1)  # type: ignore[assignment]
+        self._lead: NDArray[np.bool_] = np.any(self._pairs.reshape(256, 256), axis=1)
         self._first = int(np.argmax(self._lead)) if self._lead.any() else 256
 
     def keep(self, text: str) -> str:
@@ -40,7 +40,8 @@ class Characters:
             return np.zeros(len(texts), dtype=np.bool_)
         data = np.frombuffer(texts.buffers()[2], dtype=np.uint8)[borders[0] : borders[-1]]
         before = np.searchsorted(self._places(data), borders - borders[0])
-        return np.diff(before) > 0
+        found: NDArray[np.bool_] = np.diff(before) > 0
+        return found
 
     def _places(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Where characters outside the set begin in UTF-8 text, in order."""
