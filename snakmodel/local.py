@@ -211,7 +211,6 @@ class LocalScheduler:
             return 1
         return 0
 
-
     def _alike(self) -> list[tuple[list[_Job], list[str]]]:
         """The failed packs, those together whose last error differs in numbers alone, each with the end of a log."""
         groups: dict[tuple[str, str], tuple[list[_Job], list[str]]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from snakmodel.settings import PROJECT
 from snakmodel.tasklist import TaskList
 
 _TAIL_BYTES = 1 << 16
+_TOKENIZE = "tokenize"
+"""The stage whose manifests count the mismatches of two tokenizers."""
 _ENDS = frozenset(["done", "failed", "again", "requeue", "cancelled"])
 """Events that end an attempt."""
 
@@ -189,23 +192,35 @@ def _order(frozen: Path, lists: Mapping[str, TaskList], notes: list[str]) -> lis
 
 def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> StageFiles:
     undone: dict[int, dict[int, str]] = {}
+    mismatches: Counter[int] = Counter()
     for pack, numbers in enumerate(tasks.packs if tasks else []):
         assert tasks is not None
-        problems = {index: problem for index in numbers if (problem := _marker_problem(root, tasks, index))}
+        problems = {index: problem for index in numbers if (problem := _marker_problem(root, tasks, index, mismatches))}
         notes += [f"{name}: {one}; it will be done again" for one in problems.values() if one != "no marker"]
         if problems:
             undone[pack] = problems
+    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest has the sum again
+        notes.append(
+            f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
+            f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
+            "tokenised again as a whole by the tokenizer's own library, so their ids are right"
+        )
     return StageFiles(name, tasks, undone)
 
 
-def _marker_problem(root: Path, tasks: TaskList, index: int) -> str | None:
-    """Why a task does not count as done, or None: key, existence and sizes, not checksums."""
+def _marker_problem(root: Path, tasks: TaskList, index: int, mismatches: Counter[int]) -> str | None:
+    """Why a task does not count as done, or None: key, existence and sizes, not checksums.
+
+    `mismatches` takes in how many mismatches of its two tokenizers a done task counted, where it counted any.
+    """
     path = root / "markers" / tasks.stage / f"{index:05d}.json"
     marker = Marker.read(path)
     if marker is None:
         return f"{path} cannot be read" if path.exists() else "no marker"
     if marker.key != tasks.tasks[index].key:
         return f"{path} is of another command or other inputs"
+    if isinstance(count := marker.counts.get("sample_mismatches"), int) and count:
+        mismatches[index] = count
     return marker.problem(root, full=False)
 
 

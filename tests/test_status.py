@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,23 @@ def test_ten_thousand_markers(tmp_path: Path) -> None:
     assert row(shown(root), "first")["done"] == "10000"
     (root / "a/7777.txt").write_text("")
     assert row(shown(root), "first")["done"] == "9999"
+
+
+def test_mismatches_of_two_tokenizers(tmp_path: Path) -> None:
+    """What manifests of the tokenizer count is shown as one note, also for programs; without any there is none."""
+    root = tmp_path / "run"
+    plan = toy.plan(root, [replace(toy.two_stages(root)[0], name="tokenize")])
+    plan.write_task_list(plan.chain["tokenize"], sys.executable)
+    for number, count in enumerate((0, 2, 3)):
+        marker = Marker(plan.chain.keys["tokenize"][number], {}, {"documents": 9, "sample_mismatches": count})
+        marker.write(marker_path(root, "tokenize", number))
+    found = diagnose(RunFiles.read(root))
+    words = "gigatoken gave other ids than the tokenizer's own library for 5 sampled document(s) of 2 task(s)"
+    assert f"note: tokenize: {words}, of which the first is task 1; these tasks were tokenised again" in text(found)
+    assert [words in note for note in as_json(found)["notes"]] == [True]
+    Marker(plan.chain.keys["tokenize"][1], {}, {"sample_mismatches": 0}).write(marker_path(root, "tokenize", 1))
+    Marker(plan.chain.keys["tokenize"][2], {}, {"documents": 9}).write(marker_path(root, "tokenize", 2))
+    assert "gigatoken" not in shown(root)
 
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:

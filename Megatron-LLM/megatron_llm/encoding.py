@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from itertools import chain
@@ -13,12 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from megatron_llm import agreement_file
+from megatron_llm.agreement_file import Agreement
 from megatron_llm.documents import offsets
-from megatron_llm.fast_tokenizer import Fast, Unfit, open_fast
+from megatron_llm.fast_tokenizer import Differs, Fast, Unfit
 from megatron_llm.files import UserError
 from megatron_llm.vocabulary import LONG, Tokenizer
 
 BACKENDS = ("auto", "gigatoken", "sentencepiece")
+SMALL = 4 << 20
+"""Bytes of text for each thread from which on loading gigatoken takes less time than it saves."""
 SAMPLE_FIRST, SAMPLE_REST = 16, 512
 """One document in so many is also encoded by the tokenizer's own library: of the first block, of the others."""
 SAMPLE_CHARACTERS = 4096
@@ -38,28 +41,22 @@ class Encoder:
     fast: Fast | None
     why_not_fast: str
     """Why `fast` is None; empty where it is there or was not wanted."""
+    mismatches: int = 0
+    """For how many sampled documents `fast` had given different ids, before it was given up."""
 
     def encode(self, texts: Any, *, first: bool) -> tuple[Ids, NDArray[np.bool_]]:
         """The ids of a large_string array (n,), and which texts (n,) bool the tokenizer's own library encoded.
 
-        Raises Unfit when the two disagree on a sample; `first` takes the larger one.
+        Raises Differs when the two disagree on a sample; `first` takes the larger one.
         """
         if self.fast is None:
             return self.encode_slowly(texts), np.ones(len(texts), dtype=np.bool_)
-        self.fast.check(sample(texts, SAMPLE_FIRST if first else SAMPLE_REST))
-        matching = self.find_matches(texts)
-        if not matching.any():
-            return self.encode_parts(texts, self.fast), matching
-        slow = self.encode_slowly(texts.filter(pa.array(matching)))
-        return interleaved(self.encode_parts(texts.filter(pa.array(~matching)), self.fast), slow, matching), matching
-
-    def find_matches(self, texts: Any) -> NDArray[np.bool_]:
-        """Which texts hold a string that the fast encoder would take for one token."""
-        if not self.tokenizer.matched:
-            return np.zeros(len(texts), dtype=np.bool_)
-        pattern = "|".join(map(re.escape, sorted(self.tokenizer.matched)))
-        found: NDArray[np.bool_] = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
-        return found
+        slowly = self.fast.refuses(texts)
+        self.fast.check(sample(texts, np.flatnonzero(~slowly)[:: SAMPLE_FIRST if first else SAMPLE_REST]))
+        if not slowly.any():
+            return self.encode_parts(texts, self.fast), slowly
+        slow = self.encode_slowly(texts.filter(pa.array(slowly)))
+        return interleaved(self.encode_parts(texts.filter(pa.array(~slowly)), self.fast), slow, slowly), slowly
 
     def encode_slowly(self, texts: Any) -> Ids:
         """By the tokenizer's own library."""
@@ -98,30 +95,54 @@ class Encoder:
             )
 
 
-def open_encoder(tokenizer: Tokenizer, backend: str) -> Encoder:
-    """The encoder of --tokenizer_backend. Raises UserError when gigatoken is demanded and unfit."""
+def open_encoder(tokenizer: Tokenizer, backend: str, size: int) -> Encoder:
+    """The encoder of --tokenizer_backend for so many bytes of text for each thread.
+
+    Raises UserError when gigatoken is demanded and unfit.
+    """
     if backend == "sentencepiece":
+        return Encoder(tokenizer, None, "")
+    if backend == "auto" and size < SMALL:
         return Encoder(tokenizer, None, "")
     try:
         return Encoder(tokenizer, open_fast(tokenizer), "")
     except Unfit as why:
-        return without_fast(tokenizer, backend, why)
-
-
-def without_fast(tokenizer: Tokenizer, backend: str, why: Unfit) -> Encoder:
-    """The encoder for when gigatoken is unfit. Raises UserError when it was demanded."""
-    if backend == "gigatoken":
+        if backend == "auto":
+            return Encoder(tokenizer, None, str(why))
         raise UserError(
             f"--tokenizer_backend gigatoken: gigatoken cannot stand in for {tokenizer.reference} here: {why}; "
             "leave the flag out"
         ) from why
-    return Encoder(tokenizer, None, str(why))
 
 
-def sample(texts: Any, every: int) -> list[str]:
-    """The beginnings of every so-many-th text."""
-    rows = texts.take(pa.array(np.arange(0, len(texts), every)))
-    beginnings: list[str] = pc.utf8_slice_codeunits(rows, 0, SAMPLE_CHARACTERS).to_pylist()
+def open_fast(tokenizer: Tokenizer) -> Fast:
+    """The fast encoder, with the characters that it may be used for. Raises Unfit."""
+    name = agreement_file.file_name(tokenizer)
+    if (agreement := agreement_file.read(name)) and agreement.why_not:
+        raise Unfit(agreement.why_not)
+    fast = Fast(tokenizer)
+    if agreement is None:
+        agreement = compare(fast)
+        agreement_file.keep(name, agreement)
+        if agreement.why_not:
+            raise Unfit(agreement.why_not)
+    fast.characters = agreement.characters()
+    return fast
+
+
+def compare(fast: Fast) -> Agreement:
+    """What both libraries agree on, by trial. Raises Unfit where gigatoken fails, which may be for this once."""
+    from megatron_llm.agreement import establish
+
+    try:
+        return Agreement.on(establish(fast))
+    except Differs as why:
+        return Agreement(why_not=str(why))
+
+
+def sample(texts: Any, numbers: NDArray[np.int64]) -> list[str]:
+    """The beginnings of the texts of these numbers."""
+    beginnings: list[str] = pc.utf8_slice_codeunits(texts.take(pa.array(numbers)), 0, SAMPLE_CHARACTERS).to_pylist()
     return beginnings
 
 

@@ -1,56 +1,53 @@
-"""gigatoken as a fast stand-in for a tokenizer's own library, used only while it agrees with it.
+"""gigatoken as a fast stand-in for a tokenizer's own library, only for texts on which the two are known to agree.
 
-`open_fast` refuses tokenizers whose rules it is not known to follow and compares the ids on awkward text, on every
-piece of the vocabulary and on random strings; `Fast.check` compares them on samples of the documents.
+`load` refuses tokenizers whose rules gigatoken is not known to follow. agreement.py establishes for which characters
+the two libraries give the same ids; `Fast.refuses` says which texts hold anything else, and those take the tokenizer's
+own library. `Fast.check` compares samples of the documents as an alarm.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from megatron_llm.characters import Characters
 from megatron_llm.documents import offsets
 from megatron_llm.json_tokenizer import HuggingFaceTokenizer
 from megatron_llm.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_llm.vocabulary import SPACE, Tokenizer
-
-PROBES = (
-    "Rødgrød med fløde, æblekage og en kop kaffe.",
-    "  to mellemrum  foran,   tre inde i, og to bagefter  ",
-    " \t fane\tog\nlinjeskift\r\n\n\n",
-    "år 1999: 3,14 kr. / 50 % – «citat» “quote” … <0x0A> <0xFF> <|x|> [INST]",
-    "smil 😀 👩‍👩‍👧 🇩🇰 ☕ 日本語 العربية Ελληνικά русский",
-    "e\u0301 e\u0301\u0300 \ufeff\u00a0\u3000\u200b ﬁ ½ ①",
-    "\x00\x01\x1f\x7f\u0085\u2028 \U000e0001 \ufffd \ue000 \U0010ffff \u0378",
-    f"{SPACE} {SPACE}a{SPACE}{SPACE} b {SPACE}",
-    "it's I'LL we've 12345678 x=1;\n\n  if (a) {\r\n\t}",
-    "",
-    " ",
-    "\n",
-)
-ALPHABETS = ("abcdeæøåé", "   ", SPACE, "\t\n\r\x00\x1b\x7f", "0123456789", ".,:;!?'\"()<>/|_-", "日本語漢字", "😀👩‍🇩🇰",
-             "\u0301\u200b\u00a0\u2028\ufeff", "\u0378\ue000\U000e0001\U0010ffff", "ßŁğжΩשع")  # fmt: skip
+from megatron_llm.vocabulary import Tokenizer
 
 
 class Unfit(Exception):
     """Why gigatoken is not used, a clause for messages."""
 
 
+class Differs(Unfit):
+    """gigatoken gave different ids than the tokenizer's own library, for `count` of the texts that were compared."""
+
+    def __init__(self, why: str, count: int) -> None:
+        super().__init__(why)
+        self.count = count
+
+
 class Fast:
-    """gigatoken with a tokenizer's vocabulary. Not for texts that hold one of the tokenizer's `matched` strings."""
+    """gigatoken with a tokenizer's vocabulary, for texts that it does not refuse."""
+
+    characters: Characters | None = None
+    """The characters on which both libraries are known to agree; None until that is established, and then none is
+    refused."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises Unfit."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self._matched = "|".join(map(re.escape, sorted(tokenizer.matched)))
         with unfit(f"it does not take {tokenizer.vocab_file.name}"):
             self._backend = load(tokenizer)
 
@@ -64,16 +61,38 @@ class Fast:
         ends = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
-    def check(self, texts: Iterable[str]) -> None:
-        """Raise Unfit unless both encoders give the same ids for the texts."""
-        matched = re.compile("|".join(map(re.escape, self._tokenizer.matched)) or "(?!)")
-        plain = [text for text in texts if not matched.search(text)]
-        expected = self._tokenizer.encode_plain(plain)
-        ids, sizes = self(pa.array(plain, pa.large_string()))
-        borders = np.cumsum(sizes)[:-1]
-        for text, wanted, found in zip(plain, expected, np.split(ids, borders), strict=True):
-            if found.tolist() != wanted:
-                raise Unfit(f"its ids differ from {self._tokenizer.reference}'s on {text[:60]!r}")
+    def refuses(self, texts: Any) -> NDArray[np.bool_]:
+        """Which texts of a large_string array (n,) only the tokenizer's own library may encode, (n,) bool.
+
+        These are the texts with a string that gigatoken would take for one token, or with a character on which the
+        two libraries are not known to agree.
+        """
+        found = np.zeros(len(texts), dtype=np.bool_)
+        if self._matched:
+            found |= pc.match_substring_regex(texts, self._matched).to_numpy(zero_copy_only=False)
+        if self.characters:
+            found |= self.characters.outside(texts)
+        return found
+
+    def differing(self, texts: Sequence[str]) -> list[int]:
+        """The numbers of the texts for which the two libraries give different ids; those that it refuses count not."""
+        given = np.flatnonzero(~self.refuses(texts_of(texts))).tolist()
+        taken = [texts[number] for number in given]
+        ids, sizes = self(texts_of(taken))
+        ends = np.cumsum(sizes).tolist()
+        found, starts = ids.tolist(), [0, *ends]
+        expected = self.tokenizer.encode_plain(taken)
+        return [
+            number
+            for number, start, end, wanted in zip(given, starts, ends, expected, strict=False)
+            if found[start:end] != wanted
+        ]
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raise Differs unless both libraries give the same ids for all texts that this one does not refuse."""
+        if numbers := self.differing(texts):
+            text = texts[numbers[0]][:60]
+            raise Differs(f"its ids differ from {self.tokenizer.reference}'s on {text!r}", len(numbers))
 
 
 @contextmanager
@@ -96,26 +115,28 @@ def load(tokenizer: Tokenizer) -> Any:
         check_rules(tokenizer)
         return gigatoken.Tokenizer.from_sentencepiece(tokenizer.model.SerializeToString())
     assert isinstance(tokenizer, HuggingFaceTokenizer)
-    if not tokenizer.keeps_text() and any(token["normalized"] for token in tokenizer.added):
+    if strange := tokenizer.other_normalisers("NFC"):
+        raise Unfit(f"its normaliser {strange[0]} is not one that was compared")
+    if tokenizer.other_normalisers() and any(token["normalized"] for token in tokenizer.added):
         raise Unfit("its added tokens are looked for in normalised text")
     around = {"post_processor": None, "truncation": None, "padding": None}
     return gigatoken.Tokenizer.from_json(json.dumps({**tokenizer.settings, **around}))
 
 
-def open_fast(tokenizer: Tokenizer) -> Fast:
-    """The fast encoder, after its self-test. Raises Unfit."""
-    fast = Fast(tokenizer)
-    fast.check([*PROBES, *vocabulary_lines(tokenizer), *random_texts(2000)])
-    return fast
-
-
 def check_rules(tokenizer: SentencePieceTokenizer) -> None:
     """Raise Unfit for rules of SentencePiece that a list of merges cannot express."""
+    if tokenizer.model.normalizer_spec.precompiled_charsmap:
+        raise Unfit("the model normalises text by a table of sequences")
     if tokenizer.pieces("UNUSED"):
         raise Unfit("the model has unused pieces")
     scores = [piece.score for piece in tokenizer.pieces("NORMAL") if len(piece.piece) > 1]
     if len(set(scores)) < len(scores):
         raise Unfit("pieces of the model share a score, so that their order of merging is the text's")
+
+
+def texts_of(texts: Sequence[str]) -> Any:
+    """Strings as a large_string array."""
+    return pa.array(texts, pa.large_string())
 
 
 def borrowed(texts: Any) -> Any:
@@ -128,19 +149,3 @@ def borrowed(texts: Any) -> Any:
     )
     index = awkward.index.Index64(offsets(texts))
     return awkward.Array(awkward.contents.ListOffsetArray(index, characters, parameters={"__array__": "string"}))
-
-
-def vocabulary_lines(tokenizer: Tokenizer) -> Iterator[str]:
-    """Every ordinary piece of the vocabulary, 16 a line."""
-    pieces = tokenizer.plain_pieces()
-    for start in range(0, len(pieces), 16):
-        yield "".join(pieces[start : start + 16])
-
-
-def random_texts(count: int) -> Iterator[str]:
-    """Short strings of letters, controls, emoji, CJK, unassigned code points and runs of spaces; always the same."""
-    source = random.Random(0)
-    for _ in range(count):
-        alphabet = "".join(source.choices(ALPHABETS, k=3))
-        text = "".join(source.choices(alphabet, k=source.randrange(1, 40)))
-        yield text if source.random() < 0.7 else unicodedata.normalize("NFD", text)

@@ -74,16 +74,16 @@ class HuggingFaceTokenizer(Tokenizer):
         contents = [token["content"] for token in self.added]
         return [*contents, *(content.replace(SPACE, " ") for content in contents)]
 
-    def keeps_text(self) -> bool:
-        """Whether normalisation changes nothing but spaces."""
-        steps = [self.settings.get("normalizer") or {"type": "Sequence", "normalizers": []}]
+    def other_normalisers(self, *known: str) -> list[str]:
+        """The kinds of its normalisation steps that change more than spaces and are not among the known ones."""
+        steps, found = [self.settings.get("normalizer") or {"type": "Sequence", "normalizers": []}], []
         while steps:
-            step = steps.pop()
+            step = steps.pop(0)
             steps += step.get("normalizers", [])
             spaces = step["type"] == "Replace" and step["pattern"] == {"String": " "}
-            if step["type"] not in ("Sequence", "Prepend") and not spaces:
-                return False
-        return True
+            if step["type"] not in ("Sequence", "Prepend", *known) and not spaces:
+                found.append(step["type"])
+        return found
 
     def _no_end(self) -> str:
         return f"an eos_token that {self.vocab_file.with_name('tokenizer_config.json')} names"

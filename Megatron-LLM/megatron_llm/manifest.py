@@ -21,7 +21,7 @@ COUNTS = (
     "byte_tokens",
 )
 """What is counted, in total and for each source."""
-SUMMED = (*COUNTS, "sources", "backends", "why_not_fast")
+SUMMED = (*COUNTS, "sources", "backends", "why_not_fast", "sample_mismatches")
 """What adds up over shards; all else must be the same in them."""
 RATES = ("tokens_per_byte", "fallback_rate")
 """What is written beside the counts for people to read; worked out, never read back."""
@@ -63,6 +63,9 @@ class Manifest:
     """Library -> documents that it encoded. The ids do not depend on it."""
     why_not_fast: tuple[str, ...] = ()
     """Why the fast library did not encode everything that it might have."""
+    sample_mismatches: int = 0
+    """Sampled documents for which the two libraries gave different ids, so that the tokenizer's own library encoded all
+    documents of the task again."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object, with rates."""
@@ -91,6 +94,7 @@ class Manifest:
         names = sorted({*self.sources, *other.sources})
         sums["sources"] = {name: added(self.sources.get(name, {}), other.sources.get(name, {})) for name in names}
         sums["backends"] = added(self.backends, other.backends)
+        sums["sample_mismatches"] = self.sample_mismatches + other.sample_mismatches
         sums["why_not_fast"] = tuple(sorted({*self.why_not_fast, *other.why_not_fast}))
         return replace(self, **sums)
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from megatron_llm import tokenizer
 from megatron_llm.documents import Block, columns, find_inputs, offsets, read_blocks
-from megatron_llm.encoding import BACKENDS, Encoder, open_encoder, without_fast
-from megatron_llm.fast_tokenizer import Unfit
+from megatron_llm.encoding import BACKENDS, Encoder, open_encoder
+from megatron_llm.fast_tokenizer import Differs, Unfit
 from megatron_llm.files import EXIT_AGAIN, UserError, publishing, run_main, write_json
 from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
 from megatron_llm.manifest import COUNTS, Manifest, added, beside
@@ -66,11 +66,17 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and what was written is removed
     inputs = find_inputs(args.input)
     vocabulary = open_vocabulary(args)
-    encoder = open_encoder(vocabulary, args.tokenizer_backend)
+    encoder = open_encoder(vocabulary, args.tokenizer_backend, text_size(inputs) // args.workers)
     try:
         run(args, inputs, encoder)
-    except Unfit as why:  # on a sample of the documents
-        run(args, inputs, without_fast(vocabulary, args.tokenizer_backend, why))
+    except Unfit as why:  # the two libraries differ on a sample of the documents, or gigatoken failed
+        count = why.count if isinstance(why, Differs) else 0
+        run(args, inputs, Encoder(vocabulary, None, str(why), count))
+
+
+def text_size(inputs: list[Path]) -> int:
+    """About how many bytes the inputs have, taking compressed ones for a quarter of their text."""
+    return sum(path.stat().st_size * (4 if path.suffix in (".gz", ".zst") else 1) for path in inputs)
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,8 +96,8 @@ def parse_args() -> argparse.Namespace:
         "--tokenizer_backend",
         choices=BACKENDS,
         default="auto",
-        help="auto: gigatoken wherever it agrees with the tokenizer's own library; sentencepiece: only that library "
-        "(`tokenizers` for a tokenizer.json). The ids are the same",
+        help="auto: gigatoken for all but small inputs, wherever it agrees with the tokenizer's own library; "
+        "sentencepiece: only that library (`tokenizers` for a tokenizer.json). The ids are the same",
     )
     parser.add_argument("--workers", type=positive, default=1, help="threads that tokenise")
     parser.add_argument("--chunk_size", type=positive, help="upstream's flag, without effect: work is cut by bytes")
@@ -152,6 +158,8 @@ def say_backend(args: argparse.Namespace, encoder: Encoder) -> None:
         text = f"Tokenising with gigatoken, which agrees with {encoder.tokenizer.reference}."
     else:
         why = f"gigatoken is not used: {encoder.why_not_fast}" if encoder.why_not_fast else "as asked"
+        if not encoder.why_not_fast and args.tokenizer_backend == "auto":
+            why = "the input is so small that loading gigatoken would take longer"
         text = f"Tokenising with {encoder.tokenizer.reference} ({why})."
     print(text, file=sys.stderr, flush=True)
 
@@ -263,6 +271,7 @@ def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backen
         sources=sources,
         backends=backends,
         why_not_fast=(encoder.why_not_fast,) if encoder.why_not_fast else (),
+        sample_mismatches=encoder.mismatches,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from megatron_llm import encoding, vocabulary
-from megatron_llm.encoding import Encoder, open_encoder
-from megatron_llm.fast_tokenizer import Fast, Unfit, open_fast, random_texts
+from megatron_llm import agreement, encoding, vocabulary
+from megatron_llm.agreement import random_texts
+from megatron_llm.encoding import SMALL, Encoder, open_encoder, open_fast
+from megatron_llm.fast_tokenizer import Fast, Unfit
 from megatron_llm.files import UserError
 from megatron_llm.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_llm.tokenizer import build
@@ -55,6 +57,15 @@ def byte_level(path: Path, **added: Any) -> Any:
     return build("HuggingFaceTokenizer", path, no_new_tokens=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_characters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is established here is established for letters of Europe and some others, and kept apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "BLOCKS", ((0, 0x600), (0x2000, 0x2100), (0x3000, 0x3100), (0x1F600, 0x1F650)))
+        patch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.mktemp("kept")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     """With a user-defined symbol."""
@@ -89,7 +100,7 @@ def test_documents_with_control_texts_keep_their_place_and_are_plain_text(tokeni
     """Control pieces, symbols and ordinary documents mixed: the tokenizer's own ids, in order, and who encoded what."""
     end = "</s>" if tokenizer.reference == "sentencepiece" else "<|end|>"
     texts = ["en hane", f"gol {end} højt", "", f"{end}{end}", "<table>", "over den", f"en <table> {end}"] * 3
-    (ids, sizes), slowly = open_encoder(tokenizer, "gigatoken").encode(array(texts), first=True)
+    (ids, sizes), slowly = open_encoder(tokenizer, "gigatoken", SMALL).encode(array(texts), first=True)
     expected = [tokenizer.encode(text) for text in texts]
     assert np.split(ids, np.cumsum(sizes)[:-1])[1].tolist() == expected[1]
     assert ids.tolist() == [token for one in expected for token in one]
@@ -99,7 +110,7 @@ def test_documents_with_control_texts_keep_their_place_and_are_plain_text(tokeni
 
 def test_slices_of_an_array_are_encoded_as_they_are(tokenizer: Any) -> None:
     """A slice of a larger array, as a block of a file may be, has the ids of its own documents."""
-    encoder = open_encoder(tokenizer, "auto")
+    encoder = open_encoder(tokenizer, "auto", SMALL)
     assert encoder.fast is not None
     (ids, sizes), _ = encoder.encode(array(LINES).slice(7, 20), first=False)
     assert ids.tolist() == [token for one in tokenizer.encode_plain(LINES[7:27]) for token in one]
@@ -113,7 +124,7 @@ def test_long_documents_are_encoded_in_parts(llama: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(vocabulary, "LONG", 100)
     monkeypatch.setattr(encoding, "LONG", 100)
     for backend in ("gigatoken", "sentencepiece"):
-        (ids, sizes), _ = open_encoder(llama, backend).encode(array(texts), first=True)
+        (ids, sizes), _ = open_encoder(llama, backend, SMALL).encode(array(texts), first=True)
         assert sizes.tolist() == [len(one) for one in expected]
         assert ids.tolist() == [token for one in expected for token in one]
 
@@ -129,7 +140,7 @@ def test_the_memory_of_an_uncut_document_is_forecast(
         (llama, "x" * 1000, "it has no space to cut at"),
         (llama, "en hane " * 100, ""),
     ):
-        open_encoder(tokenizer, "auto").encode(array([text]), first=False)
+        open_encoder(tokenizer, "auto", SMALL).encode(array([text]), first=False)
         said = capsys.readouterr().err
         assert message in said
         assert ("in one piece" in said) == bool(message)
@@ -140,7 +151,7 @@ def test_the_memory_of_an_uncut_document_is_forecast(
     [
         (
             {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
-            "its ids differ from sentencepiece's",
+            "the model normalises text by a table of sequences",
         ),
         ({"byte_fallback": False, "vocab_size": 80}, "only byte_fallback sentencepiece models"),
         ({"model_type": "unigram", "vocab_size": 290}, "only BPE sentencepiece models"),
@@ -150,14 +161,14 @@ def test_the_memory_of_an_uncut_document_is_forecast(
 def test_unfit_models_are_left_to_sentencepiece(options: dict[str, Any], why: str, tmp_path: Path) -> None:
     """The encoder says why gigatoken is not used, and refuses when it was demanded."""
     tokenizer = model(tmp_path / "tokenizer.model", **options)
-    encoder = open_encoder(tokenizer, "auto")
+    encoder = open_encoder(tokenizer, "auto", SMALL)
     assert encoder.fast is None
     assert why in encoder.why_not_fast
     (ids, _), slowly = encoder.encode(array(LINES), first=True)
     assert slowly.all()
     assert ids.tolist() == [token for one in tokenizer.encode_plain(LINES) for token in one]
     with pytest.raises(UserError, match="--tokenizer_backend gigatoken: gigatoken cannot stand in for sentencepiece"):
-        open_encoder(tokenizer, "gigatoken")
+        open_encoder(tokenizer, "gigatoken", SMALL)
 
 
 def test_rules_that_merges_cannot_express_are_refused(llama: SentencePieceTokenizer, tmp_path: Path) -> None:

@@ -174,14 +174,20 @@ def test_counts_by_source_are_the_sums_over_the_shards(shards: Path) -> None:
     path = shards / "s-3_text_document.json"
     manifest = json.loads(path.read_text())
     manifest["sources"] = {"other": manifest["sources"]["all"]}
-    manifest["backends"], manifest["why_not_fast"] = {"sentencepiece": 49}, ["it failed: here"]
+    manifest["backends"], manifest["why_not_fast"] = {"gigatoken": 49}, ["it failed: here"]
+    manifest["sample_mismatches"] = 2
+    path.write_text(json.dumps(manifest))
+    path = shards / "s-2_text_document.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sample_mismatches"]  # as the version before wrote it
     path.write_text(json.dumps(manifest))
     assert merge(shards).returncode == 0
     merged = json.loads((shards.parent / "merged.json").read_text())
     assert {name: counts["documents"] for name, counts in merged["sources"].items()} == {"all": 91, "other": 49}
     for name in ("documents", "characters", "bytes", "tokens", "sequences"):
         assert sum(counts[name] for counts in merged["sources"].values()) == merged[name]
-    assert merged["backends"] == {"gigatoken": 91, "sentencepiece": 49}
+    assert merged["backends"] == {"gigatoken": 49, "sentencepiece": 91}
+    assert merged["sample_mismatches"] == 2
     assert merged["why_not_fast"] == ["it failed: here"]
 
 

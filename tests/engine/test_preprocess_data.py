@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import resource
+import runpy
 import signal
 import struct
 import subprocess
@@ -20,6 +21,10 @@ import sentencepiece
 import tokenizers
 import zstandard
 
+from megatron_llm import documents as documents_module
+from megatron_llm import encoding
+from megatron_llm.fast_tokenizer import Fast
+from megatron_llm.files import UserError
 from megatron_llm.indexed_dataset import IndexedDataset
 
 TOOL = Path(__file__).parents[2] / "Megatron-LLM/tools/preprocess_data.py"
@@ -91,7 +96,7 @@ def test_golden_bytes(vocab: Path, tmp_path: Path) -> None:
     encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
     a, b = encode("Hane gol."), encode("</s> æ\u2028ø\u0085å")
     source = write_jsonl(tmp_path / "x.jsonl", ["Hane gol.", "", "</s> æ\u2028ø\u0085å"])
-    result = run(vocab, source, f"{tmp_path}/out/", "--append_eod")
+    result = run(vocab, source, f"{tmp_path}/out/", "--append_eod", "--tokenizer_backend", "gigatoken")
     assert result.returncode == 0, result.stderr
     found_bin, found_idx, manifest = outputs(f"{tmp_path}/out/")
     assert found_bin == struct.pack(f"<{len(a) + len(b) + 2}H", *a, 2, *b, 2)
@@ -112,7 +117,7 @@ def test_golden_bytes(vocab: Path, tmp_path: Path) -> None:
     assert manifest == {
         **counts, **rates, "vocab_size": 310, "tokenizer_type": "SentencePieceTokenizer", "append_eod": True, "eod": 2,
         "prepend_bos": False, "bos": 1, "dtype": "uint16", "sources": {"all": {**counts, **rates}},
-        "backends": {"gigatoken": 2, "sentencepiece": 1}, "why_not_fast": [],
+        "backends": {"gigatoken": 2, "sentencepiece": 1}, "why_not_fast": [], "sample_mismatches": 0,
     }  # fmt: skip
 
 
@@ -267,20 +272,72 @@ def test_backends_give_the_same_bytes_and_say_so(vocab: Path, tmp_path: Path) ->
     assert documents(tmp_path / "gigatoken")[-2] == [*encode(texts[-2]), 2]
 
 
-def test_an_unfit_model_is_tokenised_by_its_own_library(tmp_path: Path) -> None:
+def run_here(monkeypatch: pytest.MonkeyPatch, vocab: Path, source: Path, prefix: Path, *flags: str) -> None:
+    """Run it in this process, and take no input for small."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", command(vocab, source, prefix, *flags)[1:])
+        patch.setattr(signal, "signal", lambda *_: None)
+        patch.setattr(encoding, "SMALL", 0)
+        runpy.run_path(str(TOOL))["main"]()
+
+
+def test_an_unfit_model_is_tokenised_by_its_own_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A model that normalises text: sentencepiece's ids, and the reason on stderr and in the manifest."""
     vocab = train(tmp_path / "x.model", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
     source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
-    result = run(vocab, source, tmp_path / "out")
-    assert "Tokenising with sentencepiece (gigatoken is not used: its ids differ" in result.stderr
+    run_here(monkeypatch, vocab, source, tmp_path / "out")
+    why = "the model normalises text by a table of sequences"
+    assert f"Tokenising with sentencepiece (gigatoken is not used: {why})." in capsys.readouterr().err
     manifest = outputs(tmp_path / "out")[2]
     assert manifest["backends"] == {"sentencepiece": 300}
-    assert manifest["why_not_fast"][0].startswith("its ids differ from sentencepiece's on")
+    assert manifest["why_not_fast"] == [why]
     encode = sentencepiece.SentencePieceProcessor(model_file=str(vocab)).encode
     assert documents(tmp_path / "out") == [encode(text) for text in TEXTS if text]
-    result = run(vocab, source, tmp_path / "forced", "--tokenizer_backend", "gigatoken")
-    assert result.returncode == 2
-    assert "gigatoken cannot stand in for sentencepiece" in result.stderr
+    with pytest.raises(UserError, match="gigatoken cannot stand in for sentencepiece"):
+        run_here(monkeypatch, vocab, source, tmp_path / "forced", "--tokenizer_backend", "gigatoken")
+
+
+def test_a_small_input_does_not_wait_for_gigatoken(vocab: Path, tmp_path: Path) -> None:
+    """A tiny shard is tokenised by the tokenizer's own library, says so, and does not load gigatoken."""
+    source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    arguments = command(vocab, source, tmp_path / "out")[1:]
+    code = f"import runpy, sys; sys.argv = {arguments!r}; runpy.run_path({str(TOOL)!r})['main'](); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "(the input is so small that loading gigatoken would take longer)" in result.stderr
+    assert not {"gigatoken", "awkward", "numba"} & set(result.stdout.split())
+    assert outputs(tmp_path / "out")[2]["why_not_fast"] == []
+
+
+@pytest.mark.parametrize("backend", ["auto", "gigatoken"])
+def test_a_mismatch_of_a_sample_tokenises_everything_again(
+    vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    """gigatoken errs in the last of many blocks: all bytes are the reference's, and the manifest counts it."""
+    source = write_jsonl(tmp_path / "x.jsonl", [*TEXTS, *["Hane Ω"] * 90])
+    monkeypatch.setattr(documents_module, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(encoding, "SAMPLE_REST", 30)
+    run_here(monkeypatch, vocab, source, tmp_path / "right", "--tokenizer_backend", "sentencepiece")
+    call = Fast.__call__
+
+    def err(self: Fast, texts: Any) -> Any:
+        ids, sizes = call(self, texts)
+        return (ids + 1, sizes) if any("Ω" in text for text in texts.to_pylist()) else (ids, sizes)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "open_fast", Fast)
+        patch.setattr(Fast, "__call__", err)
+        run_here(monkeypatch, vocab, source, tmp_path / "found", "--tokenizer_backend", backend)
+    said = capsys.readouterr().err
+    assert said.index("Tokenising with gigatoken") < said.index("(gigatoken is not used: its ids differ from sentencep")
+    right, found = outputs(tmp_path / "right"), outputs(tmp_path / "found")
+    assert found[:2] == right[:2]
+    assert found[2]["backends"] == {"sentencepiece": 390}
+    assert (right[2]["sample_mismatches"], found[2]["sample_mismatches"] > 0) == (0, True)
+    assert found[2]["why_not_fast"][0].startswith("its ids differ from sentencepiece's on")
 
 
 def test_a_vocabulary_over_65500_takes_int32(tmp_path: Path) -> None:
