@@ -21,6 +21,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from snakmodel import training_numbers
 from snakmodel.jobqueue import array_ranges
 from snakmodel.plan import Plan
 from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED, STOPPED, say
@@ -30,6 +31,7 @@ from snakmodel.supervise import die_with_parent
 
 _GRACE_SECONDS = 60
 _LOG_TAIL = 15
+_LOOK_SECONDS = 2.0
 
 
 @dataclass
@@ -58,9 +60,16 @@ class _Report:
             self.ids[stage] = self.bars.add_task(stage, total=total)
             self.started[stage] = time.monotonic()
 
+    def reach(self, stage: str, iteration: int, last: int) -> None:
+        """A training has got so far: its bar counts iterations, not its one pack."""
+        self.bars.update(self.ids[stage], completed=iteration, total=last)
+
     def advance(self, stage: str, left: int) -> None:
         """A pack is done."""
-        self.bars.advance(self.ids[stage])
+        if left == 0:
+            self.bars.update(self.ids[stage], completed=self.bars.tasks[self.ids[stage]].total)
+        else:
+            self.bars.advance(self.ids[stage])
         if left == 0 and not self.console.is_terminal:
             print(f"{stage}: done in {time.monotonic() - self.started[stage]:.1f} s", flush=True)
 
@@ -77,6 +86,8 @@ class LocalScheduler:
         self.running: list[_Job] = []
         self.failed: list[_Job] = []
         self.told: float | None = None
+        self.looked = 0.0
+        """When it was last looked how far a training is."""
         self.unheard: OSError | None = None
         """Why nothing can be printed any more."""
 
@@ -99,6 +110,7 @@ class LocalScheduler:
                 while self.running or (self.told is None and self._start_ready(report)):
                     self._collect(report)
                     self._start_ready(report)
+                    self._look_at_training(report)
                     time.sleep(0.05)
         finally:
             for number, handler in previous.items():
@@ -189,6 +201,15 @@ class LocalScheduler:
             self.unheard = self.unheard or error
             if self.told is None:
                 self._stop()
+
+    def _look_at_training(self, report: _Report) -> None:
+        """Now and then, show how far a running training is."""
+        training = [job.stage.name for job in self.running if job.stage.progress]
+        if not training or not report.console.is_terminal or time.monotonic() < self.looked + _LOOK_SECONDS:
+            return
+        self.looked = time.monotonic()
+        if iteration := training_numbers.newest(self.plan.paths.root).get("iteration"):
+            report.reach(training[0], int(iteration), self.plan.config.recipe.training.train_iters)
 
     def _log(self, job: _Job) -> Path:
         return self.plan.logs(job.stage.name) / f"{job.pack:05d}.out"

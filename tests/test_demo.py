@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -232,3 +233,19 @@ def test_killed_anywhere_ends_in_the_same_bytes(folder: Path, demo_base: Path, f
     expected, found = contents(finished), contents(folder / "killed")
     assert sorted(found) == sorted(expected), story
     assert [name for name in expected if found[name] != expected[name]] == [], story
+
+
+def test_uniform_text_gets_a_smaller_vocabulary(tmp_path: Path) -> None:
+    """Where the text has too few different parts, the tokenizer has as many pieces as it gives."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("ja ja ja nej\n" * 300)
+    spec = importlib.util.spec_from_file_location("base_model", PROJECT / "demo" / "base_model.py")
+    assert spec
+    assert spec.loader
+    base_model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(base_model)
+    size = base_model.train_tokenizer([tmp_path / "text" / "a.txt"], tmp_path / "tokenizer")
+    assert 256 < size < base_model.VOCAB_SIZE
+    import sentencepiece
+
+    assert sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).get_piece_size() == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
-from snakmodel.local import LocalScheduler
+from snakmodel.local import LocalScheduler, _Job, _Report
 from snakmodel.publish import Marker
 from snakmodel.stage import Stage
 from snakmodel.tasklist import marker_path
@@ -245,3 +248,37 @@ def test_resources_are_respected(tmp_path: Path) -> None:
     assert LocalScheduler(toy.plan(root, [first], {"local": {"cpus": 4}})).run() == 0
     assert (root / "a" / "seen2").exists()
     assert not (root / "a" / "seen3").exists()
+
+
+def test_equal_errors_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shards that fail in the same way are one block with their numbers; another error has a block of its own."""
+    script = (
+        "import sys\nn = int(sys.argv[1].rpartition('/')[2][0])\n"
+        "print(f'error: line {n} of {n}.txt is damaged' if n != 3 else 'error: the disk is full', file=sys.stderr)\n"
+        "sys.exit(2)\n"
+    )
+    root = tmp_path / "run"
+    assert LocalScheduler(toy.plan(root, toy.two_stages(root, shards=6, script=script)[:1])).run() == 1
+    err = capsys.readouterr().err
+    assert err.count("The end of ") == 2
+    assert "first, packs 0-2,4-5 in the same way: failed (exit code" in err
+    assert "first, pack 3: failed (exit code" in err
+    assert err.count("is damaged") == 1
+    assert err.count("the disk is full") == 1
+
+
+def test_the_bar_of_a_training_counts_iterations(tmp_path: Path) -> None:
+    """On a terminal the bar shows how many of the iterations are done, and is full at the end."""
+    root = tmp_path / "run"
+    scheduler = LocalScheduler(toy.plan(root, toy.two_stages(root, shards=1)))
+    console = Console(force_terminal=True, file=io.StringIO())
+    report = _Report(console, Progress(console=console))
+    stage = replace(toy.two_stages(root, shards=1)[0], name="train", progress="checkpoints/tracker")
+    scheduler.running = [_Job(stage, 0, 1)]
+    report.begin("train", 1)
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / "metrics.jsonl").write_text('{"iteration": 3, "lm_loss": 1.0}\n')
+    scheduler._look_at_training(report)
+    assert [(bar.completed, bar.total) for bar in report.bars.tasks] == [(3, 4)]
+    report.advance("train", 0)
+    assert [(bar.completed, bar.total) for bar in report.bars.tasks] == [(4, 4)]
