@@ -4,6 +4,8 @@ prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter
                                                      \\-> dedup-report   \\-> tokenize -> merge-tokens -> index --\\
 convert -> verify -> shard --------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
+
+export-text and join-text are left out where the recipe says `text: {export: false}`.
 """
 
 from __future__ import annotations

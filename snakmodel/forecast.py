@@ -6,7 +6,7 @@ iterations:
 
     arrow       1.1 B              one copy of the text with `source` and offsets
     dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
-    text        4 B                jsonl and txt, a shard and joined
+    text        4 B                jsonl and txt, a shard and joined; none with `text: {export: false}`
     tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
     index       p (4 D + 7 B / L)  order of the training samples: p passes at 5 bytes a token, L tokens a sample
     weights     2 P W              converted, then sharded
@@ -61,7 +61,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
     parts = {
         "arrow": text * 11 // 10,
         "dedup": text * 11 // 10 + 24 * documents * bands,
-        "text": 4 * text,
+        "text": 4 * text if recipe.text.export else 0,
         "tokens": 2 * text * (2 if vocabulary < _SMALL_VOCABULARY else 4) // 3,
         "index": passes * (4 * documents + 7 * text // training.seq_length),
         "weights": 2 * parameters * width,

@@ -245,7 +245,7 @@ class LocalScheduler:
 def check_selection(plan: Plan, selected: Sequence[str]) -> list[str]:
     """Stages that selected ones wait for and that are neither done nor selected, with what is missing."""
     problems = []
-    for name in selected:
+    for name in plan.missing:
         for other in plan.chain[name].waits:
             if plan.missing[name] and other not in selected:
                 undone = [i for i in range(len(plan.chain[other].tasks)) if plan.chain.marker_problem(other, i)]

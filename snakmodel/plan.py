@@ -117,7 +117,8 @@ def make_plan(
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)
     inputs.look(found, shards, data)
-    chain = build(config, root, shards, inputs, selected)
+    chain = build(config, root, shards, inputs, [*selected, *restart_from])
+    _refuse_left_out(chain, selected, restart_from)
     minimum = config.cluster.shards_per_job
     shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
     touched = _touched(frozen, chain) if frozen else []
@@ -150,6 +151,14 @@ def _shards(
     plan = EarlierPlan(earlier, Path(before["path"]))
     inputs.changes += plan.changes(found)
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed)
+
+
+def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequence[str]) -> None:
+    """Raise UserError where stages are asked for that the recipe leaves out of the chain."""
+    names = {stage.name for stage in chain.stages}
+    absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
+    if absent:
+        raise UserError(f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`; change that")
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
@@ -226,8 +235,9 @@ def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, befor
 
 
 def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
+    """Stages that would do something else now; one that the run did not have before is new, and touches nothing."""
     keys = chain.stage_keys()
-    return [name for name in keys if frozen["stage_keys"].get(name) != keys[name]]
+    return [name for name in keys if frozen["stage_keys"].get(name, keys[name]) != keys[name]]
 
 
 def _refuse_unless_restarted(

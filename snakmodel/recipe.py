@@ -112,6 +112,13 @@ class Dedup(Section):
         return self
 
 
+class Text(Section):
+    """The deduplicated text as files for people and other programs; no stage of the chain reads them."""
+
+    export: bool = True
+    """Write it as jsonl and txt, a pair for each shard and one of all: four times the size of the text."""
+
+
 class Tokenizer(Section):
     """How text becomes token ids."""
 
@@ -255,6 +262,7 @@ class Recipe(Section):
     """Names the run's folder, its logs and its jobs."""
     data: Data
     dedup: Dedup = Dedup()
+    text: Text = Text()
     tokenizer: Tokenizer
     model: Model
     training: Training

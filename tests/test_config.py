@@ -14,6 +14,7 @@ from snakmodel import config
 from snakmodel.chain import STAGES
 from snakmodel.chain_context import Context
 from snakmodel.chain_model import _training_flags
+from snakmodel.inputs import Inputs
 from snakmodel.publish import UserError
 from snakmodel.settings import PROJECT
 from tests import toy
@@ -114,7 +115,7 @@ def test_training_keys_are_flags_that_the_engine_takes(tmp_path: Path) -> None:
     for keys in ({}, {**asked, "dtype": "fp16", "wandb_project": "danish"}):
         recipe = with_training(**keys) | {"model": {"base": str(base)}}
         recipe["tokenizer"] = {"type": "HuggingFaceTokenizer", "file": str(base / "tokenizer.json")}
-        context = Context(load(tmp_path, recipe), tmp_path, tmp_path, [])
+        context = Context(load(tmp_path, recipe), tmp_path, [], Inputs(tmp_path, {}, {}))
         found.append(arguments.parse(_training_flags(context)))
     plain, full = ({name: getattr(args, name) for name in (*asked, "fp16", "bf16", "wandb_logger")} for args in found)
     assert full == {**asked, "fp16": True, "bf16": False, "wandb_logger": True}

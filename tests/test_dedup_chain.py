@@ -14,9 +14,10 @@ from snakmodel.cluster import Cluster
 from snakmodel.config import Config
 from snakmodel.dedup import parse_arguments
 from snakmodel.dedup_flags import parameters_of
+from snakmodel.inputs import Inputs
 from snakmodel.minhash import Parameters
-from snakmodel.prepare import Part
 from snakmodel.recipe import Recipe
+from snakmodel.sources import Part, selection
 from snakmodel.stage import Stage
 from tests import toy
 
@@ -31,7 +32,9 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dic
     files = {"tokenizer": {"file": str(tmp_path / "base/tokenizer.model")}, "model": {"base": str(tmp_path / "base")}}
     recipe = Recipe.model_validate(toy.recipe(dedup={"ranges": 3, **dedup}, **files))
     parts = [[Part(str(tmp_path / "a.txt"), "s", 0, 3)], [Part(str(tmp_path / "a.txt"), "s", 3, 6)]]
-    context = Context(Config(recipe=recipe, cluster=Cluster()), tmp_path / "run", tmp_path / "shards.json", parts)
+    inputs = Inputs(tmp_path / "run", {}, {})
+    inputs.look(selection(tmp_path, None), parts, recipe.data)
+    context = Context(Config(recipe=recipe, cluster=Cluster()), tmp_path / "run", parts, inputs)
     return {stage.name: stage for stage in chain_data.data_stages(context)}
 
 

@@ -125,7 +125,9 @@ def test_shard_file_opens_as_a_dataset_and_counts_agree(tmp_path: Path) -> None:
         "news": {"documents": 2, "characters": 2, "bytes": 3},
         "tales": {"documents": 1, "characters": 1, "bytes": 1},
     }
+    read = counts.pop("read")
     assert counts == asdict(Counts(documents=3, characters=3, bytes=4, empty=1, empty_files=1, sources=sources))
+    assert [one[:2] for one in read] == [[0, 6], [0, 0], [0, 2]]
     assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "two.arrow").read_bytes()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from snakmodel.documents import Cleaning, Counts, documents, in_share
 from snakmodel.publish import UserError
 from snakmodel.readers import Reading
-from snakmodel.sources import Part, input_files, plan_shards, skipped_note, source_names
+from snakmodel.sources import Part, input_files, plan_shards, selection, source_names
 
 LINES = [f"linje {number}" for number in range(4000)]
 
@@ -129,16 +131,101 @@ def test_an_estimate_of_the_text(tmp_path: Path) -> None:
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
-    """Files of unknown kinds among the selected are named; hidden ones, README, LICENSE and dataset records are not."""
+    """Whatever lies below the folder and is not read is named with the reason, and the sum is given."""
     for name in ("a/x.txt", "a/notes.md", "a/.hidden", "a/README.md", "a/LICENSE", "b/y.txt", "b/z.pdf"):
         write(tmp_path / name, b"x")
-    assert skipped_note(tmp_path, {"a": 1.0}) == [
-        f"{tmp_path}: not read, as no kind of text that is known: 1 file(s): a/notes.md"
-    ]
-    assert "2 file(s): a/notes.md, b/z.pdf" in skipped_note(tmp_path, None)[0]
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "c")
-    assert skipped_note(tmp_path, {"c": 1.0}) == []
+    write(tmp_path / "papers/one.pdf", b"x")
+    write(tmp_path / ".git/config", b"x")
+    write(tmp_path / "list.csv", b"x")
+    found = selection(tmp_path, {"a": 1.0})
+    assert found.skipped == {
+        "hidden, as its name starts with a dot": [".git", "a/.hidden"],
+        "no kind of text that is known": ["list.csv", "a/notes.md", "b/z.pdf", "papers/one.pdf"],
+        "a description of the data": ["a/LICENSE", "a/README.md"],
+        "a record that `datasets` keeps": ["c/dataset_info.json", "c/state.json"],
+        "not among the sources that are selected": ["b/y.txt", "c/data-00000-of-00001.arrow"],
+    }
+    assert f"{tmp_path}: not read, as a description of the data: 2: a/LICENSE, a/README.md" in found.notes()
+    assert found.sums() == f"{tmp_path}: 1 file(s) of 1 bytes are read, 12 other(s) not"
+    every = selection(tmp_path, None)
+    assert [one.path.name for one in every.files] == ["x.txt", "y.txt", "data-00000-of-00001.arrow"]
+    assert "not among the sources that are selected" not in every.skipped
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """Files and folders behind links, to any depth, are read; a link back to a folder above is named, not entered."""
+    write(tmp_path / "elsewhere/deep/x.txt", b"x")
+    write(tmp_path / "raw/news/sub/a.txt", b"a")
+    (tmp_path / "raw/news/sub/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw/news/b.txt").symlink_to(tmp_path / "raw/news/sub/a.txt")
+    (tmp_path / "raw/news/sub/back").symlink_to(tmp_path / "raw")
+    os.mkfifo(tmp_path / "raw/pipe.txt")
+    found = selection(tmp_path / "raw", None)
+    assert [one.path.name for one in found.files] == ["b.txt", "a.txt", "x.txt"]
+    assert found.skipped == {
+        "neither a file nor a folder": ["pipe.txt"],
+        "a link to a folder that it lies in": ["news/sub/back"],
+    }
+
+
+@pytest.mark.parametrize("name", ["lost.txt", "lost", "news/lost.txt", "news/deep/lost", "news/notes.md"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, name: str) -> None:
+    """Wherever it lies, unless its source is not selected."""
+    write(tmp_path / "news/deep/a.txt", b"a")
+    write(tmp_path / "tales/b.txt", b"b")
+    (tmp_path / name).symlink_to("/mnt/gone")
+    with pytest.raises(UserError, match=rf"{tmp_path / name}: a link to /mnt/gone, which cannot be opened: No such"):
+        plan_shards(tmp_path, None, 1, 1)
+    assert [one.path.name for one in selection(tmp_path, {"tales": 1.0}).files] == ["b.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sub-folder without permission is named, not taken for empty; so is the data folder itself."""
+    write(tmp_path / "news/closed/a.txt", b"a")
+    write(tmp_path / "news/b.txt", b"b")
+    scandir, closed = os.scandir, {tmp_path / "news/closed"}
+
+    def refusing(path: Path) -> Any:
+        if path in closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("snakmodel.folders.os.scandir", refusing)
+    with pytest.raises(UserError, match=r"news/closed: the folder cannot be listed: Permission denied\. Restore"):
+        plan_shards(tmp_path, None, 1, 1)
+    closed.add(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: the folder cannot be listed: Permission denied"):
+        plan_shards(tmp_path, None, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.txt.gz", "a.jsonl.zst"])
+def test_files_that_can_never_be_empty(tmp_path: Path, name: str) -> None:
+    """0 bytes of a format with a header are a lost file, not an empty one."""
+    write(tmp_path / "news/b.txt", b"b")
+    write(tmp_path / "news" / name, b"")
+    with pytest.raises(UserError, match=rf"{name}: 0 bytes, which is no valid {name[1:]} file"):
+        plan_shards(tmp_path, None, 1, 1)
+
+
+def test_empty_text_is_named(tmp_path: Path) -> None:
+    """Where all that is selected is empty, the files are named."""
+    for name in ("a.txt", "b.jsonl"):
+        write(tmp_path / "news" / name, b"")
+    with pytest.raises(UserError, match=r"all 2 input files .* are empty \(news/a\.txt, news/b\.jsonl\)"):
+        plan_shards(tmp_path, None, 1, 1)
+
+
+def test_a_dataset_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
+    """A file that the dataset's record lists and that is not there is said, also where none is left."""
+    write(tmp_path / "news/b.txt", b"b")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "forum", num_shards=2)
+    for lost in ("data-00001-of-00002.arrow", "data-00000-of-00002.arrow"):
+        (tmp_path / "forum" / lost).unlink()
+        with pytest.raises(UserError, match=rf"forum/state\.json: it lists \d file\(s\) that are not there: .*{lost}"):
+            plan_shards(tmp_path, None, 1, 1)
 
 
 def test_a_dataset_is_what_its_record_lists(tmp_path: Path) -> None:
@@ -149,7 +236,10 @@ def test_a_dataset_is_what_its_record_lists(tmp_path: Path) -> None:
     write(tmp_path / "d/cache-1234.arrow", data.read_bytes())
     write(tmp_path / "d/data-00001-of-00002.arrow", data.read_bytes())
     assert taken(tmp_path, None) == [("d", "a")]
-    assert "2 file(s): d/cache-1234.arrow, d/data-00001-of-00002.arrow" in skipped_note(tmp_path, None)[0]
+    assert selection(tmp_path, None).skipped["no data file of its dataset"] == [
+        "d/cache-1234.arrow",
+        "d/data-00001-of-00002.arrow",
+    ]
     write(tmp_path / "d/state.json", b"{")
     with pytest.raises(UserError, match=r"d/state\.json does not list the data files"):
         plan_shards(tmp_path, None, 1, 1)
