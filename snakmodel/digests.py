@@ -1,13 +1,13 @@
 """A digest of what a shard reads of a file, the same where the file is only copied, touched or changed elsewhere.
 
-The bytes are those that decide which documents begin in the part and what they are: the range itself, the rest of the
-line, paragraph, row group or record batch in which it ends, and whatever is looked at before it to find the first one.
+It is of the bytes of the lines, paragraphs, row groups or record batches that begin in the part, to their ends, and of
+where the first one begins.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ import xxhash
 
 from snakmodel.readers import Reading
 from snakmodel.sources import TEXT, Part, is_compressed, suffix
+from snakmodel.streams import BOM
 
 Span = tuple[int, int]
 """Where bytes that are read begin and end."""
@@ -34,13 +35,13 @@ def part_digest(part: Part, reading: Reading) -> str:
         if size < part.end:
             return f"shorter than {part.end}"
         about: Any = None
-        spans: Iterable[Span] = [(0, size)]
+        spans: list[Span] = [(0, size)]
         if kind == ".parquet":
             spans, about = _row_groups(path, part, reading.key)
         elif kind == ".arrow":
             spans, about = _record_batches(path, part)
         elif not is_compressed(path):
-            spans = _lines(file, part, reading.document if kind in TEXT else "line", size)
+            spans, about = _lines(file, part, reading.document if kind in TEXT else "line", size)
         digest = xxhash.xxh3_128(json.dumps([about, [stop == size for _, stop in spans]]).encode())
         for start, stop in spans:
             for block in _blocks(file, start, stop):
@@ -56,35 +57,41 @@ def _blocks(file: BinaryIO, start: int, stop: int) -> Iterator[memoryview]:
         start += size
 
 
-def _lines(file: BinaryIO, part: Part, document: str, size: int) -> list[Span]:
-    """The span of the lines, or paragraphs, that begin in a part of a file of text; or of the whole file."""
+def _lines(file: BinaryIO, part: Part, document: str, size: int) -> tuple[list[Span], Any]:
+    """The span of the lines, or paragraphs, that begin in a part of a file of text, and what those before say."""
     if document == "file" or part.end == 0:
-        return [(0, size)] if part.start == 0 else []
-    start, stop = max(0, part.start - 1), part.end
+        return [(0, size)] if part.start == 0 else [], None
+    first = 0
+    if part.start > len(BOM):
+        file.seek(part.start - 1)
+        first = part.start - 1 + len(file.readline())
+    if first >= part.end:
+        return [], first
     file.seek(part.end - 1)
-    last = file.readline()
-    stop += len(last) - 1
-    if document == "blank-line":
-        start = _line_before(file, start)
-        begin = _line_before(file, stop - 1)
-        file.seek(begin)
-        line = file.read(stop - begin)
-        while line.strip():
-            line = file.readline()
-            stop += len(line)
-    return [(start, stop)]
+    stop = part.end - 1 + len(file.readline())
+    if document == "line":
+        return [(first, stop)], first
+    within = _line_before(file, first).strip() != b""
+    line = _line_before(file, stop)
+    file.seek(stop)
+    while line.strip():
+        line = file.readline()
+        stop += len(line)
+    return [(first, stop)], [first, within]
 
 
-def _line_before(file: BinaryIO, position: int) -> int:
-    """Where the line begins that holds the byte before `position`, or ends with it."""
-    while position > 0:
-        begin = max(0, position - _BLOCK)
-        file.seek(begin)
-        found = file.read(position - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        position = begin
-    return 0
+def _line_before(file: BinaryIO, end: int) -> bytes:
+    """The line that ends at a position; empty at the start of the file."""
+    begin = max(0, end - 1)
+    while begin > 0:
+        size = min(_BLOCK, begin)
+        file.seek(begin - size)
+        found = file.read(size).rfind(b"\n") + 1
+        begin -= size - found
+        if found:
+            break
+    file.seek(begin)
+    return file.read(end - begin)
 
 
 def _row_groups(path: Path, part: Part, key: str) -> tuple[list[Span], Any]:

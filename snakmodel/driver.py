@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from snakmodel import reads
 from snakmodel.attempts import (
     Attempt,
     ExitRecord,
@@ -48,7 +49,6 @@ from snakmodel.publish import (
     Superseded,
     UserError,
     check_claim,
-    checksum,
     run_main,
     say,
     write_json,
@@ -90,6 +90,8 @@ class Driver:
         self.told_ranks = False
         self.kind: Kind = ""
         self.failed_on: list[str] = []
+        self.read: dict[tuple[str, int], Marker] = {}
+        """Markers of the tasks whose outputs are read."""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -160,20 +162,27 @@ class Driver:
         try:
             with self._ends_at_signal():
                 problem = self._input_problem(index)
+                content = "" if problem else reads.content(self.tasks, index, self.read)
+                renewed = reads.renewed(self.tasks, index, content)
         except _ToldToEnd:
             return "interrupted"
         if problem:
             say(f"error: {self.tasks.stage} task {index}: {problem}", error=True)
             return "refused"
+        if renewed:
+            check_claim()
+            renewed.write(self.tasks.marker_path(self.tasks.stage, index))
+            say(f"task {index}: what it reads is the same as when it was done; its outputs stay")
+            return "done"
         records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
         for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
             path.unlink(missing_ok=True)
-        versions = _versions(self.tasks.tasks[index].reads)
+        before = reads.versions(self.tasks.tasks[index].reads)
         if not self.ranks.run(index):
             return "interrupted"
         found = self._judge([ExitRecord.read(path) for path in records])
         if found == "done":
-            found = self._mark_done(index, versions)
+            found = self._mark_done(index, content, before)
         say(f"--- {self.tasks.stage} task {index}: {found}")
         return found
 
@@ -197,16 +206,14 @@ class Driver:
         self.kind = "hung"
         self._log("hung", kind="hung", reason=reason, task=index)
 
-    def _mark_done(self, index: int, versions: list[tuple[int, int]]) -> Outcome:
-        """Write the marker of a task. `versions`: those of the files from outside that it read, before it began."""
+    def _mark_done(self, index: int, content: str, before: list[tuple[int, int]]) -> Outcome:
+        """Write the marker of a task. `before`: the versions of the files from outside when it began."""
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
             with self._ends_at_signal():
-                marker = Marker.of(root, task.key, task.outputs, counts_file=task.counts)
+                marker = replace(Marker.of(root, task.key, task.outputs, counts_file=task.counts), content=content)
                 if task.reads:
-                    marker.counts[READ] = {Path(name).name: checksum(Path(name)) for name in task.reads}
-                if _versions(task.reads) != versions:
-                    raise ValueError(f"one of {', '.join(task.reads)} was changed while it was read")
+                    marker.counts[READ] = reads.digests(task.reads, before)
         except _ToldToEnd:
             return "interrupted"
         except (OSError, ValueError) as error:
@@ -220,8 +227,7 @@ class Driver:
     def _input_problem(self, index: int) -> str | None:
         """What is wrong with the inputs of a task, or None: their markers and, where asked for, full checksums."""
         for source in self.tasks.tasks[index].inputs:
-            numbers = range(len(self.tasks.keys[source.stage])) if source.index is None else [source.index]
-            for number in numbers:
+            for number in reads.numbers(self.tasks, source):
                 problem = self._one_input_problem(source, number)
                 if problem:
                     remedy = "Run jobs/submit_all.py again: it redoes what is missing."
@@ -234,6 +240,7 @@ class Driver:
             return "it has no readable done marker"
         if marker.key != self.tasks.keys[source.stage][number]:
             return "its done marker is of another command or other inputs"
+        self.read[source.stage, number] = marker
         problem = marker.problem(self.tasks.root, full=source.full, only=source.only)
         if problem and source.full:
             self.tasks.marker_path(source.stage, number).unlink(missing_ok=True)
@@ -332,12 +339,6 @@ class Driver:
             log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
         except OSError as error:
             say(f"event {event} could not be written: {error}")
-
-
-def _versions(names: list[str]) -> list[tuple[int, int]]:
-    """Size and modification time of some files; zeros where one is not there."""
-    found = [Path(name).stat() if Path(name).exists() else None for name in names]
-    return [(one.st_size, one.st_mtime_ns) if one else (0, 0) for one in found]
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from snakmodel.publish import UserError, remove, write_json, write_text
 from snakmodel.recipe import Data
 from snakmodel.settings import PROJECT, suggest
 from snakmodel.sources import Part, Selection, cut, selection, shortened
-from snakmodel.stage import Chain, Stage
+from snakmodel.stage import Chain, Stage, meaning
 from snakmodel.tasklist import InputSpec, TaskList, TaskSpec
 
 _SAID = 3
@@ -63,6 +63,7 @@ class Plan:
                 inputs=[InputSpec(one.stage, one.index, list(one.only), one.full) for one in task.inputs],
                 counts=task.counts,
                 key=key,
+                meaning=meaning(self.paths.root, task),
                 reads=list(task.reads),
             )
             for task, key in zip(stage.tasks, self.chain.keys[stage.name], strict=True)

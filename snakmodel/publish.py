@@ -265,6 +265,8 @@ class Marker:
     outputs: dict[str, tuple[int, str]]
     """Path relative to the run's folder -> (bytes, xxh3-128)."""
     counts: dict[str, Any] = field(default_factory=dict)
+    content: str = ""
+    """Digest of what the task does and of the bytes that it read; empty in markers of earlier versions."""
 
     @classmethod
     def of(cls, root: Path, key: str, outputs: Sequence[str], counts_file: str | None = None) -> Marker:
@@ -287,7 +289,7 @@ class Marker:
         try:
             raw = json.loads(path.read_bytes())
             outputs = {name: (int(size), str(digest)) for name, (size, digest) in raw["outputs"].items()}
-            return cls(str(raw["key"]), outputs, dict(raw["counts"]))
+            return cls(str(raw["key"]), outputs, dict(raw["counts"]), str(raw.get("content", "")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -295,14 +297,19 @@ class Marker:
         """Publish the marker."""
         write_json(path, asdict(self))
 
+    def chosen(self, only: Sequence[str] = ()) -> dict[str, tuple[int, str]]:
+        """The outputs that are named, or lie in a folder that is; all of them where none is."""
+        if not only:
+            return self.outputs
+        wanted = {name for name in self.outputs if any(name == one or name.startswith(f"{one}/") for one in only)}
+        return {name: self.outputs[name] for name in wanted}
+
     def problem(self, root: Path, *, full: bool, only: Sequence[str] = ()) -> str | None:
         """What is wrong with the outputs on disk, or None.
 
         `full` reads and compares checksums; `only` names outputs.
         """
-        for name, (size, digest) in self.outputs.items():
-            if only and not any(name == chosen or name.startswith(f"{chosen}/") for chosen in only):
-                continue
+        for name, (size, digest) in self.chosen(only).items():
             try:
                 found = os.stat(f"{root}/{name}")  # noqa: PTH116  ten thousand Path objects take longer than their stat
             except OSError:

@@ -129,9 +129,18 @@ def _key(root: Path, stage: Stage, task: Task, keys: Mapping[str, tuple[str, ...
         if source.stage not in stage.waits:
             raise ValueError(f"stage {stage.name} reads {source.stage} but does not wait for it")
         read += keys[source.stage] if source.index is None else [keys[source.stage][source.index]]
+    return _digest([*_own(root, task), read])
+
+
+def meaning(root: Path, task: Task) -> str:
+    """What a task does, as a digest: the part of its key that does not come from other tasks."""
+    return _digest(_own(root, task))
+
+
+def _own(root: Path, task: Task) -> list[Any]:
     folder, project = str(root), str(PROJECT)
     argv = [argument.replace(folder, "RUN").replace(project, "PROJECT") for argument in task.argv]
-    return _digest([argv, list(task.outputs), task.outside, read])
+    return [argv, list(task.outputs), task.outside]
 
 
 def _digest(value: Any) -> str:

@@ -33,6 +33,8 @@ class TaskSpec:
     inputs: list[InputSpec]
     counts: str | None
     key: str
+    meaning: str = ""
+    """What the key says of the task itself, without the tasks that it reads from."""
     reads: list[str] = field(default_factory=list)
     """Files from outside the run of which the marker keeps a digest."""
 

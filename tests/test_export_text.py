@@ -10,8 +10,12 @@ import pytest
 from hypothesis import strategies
 
 from snakmodel.arrow import SCHEMA, write_stream
+from snakmodel.chain import STAGES
 from snakmodel.export_text import export_shard, join
+from snakmodel.forecast import forecast
+from snakmodel.local import check_selection
 from snakmodel.publish import InputsMissing, UserError
+from tests.old_run import Run
 
 DOCUMENTS = [['æ \u2028 "citat" \\ tab\t', "to\nlinjer\r\nog\ren"], [], ["🐍", ""]]
 
@@ -151,3 +155,25 @@ def test_documents_that_are_not_text(tmp_path: Path) -> None:
         write_stream(tmp_path / f"{name}.arrow", batch.schema, [batch])
         with pytest.raises(UserError, match=rf"{name}\.arrow: a document is (null|not UTF-8)"):
             export_shard(tmp_path / f"{name}.arrow", tmp_path / "o")
+
+
+def test_left_out_by_the_recipe(tmp_path: Path) -> None:
+    """`text: {export: false}` takes both stages out of the chain and the forecast, and touches no other stage.
+
+    The default keeps them; asking for one that is left out is an error; they can come back to the same run.
+    """
+    run = Run(tmp_path)
+    before = run.plan().chain.keys
+    run.recipe["text"] = {"export": False}
+    plan = run.plan()
+    assert {**plan.chain.keys, "export-text": before["export-text"], "join-text": before["join-text"]} == before
+    assert list(before)[6:8] == ["export-text", "join-text"]
+    assert not {"export-text", "join-text"} & {*plan.chain.keys, *plan.missing}
+    assert forecast(plan.config, {}, 0, 100, 4).parts["text"] == 0
+    with pytest.raises(UserError, match=r"export-text: left out, as the recipe says `text: {export: false}`"):
+        run.plan(stages=["export-text"])
+    with pytest.raises(UserError, match=r"join-text: left out"):
+        run.plan("join-text")
+    assert check_selection(run.plan(stages=STAGES[:8]), STAGES[:8]) == []
+    run.recipe["text"] = {"export": True}
+    assert run.plan().chain.keys == before

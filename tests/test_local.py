@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from snakmodel.local import LocalScheduler, _Job, _Report
-from snakmodel.publish import Marker
-from snakmodel.stage import Stage
+from snakmodel.publish import READ, Marker, checksum
+from snakmodel.stage import Stage, Task
 from snakmodel.tasklist import marker_path
 from tests import toy
 
@@ -44,6 +44,49 @@ def test_chain_runs_and_runs_only_what_is_missing(tmp_path: Path) -> None:
     assert LocalScheduler(toy.plan(root, toy.two_stages(root))).run() == 0
     assert starts(root)[7:] == [("second", 1)]
     assert toy.plan(root, toy.two_stages(root)).missing == {"first": [], "second": [], "last": []}
+
+
+def test_what_comes_out_the_same_is_not_read_again(tmp_path: Path) -> None:
+    """A first task under a new key that writes the same bytes: what reads them gets new markers and is not run.
+
+    Where it writes other bytes, all that reads them runs.
+    """
+    root = tmp_path / "run"
+    stages = toy.two_stages(root)
+    assert LocalScheduler(toy.plan(root, stages)).run() == 0
+    times = {name: (root / name).stat().st_mtime_ns for name in ("a/0.txt", "a/1.txt", "b/1.txt", "c.txt")}
+
+    def changed(task: Task) -> list[Stage]:
+        first = replace(stages[0], tasks=(stages[0].tasks[0], task, stages[0].tasks[2]))
+        return [first, *stages[1:]]
+
+    same = changed(replace(stages[0].tasks[1], outside="touched"))
+    assert toy.plan(root, same).missing == {"first": [1], "second": [1], "last": [0]}
+    assert LocalScheduler(toy.plan(root, same)).run() == 0
+    assert toy.plan(root, same).missing == {"first": [], "second": [], "last": []}
+    assert [name for name, time in times.items() if (root / name).stat().st_mtime_ns != time] == ["a/1.txt"]
+    different = changed(toy.task(root, "a/1.txt", script=toy.PUBLISH.replace("[-5:]", "[-5:].upper()")))
+    assert LocalScheduler(toy.plan(root, different)).run() == 0
+    assert (root / "c.txt").read_text() == "0.txt1.TXT2.txt"
+
+
+def test_a_file_from_outside_that_changes_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The marker keeps the digest of a file that a task read; one that changed while it was read leaves no marker."""
+    root = tmp_path / "run"
+    weights = tmp_path / "weights"
+    weights.write_text("x")
+    stage = toy.two_stages(root, shards=1)[0]
+    stage = replace(stage, tasks=(replace(stage.tasks[0], reads=(str(weights),)),))
+    assert LocalScheduler(toy.plan(root, [stage])).run() == 0
+    marker = Marker.read(marker_path(root, "first", 0))
+    assert marker
+    assert marker.counts[READ] == {"weights": checksum(weights)}
+    marker_path(root, "first", 0).unlink()
+    script = f"open({str(weights)!r}, 'a').write('y')\n{toy.PUBLISH}"
+    stage = replace(stage, tasks=(replace(toy.task(root, "a/0.txt", script=script), reads=(str(weights),)),))
+    assert LocalScheduler(toy.plan(root, [stage])).run() == 1
+    assert "was changed while it was read" in capsys.readouterr().err
+    assert not marker_path(root, "first", 0).exists()
 
 
 def test_packs_share_a_job(tmp_path: Path) -> None:
