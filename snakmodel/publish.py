@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 import xxhash
 
@@ -76,7 +76,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     code, text = 1, ""
     try:
         code = main() or 0
-        if sys.stdout:  # None where the descriptor was closed before the start
+        if code == 0 and sys.stdout:  # None where the descriptor was closed before the start
             sys.stdout.flush()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
@@ -112,8 +112,13 @@ def print_whatever_the_encoding() -> None:
 def say(text: str, *, error: bool = False) -> None:
     """Print a line, errors to stderr, for those who must go on where nothing can be printed: a full disk or a reader
     that has gone must end neither the driver nor what has to be done before an exit."""
-    with suppress(OSError, RuntimeError):  # the latter in a signal handler that comes amid another print
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        _drop(stream)
+    except RuntimeError:  # in a signal handler that comes amid another print
+        return
 
 
 def _settle() -> None:
@@ -123,7 +128,15 @@ def _settle() -> None:
             if stream:
                 stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what a stream still holds, and all that follows, go nowhere."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor, or one that is closed
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
 
 
 def attempt_name() -> str:

@@ -64,7 +64,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     code, text, alike = 1, "", False
     try:
         code = main() or 0
-        if sys.stdout:  # None where the descriptor was closed before the start
+        if code == 0 and sys.stdout:  # None where the descriptor was closed before the start
             sys.stdout.flush()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1

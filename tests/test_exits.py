@@ -1,0 +1,197 @@
+"""Every way out ends within seconds and with the right code, also where nothing can be printed any more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from snakmodel import by_hand
+from snakmodel.attempts import ExitRecord, Summary
+from snakmodel.dedup_pool import pool
+from snakmodel.driver import Driver
+from snakmodel.local import LocalScheduler
+from snakmodel.publish import Marker, UserError
+from snakmodel.tasklist import marker_path
+from snakmodel.watchdog import dump_and_kill, log_size
+from tests import toy
+
+FULL = Path("/dev/full")
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+ENDS = """
+import os, sys
+from {module} import InputsMissing, UserError, Superseded, run_main
+
+def fails(error):
+    raise error
+
+CASES = {{
+    "prints": lambda: print("counts"),
+    "prints, then again": lambda: sys.stdout.write("x") and 75,
+    "mistake": lambda: fails(UserError("m")),
+    "inputs missing": lambda: fails(InputsMissing("m")),
+    "superseded": lambda: fails(Superseded("m")),
+    "traceback": lambda: fails(ValueError("m")),
+    "words": lambda: sys.exit("words"),
+    "stopped": lambda: sys.exit(75),
+    "silent": lambda: 76,
+}}
+for name, main in CASES.items():
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        for descriptor in (1, 2):
+            os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+        run_main(main)
+    print(f"{{name}}: {{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}}")
+"""
+
+
+@pytest.fixture
+def full() -> Iterator[Any]:
+    """A stream to a full disk, which fails when it is flushed."""
+    stream = FULL.open("w")
+    yield stream
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    stream.close()
+
+
+@pytest.mark.parametrize("module", ["snakmodel.publish", "megatron_llm.files"])
+def test_exit_codes_where_nothing_can_be_printed(module: str) -> None:
+    """With stdout and stderr on a full disk every command's exit code is what it is elsewhere, and 2 where the command
+    would have ended well but what it had to say is lost."""
+    source = ENDS.format(module=module)
+    environment = BUFFERED | {"PYTHONPATH": str(Path(__file__).parents[1] / "Megatron-LLM")}
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=environment)
+    assert dict(line.split(": ") for line in ran.stdout.splitlines()) == {
+        "prints": "2",
+        "prints, then again": "75",
+        "mistake": "2",
+        "inputs missing": "3",
+        "superseded": "1",
+        "traceback": "1",
+        "words": "1",
+        "stopped": "75",
+        "silent": "76",
+    }, ran.stderr
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    """As in `jobs/status.py | head`: exit code 1, nothing on stderr."""
+    code = "from snakmodel.publish import run_main; run_main(lambda: print('x' * 100000))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_a_driver_and_its_ranks_on_a_full_log(tmp_path: Path) -> None:
+    """The task runs, its supervisor leaves an exit record, and the driver writes the marker and exits 0."""
+    root = tmp_path / "run"
+    plan = toy.plan(root, toy.two_stages(root, shards=1))
+    path = plan.write_task_list(plan.chain["first"], sys.executable)
+    with FULL.open("w") as log:
+        ran = subprocess.run(
+            [sys.executable, "-m", "snakmodel.driver", str(path), "--pack", "0"],
+            stdout=log, stderr=log, env={**BUFFERED, "SNAKMODEL_JOB": "t"},
+        )  # fmt: skip
+    assert ran.returncode == 0
+    record = ExitRecord.read(ExitRecord.path(next((root / "attempts" / "first" / "00000").iterdir()), 0, 0))
+    assert record is not None
+    assert record.code == 0
+    assert Marker.read(marker_path(root, "first", 0)) is not None
+
+
+def test_a_hung_command_is_killed_although_nothing_can_be_printed(monkeypatch: pytest.MonkeyPatch, full: Any) -> None:
+    """The stacks go nowhere; the process ends."""
+    process = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(sys, "stderr", full)
+    dump_and_kill(process.pid, 0)
+    assert process.wait(timeout=60) < 0
+
+
+def test_a_closed_log_has_no_size() -> None:
+    """The watchdog has nothing to watch then, and the driver goes on."""
+    read, write = os.pipe()
+    os.close(read)
+    os.close(write)
+    assert log_size(write) is None
+
+
+def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Any
+) -> None:
+    """Neither the attempt's summary, which publishing refuses as a user's error, nor the log is needed for that."""
+    root = tmp_path / "run"
+    plan = toy.plan(root, toy.two_stages(root, shards=1))
+    monkeypatch.setenv("SNAKMODEL_JOB", "t")
+    driver = Driver(plan.write_task_list(plan.chain["first"], sys.executable), 0)
+
+    def refuse(*_: object) -> None:
+        raise UserError("no room for summary.json")
+
+    monkeypatch.setattr(Summary, "write", refuse)
+    monkeypatch.setattr(sys, "stdout", full)
+    driver._keep(Summary("t.r0", "again", progressed=True))
+
+
+def test_by_hand_a_job_is_requeued_although_nothing_can_be_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Any
+) -> None:
+    """Slurm is asked until it agrees."""
+    root, answers = tmp_path / "run", [1, 0]
+    plan = toy.plan(root, toy.two_stages(root, shards=1))
+    ask = lambda *_, **__: SimpleNamespace(returncode=answers.pop(0), stderr="busy")  # noqa: E731
+    monkeypatch.setattr(by_hand.subprocess, "run", ask)
+    monkeypatch.setattr(by_hand.time, "sleep", lambda _: None)
+    monkeypatch.setattr(sys, "stdout", full)
+    assert by_hand._requeue(plan, by_hand.Attempt("7", 0)) == 1
+    assert answers == []
+
+
+SAVES = (
+    "import os, pathlib, signal, sys, time\n"
+    "def save(*_):\n"
+    "    p.with_name('saved').touch(); sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    "p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True); p.with_name('started').touch(); time.sleep(600)\n"
+)
+WAITS = (
+    "import pathlib, sys, time\n"
+    "while not pathlib.Path(sys.argv[1]).parent.with_name('slow').joinpath('started').exists(): time.sleep(0.02)\n"
+) + toy.PUBLISH
+
+
+def test_what_runs_here_saves_when_nothing_can_be_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Any
+) -> None:
+    """When the line of a finished stage cannot be printed, the embedded scheduler tells the others to save, waits for
+    them, and ends in that error; run again it continues."""
+    root = tmp_path / "run"
+    quick = toy.two_stages(root, shards=1, script=WAITS)[0]
+    slow = replace(quick, name="slow", tasks=(toy.task(root, "slow/0.txt", script=SAVES),))
+    scheduler = LocalScheduler(toy.plan(root, [quick, slow]))
+    scheduler.cores = 2
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        scheduler.run()
+    monkeypatch.undo()
+    assert (root / "slow" / "saved").exists()
+    assert Marker.read(marker_path(root, "first", 0)) is not None
+    assert toy.plan(root, [quick, slow]).missing == {"first": [], "slow": [0]}
+
+
+def test_a_pool_does_not_wait_for_what_still_works() -> None:
+    """An error of one task kills the processes of the others, however long they would take."""
+    with pytest.raises(TypeError), pool(2) as run:
+        run("sleeping", time.sleep, [(600,), ("x",), *[(600,)] * 100])
