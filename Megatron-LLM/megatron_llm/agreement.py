@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import tokenizers
 
 from megatron_llm.characters import Characters
-from megatron_llm.fast_tokenizer import Fast, texts_of
+from megatron_llm.fast_tokenizer import Differs, Fast, texts_of
 from megatron_llm.vocabulary import SPACE, Tokenizer
 
 PLANES = 0x20000
@@ -54,8 +54,10 @@ def establish(fast: Fast) -> Characters:
     pairs = [pair for pair in composed() if left.issuperset(pair)]
     agreed = without(differing(fast, [(pair, f"a{pair}b") for pair in pairs]), agreed)
     characters = Characters(map(ord, agreed))
-    texts = [*PROBES, *vocabulary_lines(fast.tokenizer), *random_texts(2000)]
-    fast.check([characters.keep(text) for text in texts])
+    whole = [*PROBES, *vocabulary_lines(fast.tokenizer), *random_texts(2000)]
+    texts = [characters.keep(text) for text in whole]
+    if numbers := fast.differing(texts):
+        raise Differs(fast.tokenizer.reference, texts[numbers[0]], len(numbers))
     return characters
 
 

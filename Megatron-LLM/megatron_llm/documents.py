@@ -20,7 +20,7 @@ from pyarrow import json as arrow_json
 
 from megatron_llm.files import InputsMissing, UserError
 
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 23
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".arrow")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"

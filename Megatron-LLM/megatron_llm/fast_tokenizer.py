@@ -2,7 +2,7 @@
 
 `load` refuses tokenizers whose rules gigatoken is not known to follow. agreement.py establishes for which characters
 the two libraries give the same ids; `Fast.refuses` says which texts hold anything else, and those take the tokenizer's
-own library. `Fast.check` compares samples of the documents as an alarm.
+own library. `Fast.check` is for samples of the documents, as an alarm.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Unfit(Exception):
 
 
 class Differs(Unfit):
-    """gigatoken gave different ids than the tokenizer's own library, for `count` of the texts that were compared."""
+    """gigatoken gave different ids than the tokenizer's own library, for `count` texts of which `text` is the first."""
 
-    def __init__(self, why: str, count: int) -> None:
-        super().__init__(why)
+    def __init__(self, reference: str, text: str, count: int) -> None:
+        super().__init__(f"its ids differ from {reference}'s on {text[:60]!r}")
         self.count = count
 
 
@@ -78,21 +78,19 @@ class Fast:
         """The numbers of the texts for which the two libraries give different ids; those that it refuses count not."""
         given = np.flatnonzero(~self.refuses(texts_of(texts))).tolist()
         taken = [texts[number] for number in given]
-        ids, sizes = self(texts_of(taken))
-        ends = np.cumsum(sizes).tolist()
-        found, starts = ids.tolist(), [0, *ends]
-        expected = self.tokenizer.encode_plain(taken)
-        return [
-            number
-            for number, start, end, wanted in zip(given, starts, ends, expected, strict=False)
-            if found[start:end] != wanted
-        ]
+        return [given[number] for number in self.compare(taken, *self(texts_of(taken)))]
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Raise Differs unless both libraries give the same ids for all texts that this one does not refuse."""
-        if numbers := self.differing(texts):
-            text = texts[numbers[0]][:60]
-            raise Differs(f"its ids differ from {self.tokenizer.reference}'s on {text!r}", len(numbers))
+    def compare(self, texts: Sequence[str], ids: NDArray[np.uint32], sizes: NDArray[np.int64]) -> list[int]:
+        """The numbers of the texts whose ids (each has so many) are not those of the tokenizer's own library."""
+        ends = np.cumsum(sizes).tolist()
+        found, expected = ids.tolist(), self.tokenizer.encode_plain(list(texts))
+        places = zip([0, *ends], ends, expected, strict=False)
+        return [number for number, (start, end, wanted) in enumerate(places) if found[start:end] != wanted]
+
+    def check(self, texts: Sequence[str], ids: NDArray[np.uint32], sizes: NDArray[np.int64]) -> None:
+        """Raise Differs unless `compare` finds nothing."""
+        if numbers := self.compare(texts, ids, sizes):
+            raise Differs(self.tokenizer.reference, texts[numbers[0]], len(numbers))
 
 
 @contextmanager

@@ -217,16 +217,14 @@ def encode_texts(encoder: Encoder, policy: Policy, texts: Any, sources: Any, *, 
 def fallbacks(encoder: Encoder, ids: NDArray[np.uint32], ends: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """How many ids of each document (n,) are unknown, and how many are single bytes; ids[:ends[i]] ends document i."""
     unknown = encoder.tokenizer.unknown_id
-    found = {}
-    for name, wanted in (
-        ("unknown_tokens", [] if unknown is None else [unknown]),
-        ("byte_tokens", sorted(encoder.tokenizer.fallback_ids)),
-    ):
-        table = np.zeros(encoder.tokenizer.vocab_size, dtype=np.bool_)
-        table[wanted] = True
-        documents = np.searchsorted(ends, np.flatnonzero(table[ids]), side="right")
-        found[name] = np.bincount(documents, minlength=len(ends))
-    return found
+    kinds = np.zeros(encoder.tokenizer.vocab_size, dtype=np.uint8)  # bits: one table and one look for both
+    kinds[sorted(encoder.tokenizer.fallback_ids)] = 2
+    kinds[[] if unknown is None else [unknown]] |= 1
+    found = kinds.take(ids)
+    places = np.flatnonzero(found)
+    found, documents = found[places], np.searchsorted(ends, places, side="right")
+    names = {"unknown_tokens": 1, "byte_tokens": 2}
+    return {name: np.bincount(documents[found & bit > 0], minlength=len(ends)) for name, bit in names.items()}
 
 
 def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:
