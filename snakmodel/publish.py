@@ -64,8 +64,9 @@ class Superseded(Exception):
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point; people's mistakes become one `error:` line and a non-zero exit code."""
     for stream in (sys.stdout, sys.stderr):  # names of files are printed as they are, also those that are not UTF-8
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "utf-8":
-            stream.reconfigure(errors="surrogateescape")
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         code = main() or 0
         sys.stdout.flush()
