@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from snakmodel.publish import Marker, Superseded, UserError, append_file, publishing, run_main
+from snakmodel.attempts import log_event
+from snakmodel.publish import (
+    Marker,
+    Superseded,
+    UserError,
+    append_file,
+    printable,
+    publishing,
+    run_main,
+    write_json,
+)
+from snakmodel.runfiles import json_lines
 
 
 def test_published_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
@@ -167,3 +178,17 @@ def test_appended_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within_
             append_file(sink, tmp_path / str(number))
         sink.write(b"last")
     assert (tmp_path / "all").read_bytes() == b"first" + b"".join(parts) + b"last"
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Half a surrogate pair, as Python keeps such a byte of a name, is read back from what was written."""
+    name = os.fsdecode(b"/data/bl\xe5/\xe6.txt")
+    write_json(tmp_path / "a.json", {name: [name]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: [name]}
+    assert printable(name) == "/data/bl\\xe5/\\xe6.txt"
+    assert printable("blå") == "blå"
+    marker = Marker("key", {name: (1, "digest")}, {"file": name})
+    marker.write(tmp_path / "marker.json")
+    assert Marker.read(tmp_path / "marker.json") == marker
+    log_event(tmp_path, "prepare", "failed", reason=name)
+    assert json_lines(tmp_path / "events.jsonl", [])[0]["reason"] == name

@@ -89,10 +89,10 @@ def test_shares_formats_and_cleaning_of_a_recipe(desk: Desk) -> None:
     assert 60 < sum(one["sources"].get("a", {"documents": 0})["documents"] for one in counts) < 140
     assert sum(one["trimmed"] for one in counts) == len(LINES)
     desk.recipe["data"]["sources"] = None
-    assert (
-        f"note: {desk.text}: not read"
-        in desk.submit("--only", "prepare", "--dry-run", "--restart-from", "prepare").stdout
-    )
+    said = desk.submit("--only", "prepare", "--dry-run", "--restart-from", "prepare").stdout
+    assert f"note: {desk.text}: not read, as no kind of text that is known: 1: notes.md\n" in said
+    assert f"note: {desk.text}: 2 file(s) of " in said
+    assert " bytes are read, 1 other(s) not\n" in said
 
 
 def test_an_empty_file_among_others(desk: Desk) -> None:
@@ -118,6 +118,36 @@ def test_file_that_is_not_utf8(desk: Desk) -> None:
     assert done.returncode == 0, done.stderr
     counts = [json.loads(path.read_text()) for path in sorted((desk.root / "arrow").glob("*.json"))]
     assert sum(one["skipped"] for one in counts) == 1
+
+
+def test_names_of_every_kind(desk: Desk) -> None:
+    """Names that are not UTF-8 or hold any character that means something elsewhere: read, counted, and printed as
+    they are; so is the path of a run's folder, but for bytes and controls that batch files cannot hold.
+    """
+    names = [b"bl\xe5/\xe6.txt", b"bl\xe5/b\nc.txt", b"d/[red] :x: %j {z} $(e) `u`'\"\\*?.txt", b"d/\xe2\x80\xa8.txt"]
+    raw = os.fsencode(desk.text) + b"/r\xe5 [/] %5a"
+    for name in names:
+        path = raw + b"/" + name
+        Path(os.fsdecode(path)).parent.mkdir(parents=True, exist_ok=True)
+        Path(os.fsdecode(path)).write_text("".join(f"{line}\n" for line in LINES))
+    Path(os.fsdecode(raw + b"/d/n\xf8.pdf")).touch()
+    desk.recipe["data"]["path"] = os.fsdecode(raw)
+    (desk.folder / "recipe.yaml").write_text(yaml.safe_dump(desk.recipe))
+    (desk.folder / "cluster.yaml").write_text(yaml.safe_dump(desk.cluster))
+    command = [sys.executable, "jobs/submit_all.py", "--recipe", desk.folder / "recipe.yaml", "--only", "prepare"]
+    command += ["--cluster", desk.folder / "cluster.yaml", "--run-dir"]
+    root = desk.folder / "r [/] :x: %5a 'q' \"d\" $F *"
+    done = subprocess.run([*command, root], cwd=PROJECT, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"note: " + raw + b": not read, as no kind of text that is known: 1: d/n\xf8.pdf\n" in done.stdout
+    counts = [json.loads(path.read_text()) for path in sorted((root / "arrow").glob("*.json"))]
+    assert [{name: one["documents"] for name, one in shard["sources"].items()} for shard in counts] == [
+        {"bl\\xe5": 400},
+        {"d": 400},
+    ]
+    done = subprocess.run([*command, os.fsencode(desk.folder) + b"/r\xe5"], cwd=PROJECT, capture_output=True)
+    assert done.returncode == 2
+    assert b"has a name that is not UTF-8 or holds control characters" in done.stderr
 
 
 def test_missing_base_model(desk: Desk) -> None:
