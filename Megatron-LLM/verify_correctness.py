@@ -164,7 +164,9 @@ def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor
     check_model_flags(args, loaded)
     positions = loaded.config.max_position_embeddings
     if (args.seq_length or 0) > positions:
-        raise UserError(f"--seq_length {args.seq_length} but {loaded.folder} has {positions} positions; give at most that")
+        raise UserError(
+            f"--seq_length {args.seq_length} but {loaded.folder} has {positions} positions; give at most that"
+        )
     source = gate_text.Source(args.input, args.data_path, args.tokenizer_type, args.vocab_file)
     source.check_tokenizer()
     batches = gate_text.batches(

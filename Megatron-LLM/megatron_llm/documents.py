@@ -61,7 +61,9 @@ def find_inputs(pattern: str) -> list[Path]:
         raise InputsMissing(f"--input {pattern}: no such file, and no file matches it")
     for path in paths:
         if not path.is_file():
-            raise UserError(f"--input {path}: not a file; give JSON lines or an Arrow stream, or a pattern of such files")
+            raise UserError(
+                f"--input {path}: not a file; give JSON lines or an Arrow stream, or a pattern of such files"
+            )
     return paths
 
 

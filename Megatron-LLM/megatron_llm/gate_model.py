@@ -29,8 +29,10 @@ from megatron_llm.tensor_parallel import gather
 class GateModel(Protocol):
     """What the gate asks of our model."""
 
-    at_once: int
-    """How many batches are computed at the same time."""
+    @property
+    def at_once(self) -> int:
+        """How many batches are computed at the same time."""
+        ...
 
     def logits(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """`at_once` batches (b, s) int64 -> (b, s, vocab_size) of each; meaningful on rank 0."""
@@ -49,6 +51,7 @@ class Alone:
     """The whole model in this process."""
 
     at_once = 1
+    """See GateModel."""
 
     def __init__(self, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> None:
         with torch.device("meta"):

@@ -154,7 +154,7 @@ def test_inputs_are_found_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputsMissing, match="no such file, and no file matches it"):
         find_inputs(f"{tmp_path}/d*")
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match=r"/c: not a file; give JSON lines or an Arrow stream"):
+    with pytest.raises(UserError, match=r"/c: not a file; give JSON lines, an Arrow stream or a pattern"):
         find_inputs(f"{tmp_path}/c*")
 
 
