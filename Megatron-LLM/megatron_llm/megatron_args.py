@@ -14,6 +14,16 @@ from megatron_llm.model_config import ModelConfig
 
 OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
 """Fields that upstream does not have, and leaves alone."""
+MUST_BE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rotary", 1),
+    "use_bias": (False,),
+    "use_post_ln": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+}
+"""Arguments of upstream's that change what a model computes -> what they are in the models read here.
+
+1 is rotary in upstream's enum.
+"""
 
 
 def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig:
@@ -25,6 +35,12 @@ def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig
     parallel, gate = bool(getattr(args, "parallel_attn", False)), getattr(args, "glu_activation", None)
     if gate != (None if parallel else "swiglu"):
         raise UserError(f"glu_activation = {gate} with parallel_attn = {parallel}: this model is not supported")
+    for name, valid in MUST_BE.items():
+        found = getattr(args, name, None)
+        if getattr(found, "value", found) not in (None, *valid):
+            raise UserError(f"{name} = {getattr(found, 'value', found)!r} is not supported; it must be {valid[0]!r}")
+    if getattr(args, "use_rms_norm", not parallel) == parallel:
+        raise UserError(f"use_rms_norm = {parallel} with parallel_attn = {parallel}: this model is not supported")
     try:
         heads = args.num_attention_heads
         return ModelConfig(
