@@ -129,7 +129,7 @@ def not_carried(folder: Path) -> list[str]:
     """What config.json says beyond what an export of its model says again, as `key = value`."""
     raw, config = read_json(folder / "config.json"), load(folder)
     known = {*make(config, torch.float32, None, None), *WITHOUT_EFFECT, *MUST_BE, *hf_falcon.MUST_BE}
-    more = [f"{key} = {raw[key]!r}" for key in sorted(raw.keys() - known) if raw[key] not in (None, False, [], {})]
+    more = [f"{key} = {raw[key]!r}" for key in sorted(raw.keys() - known) if raw[key] is not None]
     several = [f"{key} = {raw[key]!r}" for key in ("bos_token_id", "eos_token_id") if isinstance(raw.get(key), list)]
     windowless = ["MistralForCausalLM without a window is written as LlamaForCausalLM, which computes the same"]
     renamed = family(folder) == "mistral" and config.sliding_window_size is None

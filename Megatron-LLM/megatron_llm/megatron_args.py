@@ -41,10 +41,13 @@ def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig
             raise UserError(f"{name} = {getattr(found, 'value', found)!r} is not supported; it must be {valid[0]!r}")
     if getattr(args, "use_rms_norm", not parallel) == parallel:
         raise UserError(f"use_rms_norm = {parallel} with parallel_attn = {parallel}: this model is not supported")
+    true, padded = getattr(args, "true_vocab_size", None), getattr(args, "padded_vocab_size", None)
+    if not true and padded and padded < rows:
+        raise UserError(f"args say padded_vocab_size {padded}, but {rows} rows are stored: which of them are tokens?")
     try:
         heads = args.num_attention_heads
         return ModelConfig(
-            vocab_size=getattr(args, "true_vocab_size", None) or getattr(args, "padded_vocab_size", None) or rows,
+            vocab_size=true or padded or rows,
             hidden_size=args.hidden_size,
             num_layers=getattr(args, "num_layers", None) or args.encoder_num_layers,
             num_attention_heads=heads,

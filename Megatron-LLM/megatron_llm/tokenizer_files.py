@@ -17,6 +17,8 @@ COMPANIONS = (
     *("chat_template.jinja", "generation_config.json"),
 )
 """Files of a Hugging Face folder that go with a model besides its weights and its config.json."""
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\n")
 
 
@@ -136,6 +138,16 @@ def check_fits(path: Path, vocab_size: int) -> None:
         raise UserError(
             f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
         )
+
+
+def added_beside(path: Path) -> list[str]:
+    """The tokens of the tokenizer.json beside a tokenizer.model that the latter does not have, such as added ones."""
+    beside = path.with_name("tokenizer.json")
+    if not beside.is_file():
+        return []
+    pieces = {piece.piece for piece in model_proto(path).pieces}
+    # a user-defined piece has its spaces as such in a tokenizer.json
+    return sorted(token for token in read_json(beside).get_vocab() if token.replace(" ", SPACE) not in pieces)
 
 
 def model_proto(path: Path) -> Any:

@@ -19,7 +19,10 @@ from megatron_llm.any_weights import Loaded
 from megatron_llm.files import UserError, run_main
 from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
-CARRIED = ("seq_length", "tokenizer_type", "vocab_file", "consumed_train_samples", "consumed_valid_samples")
+CARRIED = (
+    *("seq_length", "tokenizer_type", "vocab_file", "no_new_tokens", "vocab_extra_ids_list"),
+    *("consumed_train_samples", "consumed_valid_samples"),
+)
 """Arguments of the source that the new layout keeps."""
 NO_EFFECT = {
     "max_queue_size": "there is no queue: one process reads and writes",

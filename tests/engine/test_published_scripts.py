@@ -1,4 +1,9 @@
-"""The command lines of the published scripts, steps 2 to 8, with the sizes of a tiny Llama 2 and nothing else changed."""
+"""The command lines of the published scripts, steps 2 to 8, with the sizes of a tiny Llama 2.
+
+Besides the sizes (of the model, its vocabulary, a sample, a batch, the run) only these differ: folders are below a
+temporary one, devices are `cpu` for `cuda`, the port is a free one, and step 5 writes where step 6 reads, which the
+published scripts do not.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +45,9 @@ TRAIN = f"""torchrun $DISTRIBUTED_ARGS finetune.py --tensor_model_parallel_size 
  --sequence_parallel --recompute_granularity selective --use_checkpoint_args --use_checkpoint_opt_param_scheduler
  {COMMON_ARGS} {LOG_ARGS} {TRAIN_ARGS} {LLAMA_ARGS}"""
 MERGE = f"""python tools/checkpoint_util.py --target_tensor_parallel_size 1 --target_pipeline_parallel_size 1
- --load_dir {{root}}/sharded_4/weights --save_dir {{root}}/checkpoints/merged/{{root}}/sharded_4/weights/{{name}}/weights
- --model_type llama2 --true_vocab_size {VOCAB} --load_iters {{iteration}} --bf16"""
+ --load_dir {{root}}/sharded_4/weights
+ --save_dir {{root}}/checkpoints/merged/{{root}}/sharded_4/weights/{{name}}/weights --model_type llama2
+ --true_vocab_size {VOCAB} --load_iters {{iteration}} --bf16"""
 EXPORT = """python weights_conversion/megatron_to_hf.py
  --input_dir={root}/checkpoints/merged/{root}/sharded_4/weights/{name}/weights
  --output_dir={root}/hf_model_exports/checkpoint_{iteration}/"""
