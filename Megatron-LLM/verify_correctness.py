@@ -5,9 +5,10 @@ Our model against Hugging Face's on the same real tokens: --load (a Megatron lay
 an error exceeds its tolerance, and then names the first layer where the two models part. On request it also compares
 the folder's tokenizer with sentencepiece, and reports how far training moved the weights from the base model's.
 
-One process reads any layout. Started as several ranks (RANK, WORLD_SIZE, … as for finetune.py) with
---tensor_model_parallel_size and --pipeline_model_parallel_size, our model is spread over them as in training; rank 0
-compares, and all ranks exit alike.
+One process reads any layout. Started as several ranks (RANK, WORLD_SIZE, … as for finetune.py; torchrun sets them), our
+model is spread over them as in training: over --tensor_model_parallel_size x --pipeline_model_parallel_size ranks, and
+the rest are data-parallel, so that each of these computes other batches. Rank 0 holds Hugging Face's model and compares
+every batch; the batches, the report and the verdict are those of one process, and all ranks exit alike.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -43,24 +44,43 @@ from megatron_llm.parallel import World
 T = TypeVar("T")
 TEXTS = 1000
 """Texts on which the tokenizers are compared."""
+LONGEST_BY_DEFAULT = 4096
+"""Tokens of a row: the logits of 131,072 positions and as many tokens would take 67 GB."""
+
+
+def their_device(text: str) -> str:
+    """An argparse type: a device; the first of a list, since Hugging Face's model is held by one process."""
+    name = text.split(",")[0]
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; valid are for example cpu, cuda, cuda:1") from None
+    return name
 
 
 def parse_args() -> argparse.Namespace:
     """Upstream's flags; those that describe the model are accepted, and the checkpoint is asked instead."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", required=True, choices=("llama", "llama2", "codellama", "mistral", "falcon"))
-    parser.add_argument("--model_size", type=int, help="names the published model, if it is downloaded")
+    parser.add_argument("--model_size", type=int, help="names the published model if it is downloaded, and only then")
     parser.add_argument("--load", type=Path, required=True)
     parser.add_argument("--load_iters", type=int, help="iteration to verify; by default the tracker's")
     parser.add_argument("--huggingface_cache", type=Path, required=True, help="the model's folder, or the Hub cache")
-    parser.add_argument("--huggingface_device", default="cpu")
-    parser.add_argument("--device", default="cpu", help="device of our model")
+    parser.add_argument(
+        "--huggingface_device",
+        type=their_device,
+        default="cpu",
+        help="device of Hugging Face's model, such as cpu, cuda or cuda:1; of a list such as cuda:0,1,2,3 the first",
+    )
+    parser.add_argument("--device", help="device of our model in one process, by default cpu; ranks choose their own")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, help="text: .arrow or .jsonl with a `text` field, or .txt")
     source.add_argument("--data_path", type=Path, help="prefix of a tokenised dataset")
     parser.add_argument("--tokenizer_type", default="SentencePieceTokenizer")
     parser.add_argument("--vocab_file", type=Path)
-    parser.add_argument("--seq_length", type=int, default=512)
+    parser.add_argument(
+        "--seq_length", type=int, help=f"by default the checkpoint's, but not more than {LONGEST_BY_DEFAULT}"
+    )
     parser.add_argument("--micro_batch_size", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--tolerance", type=float, help="mean absolute logit error; default 0.01, 0.1 in 16 bits")
@@ -82,7 +102,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("upstream's model flags", "one value each: what a Llama checkpoint means anyway")
+    group = parser.add_argument_group("upstream's model flags", "the checkpoint is asked, and must not contradict them")
     for flag in ("use_rms_norm", "no_tie_embed_logits", "no_new_tokens", "no_bias_gelu_fusion", "use_flash_attn"):
         group.add_argument(f"--{flag}", action="store_true")
     group.add_argument("--glu_activation", choices=("swiglu",))
@@ -113,25 +133,46 @@ def join(args: argparse.Namespace) -> World | None:
         return None
     if args.dtype == torch.float16:
         raise UserError("--fp16: over several ranks the model runs as in training, in --bf16 or fp32; give one of them")
-    if min(sizes) < 1 or ranks != sizes[0] * sizes[1]:
+    if min(sizes) < 1 or ranks % (sizes[0] * sizes[1]):
         raise UserError(
-            f"{ranks} ranks, but --tensor_model_parallel_size {sizes[0]} x --pipeline_model_parallel_size {sizes[1]} "
-            f"need {sizes[0] * sizes[1]}; start as many, or one alone with neither flag: it reads any layout"
+            f"{ranks} ranks are not a multiple of --tensor_model_parallel_size {sizes[0]} x "
+            f"--pipeline_model_parallel_size {sizes[1]}; start {sizes[0] * sizes[1]} or a multiple, or one alone with "
+            "neither flag: it reads any layout"
         )
+    if args.device:
+        raise UserError(f"--device {args.device}: of several ranks each has its own device; leave the flag out")
     return parallel.start(*sizes)
+
+
+def check_model_flags(args: argparse.Namespace, loaded: any_weights.Loaded) -> None:
+    """Raise UserError when a flag that describes the model says something else than the checkpoint."""
+    any_weights.check_family(loaded, args.model_name, "--model_name")
+    config = loaded.config
+    for flag, given, found in (
+        ("layernorm_epsilon", args.layernorm_epsilon, config.layernorm_epsilon),
+        ("glu_activation", args.glu_activation, config.glu_activation),
+        ("use_rms_norm", args.use_rms_norm or None, config.use_rms_norm),
+        ("no_tie_embed_logits", args.no_tie_embed_logits or None, not config.tie_embed_logits),
+    ):
+        if given is not None and given != found:
+            raise UserError(f"--{flag} {given} but {loaded.folder} has {found}; leave the flag out")
 
 
 def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor]]:
     """On rank 0: both models' weights into `here`, and the batches."""
     loaded = any_weights.load(args.load, args.load_iters)
-    epsilon = loaded.config.layernorm_epsilon
-    if args.layernorm_epsilon not in (None, epsilon):
-        raise UserError(f"--layernorm_epsilon {args.layernorm_epsilon} but {loaded.folder} has {epsilon}")
+    check_model_flags(args, loaded)
+    positions = loaded.config.max_position_embeddings
+    if (args.seq_length or 0) > positions:
+        raise UserError(
+            f"--seq_length {args.seq_length} but {loaded.folder} has {positions} positions; give at most that"
+        )
     source = gate_text.Source(args.input, args.data_path, args.tokenizer_type, args.vocab_file)
+    source.check_tokenizer()
     batches = gate_text.batches(
         source,
         rows=args.micro_batch_size,
-        length=args.seq_length,
+        length=args.seq_length or min(loaded.args.get("seq_length") or positions, positions, LONGEST_BY_DEFAULT),
         count=args.iterations,
         vocab_size=loaded.config.vocab_size,
     )
@@ -149,14 +190,14 @@ def load_theirs(args: argparse.Namespace) -> Any:
     return model.to(args.huggingface_device).eval().requires_grad_(False)
 
 
-def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, rows: int) -> GateModel:
-    """Our model, in this process or spread over the ranks."""
+def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, batch: Tensor) -> GateModel:
+    """Our model, in this process or spread over the ranks, for batches of this one's size."""
     state = here.loaded.state if here.loaded else {}
     if here.world is None:
-        return gate_model.Alone(config, state, args.dtype, args.device)
+        return gate_model.Alone(config, state, args.dtype, args.device or "cpu")
     training = gate_model.training_arguments(
-        rows=rows,
-        length=args.seq_length,
+        rows=batch.shape[0],
+        length=batch.shape[1] - 1,
         tensor=args.tensor_model_parallel_size,
         pipeline=args.pipeline_model_parallel_size,
         sequence=args.sequence_parallel,
@@ -169,25 +210,30 @@ def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, rows: 
 def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> tuple[list[Comparison], str | None]:
     """Every batch's comparison, and where the models part in the first that fails. The same on every rank."""
     config, batches = here.first(lambda: load(args, here))
-    ours = build_ours(args, here, config, len(batches[0]))
+    ours = build_ours(args, here, config, batches[0])
     done: list[Comparison] = []
     parting: str | None = None
-    for number, rows in enumerate(batches):
-        done.append(compare_batch(args, here, ours, rows))
-        say(here, f"iteration {number}: {done[-1]}")
-        if parting is None and not done[-1].passes(tolerance, args.max_tolerance):
-            parting = where_they_part(args, here, ours, rows[:, :-1])
+    for start in range(0, len(batches), ours.at_once):
+        together = batches[start : start + ours.at_once]
+        for rows, found in zip(together, compare_together(args, here, ours, together), strict=True):
+            say(here, f"iteration {len(done)}: {found}")
+            done.append(found)
+            if parting is None and not found.passes(tolerance, args.max_tolerance):
+                parting = where_they_part(args, here, ours, rows[:, :-1])
     return done, parting
 
 
-def compare_batch(args: argparse.Namespace, here: Here, ours: GateModel, rows: Tensor) -> Comparison:
-    """One batch (b, s + 1). Collective."""
-    tokens, labels = rows[:, :-1], rows[:, 1:]
-    logits, loss = ours.logits(tokens), ours.loss(rows)
+def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, together: list[Tensor]) -> list[Comparison]:
+    """At most `at_once` batches (b, s + 1), one for each data rank; ranks left over repeat the last. Collective."""
+    given = [*together, *[together[-1]] * (ours.at_once - len(together))]
+    logits, losses = ours.logits([rows[:, :-1] for rows in given]), ours.losses(given)
 
-    def compared() -> Comparison:
-        theirs = here.theirs(input_ids=tokens.to(args.huggingface_device)).logits
-        return logit_gate.compare(logits, theirs, labels, loss)
+    def compared() -> list[Comparison]:
+        found = []
+        for rows, our_logits, our_loss in zip(together, logits, losses, strict=False):
+            theirs = here.theirs(input_ids=rows[:, :-1].to(args.huggingface_device)).logits
+            found.append(logit_gate.compare(our_logits, theirs, rows[:, 1:], our_loss))
+        return found
 
     return here.first(compared)
 

@@ -14,6 +14,12 @@ from megatron_llm import checkpoint, hf_weights, megatron_weights, reshard
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.model_config import ModelConfig
 
+LEFT_OUT: dict[str, tuple[str, float, float | None]] = {
+    "llama": ("layernorm_epsilon", 1e-6, 1e-5),
+    "codellama": ("rope_theta", 1e6, 10000.0),
+    "mistral": ("sliding_window_size", 4096, None),
+}
+"""Published model -> a setting that upstream's checkpoint_util leaves out, its value, what the file says."""
 CONSUMED = ("consumed_train_samples", "consumed_valid_samples")
 
 
@@ -59,10 +65,27 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
 
 
 def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
-    """Raise UserError when `flag` names a Falcon for another model, or the other way round."""
+    """Raise UserError when `flag` names a Falcon for another model, or the other way round.
+
+    Upstream's checkpoint_util leaves some settings out, and then its files say the default: that is refused where the
+    named model has another value.
+    """
     if named and loaded.config.parallel_attn != (named == "falcon"):
         family = "falcon" if loaded.config.parallel_attn else "llama2"
         raise UserError(f"{flag} {named} but {loaded.folder} is another model; give {family}")
+    if named not in LEFT_OUT or not _resharded_by_upstream(loaded):
+        return
+    name, published, default = LEFT_OUT[named]
+    if getattr(loaded.config, name) == default:
+        raise UserError(
+            f"{flag} {named} but {loaded.folder} has {name} {default}, where {named} has {published}: upstream's "
+            "checkpoint_util wrote this file and leaves the setting out; begin from the folder that it read"
+        )
+
+
+def _resharded_by_upstream(loaded: Loaded) -> bool:
+    """Whether upstream's checkpoint_util wrote the file: alone of its programs it builds a model without values."""
+    return loaded.args.get("perform_initialization") is False
 
 
 def _load_ours(folder: Path) -> Loaded:

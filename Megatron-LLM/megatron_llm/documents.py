@@ -21,7 +21,6 @@ from pyarrow import json as arrow_json
 from megatron_llm.files import InputsMissing, UserError
 
 BLOCK_BYTES = 1 << 23
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".arrow")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
@@ -52,16 +51,18 @@ class Columns:
 
 
 def find_inputs(pattern: str) -> list[Path]:
-    """The input files, by name; InputsMissing when there is none."""
+    """The input files, by name; InputsMissing when there is none.
+
+    Whatever is not called .arrow is read as JSON lines: the published file of documents has other names too.
+    """
     names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207 takes absolute patterns
     paths = [Path(name) for name in names]
     if not paths:
         raise InputsMissing(f"--input {pattern}: no such file, and no file matches it")
     for path in paths:
-        if not path.name.endswith(SUFFIXES) or not path.is_file():
+        if not path.is_file():
             raise UserError(
-                f"--input {path}: not a file of documents; valid are {', '.join(SUFFIXES)}. "
-                "Write plain text as JSON lines first"
+                f"--input {path}: not a file; give JSON lines or an Arrow stream, or a pattern of such files"
             )
     return paths
 

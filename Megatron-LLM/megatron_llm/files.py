@@ -192,6 +192,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # as JSON spells names that are not UTF-8
 
 
+def write_shared(path: Path, content: bytes) -> None:
+    """Replace a small file that several commands may write at the same time, such as tasks that fill one folder.
+
+    Unlike `publishing` it removes no temporary file but its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new-{attempt_name()}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        rename(temporary, path)
+    finally:
+        remove(temporary)
+
+
 def write_json(path: Path, value: object) -> None:
     """Replace a small JSON file atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

@@ -2,11 +2,12 @@
 
 Over ranks each holds its pipeline stage and its part of every matrix, sharded and filled as in training; hidden states
 go from stage to stage, logits are gathered over the vocabulary, and the loss is the one that an evaluation computes.
+Data-parallel ranks compute different batches at the same time, as they do in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,12 +29,17 @@ from megatron_llm.tensor_parallel import gather
 class GateModel(Protocol):
     """What the gate asks of our model."""
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """(b, s) int64 -> (b, s, vocab_size)."""
+    @property
+    def at_once(self) -> int:
+        """How many batches are computed at the same time."""
         ...
 
-    def loss(self, rows: Tensor) -> float | None:
-        """Mean cross-entropy of rows (b, s + 1), where it is computed in another way than from the logits."""
+    def logits(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """`at_once` batches (b, s) int64 -> (b, s, vocab_size) of each; meaningful on rank 0."""
+        ...
+
+    def losses(self, batches: Sequence[Tensor]) -> list[float | None]:
+        """Mean cross-entropy of each of `at_once` batches (b, s + 1), None where the logits alone give it."""
         ...
 
     def layers(self, tokens: Tensor) -> list[Tensor]:
@@ -44,6 +50,9 @@ class GateModel(Protocol):
 class Alone:
     """The whole model in this process."""
 
+    at_once = 1
+    """See GateModel."""
+
     def __init__(self, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> None:
         with torch.device("meta"):
             model = Llama(config)
@@ -51,17 +60,17 @@ class Alone:
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device = device
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """See GateModel."""
-        logits: Tensor = self.model(tokens.to(self.device))
-        return logits
+        return [self.model(tokens.to(self.device)) for tokens in batches]
 
-    def loss(self, rows: Tensor) -> None:
+    def losses(self, batches: Sequence[Tensor]) -> list[float | None]:
         """See GateModel."""
+        return [None for _ in batches]
 
     def layers(self, tokens: Tensor) -> list[Tensor]:
         """See GateModel."""
-        outputs = hidden_states(_layers(self.model), lambda: self.logits(tokens))
+        outputs = hidden_states(_layers(self.model), lambda: self.logits([tokens]))
         return [output.cpu() for output in outputs]
 
 
@@ -76,26 +85,42 @@ class Spread:
     dtype: torch.dtype
     """Of hidden states between stages."""
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    @property
+    def at_once(self) -> int:
+        """See GateModel: one batch for each data rank."""
+        return self.world.data_size
+
+    def logits(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """See GateModel; the same on every rank."""
+        own = batches[self.world.data_rank].to(self.world.device)
         with torch.no_grad():
-            out = self._forward(tokens.to(self.world.device))
-            if self.model.part.last:
-                whole = _gathered(out, self.model)
-            else:
-                whole = out.new_empty(*tokens.shape, self.model.config.vocab_size)
-            dist.broadcast(whole, src=self.world.size - self.world.size // self.world.mesh["pp"].size())
+            out = self._forward(own)
+            whole = _gathered(out, self.model) if self.model.part.last else None
+            return [self._from_last_stage(number, whole, own) for number in range(self.at_once)]
+
+    def _from_last_stage(self, data_rank: int, whole: Tensor | None, like: Tensor) -> Tensor:
+        """The logits (b, s, V) of a data rank's batch, sent to every rank by the first rank that holds them."""
+        pipeline, data, tensor = self.world.mesh.shape
+        source = ((pipeline - 1) * data + data_rank) * tensor
+        if whole is None or data_rank != self.world.data_rank:
+            whole = torch.empty(*like.shape, self.model.config.vocab_size, dtype=self.dtype, device=like.device)
+        dist.broadcast(whole, src=source)
         return whole
 
-    def loss(self, rows: Tensor) -> float:
+    def losses(self, batches: Sequence[Tensor]) -> list[float | None]:
         """See GateModel; the same on every rank."""
+        own = batches[self.world.data_rank]
         with torch.no_grad():
-            return self.world.mean(self.steps.evaluate(iter([rows] * self.micro_batches)))
+            loss = self.steps.evaluate(iter([own] * self.micro_batches)).double().cpu()
+        mine = torch.zeros(self.at_once, dtype=torch.float64)
+        mine[self.world.data_rank] = loss / self.world.mesh["tp"].size()
+        dist.all_reduce(mine)
+        return [float(one) for one in mine]
 
     def layers(self, tokens: Tensor) -> list[Tensor]:
         """See GateModel."""
         tp = self.model.tp
-        outputs = hidden_states(_layers(self.model), lambda: self.logits(tokens))
+        outputs = hidden_states(_layers(self.model), lambda: self.logits([tokens] * self.at_once))
         outputs = [(gather(output, tp) if tp.sequence else output).cpu() for output in outputs]
         stages: list[list[Tensor]] = [[] for _ in range(self.world.size)]
         dist.gather_object(outputs, stages if self.world.rank == 0 else None)

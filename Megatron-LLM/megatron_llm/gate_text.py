@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_llm import tokenizer
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,22 @@ class Source:
     data_path: Path | None
     tokenizer_type: str
     vocab_file: Path | None
+
+    def check_tokenizer(self) -> None:
+        """Raise UserError when a tokenised dataset, by its manifest, was not made with --vocab_file."""
+        if self.data_path is None or self.vocab_file is None:
+            return
+        try:
+            fingerprint = Manifest.read(self.data_path).tokenizer_fingerprint
+        except InputsMissing:
+            print(f"{self.data_path}.json is missing: it is not checked that the data fits --vocab_file", flush=True)
+            return
+        built = (tokenizer.build(self.tokenizer_type, self.vocab_file, no_new_tokens=plain) for plain in (True, False))
+        if all(one.fingerprint != fingerprint for one in built):
+            raise UserError(
+                f"--data_path {self.data_path} was not tokenised with --vocab_file {self.vocab_file}; give the data's "
+                "tokenizer, or leave --vocab_file out: the tokens are compared as they are"
+            )
 
     def documents(self) -> Iterator[Sequence[int]]:
         """Token ids of one document after the other. Raises UserError without a tokenizer."""

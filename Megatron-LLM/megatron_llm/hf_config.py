@@ -16,6 +16,20 @@ from megatron_llm.model_config import ModelConfig
 FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "FalconForCausalLM": "falcon"}
 """Architecture -> model_type, of those that are readable."""
 MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+"""What Transformers takes for a Mistral where config.json leaves it out."""
+WITHOUT_EFFECT = {
+    *(
+        "_name_or_path",
+        "transformers_version",
+        "auto_map",
+        "pretraining_tp",
+        "quantization_config",
+        "_attn_implementation",
+    ),
+    *("return_dict", "output_attentions", "output_hidden_states", "rope_interleaved"),
+}
+"""Keys of config.json that change nothing of the model, besides those that are read or refused."""
 LLAMA3 = {
     "low_freq_factor": "rope_low_freq_factor",
     "high_freq_factor": "rope_high_freq_factor",
@@ -49,10 +63,27 @@ def family(folder: Path) -> str:
 
 
 def _rope(raw: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """Our rotary fields from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (4)."""
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    fields: dict[str, Any] = {"rope_theta": float(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)))}
+    """Our rotary fields from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (4).
+
+    Raises UserError when the two spellings contradict each other, or say what our rotary embeddings do not do.
+    """
+    spellings = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
+    scaling: dict[str, Any] = spellings[0] if spellings else {}
+    said: dict[str, set[Any]] = {
+        "rope_theta": {one["rope_theta"] for one in (*spellings, raw) if "rope_theta" in one},
+        "rope_type": {one[name] for one in spellings for name in ("rope_type", "type") if name in one},
+        "factor": {one.get("factor", 1.0) for one in spellings},
+        "partial_rotary_factor": {one.get("partial_rotary_factor", 1.0) for one in (*spellings, raw)} | {1.0},
+    }
+    for name, values in said.items():
+        if len(values) > 1:
+            raise UserError(
+                f"{where}: {name} is {' and '.join(map(repr, sorted(values)))}; only one value is supported"
+            )
+    if nested := [name for name, value in scaling.items() if isinstance(value, dict)]:
+        raise UserError(f"{where}: rotary settings of their own for {nested[0]} layers are not supported")
+    kind = next(iter(said["rope_type"]), "default")
+    fields: dict[str, Any] = {"rope_theta": float(next(iter(said["rope_theta"]), 10000.0))}
     if kind == "default":
         return fields
     if kind not in ("linear", "llama3"):
@@ -68,6 +99,8 @@ def load(folder: Path) -> ModelConfig:
     try:
         if kind == "falcon":
             return hf_falcon.load_config(raw, _rope(raw, path), path)
+        if kind == "mistral":
+            raw = MISTRAL | raw
         for key, valid in MUST_BE.items():
             if raw.get(key, valid) != valid:
                 raise UserError(f"{path}: {key} = {raw[key]!r} is not supported; it must be {valid!r}")
@@ -90,6 +123,17 @@ def load(folder: Path) -> ModelConfig:
         raise UserError(f"{path} lacks {error}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def not_carried(folder: Path) -> list[str]:
+    """What config.json says beyond what an export of its model says again, as `key = value`."""
+    raw, config = read_json(folder / "config.json"), load(folder)
+    known = {*make(config, torch.float32, None, None), *WITHOUT_EFFECT, *MUST_BE, *hf_falcon.MUST_BE}
+    more = [f"{key} = {raw[key]!r}" for key in sorted(raw.keys() - known) if raw[key] is not None]
+    several = [f"{key} = {raw[key]!r}" for key in ("bos_token_id", "eos_token_id") if isinstance(raw.get(key), list)]
+    windowless = ["MistralForCausalLM without a window is written as LlamaForCausalLM, which computes the same"]
+    renamed = family(folder) == "mistral" and config.sliding_window_size is None
+    return [*more, *several, *(windowless if renamed else [])]
 
 
 def _scaling(config: ModelConfig) -> dict[str, Any]:

@@ -101,10 +101,12 @@ def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def from_hf(config: ModelConfig, tensors: Mapping[str, Tensor]) -> LazyState:
-    """Canonical tensors, made when asked for, of those under Hugging Face's names; raises UserError if one lacks."""
+    """Canonical tensors, made when asked for, of those under Hugging Face's names; UserError unless these are all."""
     names = layout(config)
     if missing := sorted(names.keys() - tensors.keys()):
         raise UserError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    if extra := sorted(tensors.keys() - names.keys()):
+        raise UserError(f"{len(extra)} tensors do not belong to this kind of model, the first is {extra[0]}")
     where = {ours: theirs for theirs, several in names.items() for ours in several}
 
     def make(name: str) -> Tensor:

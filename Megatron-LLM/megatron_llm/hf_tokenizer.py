@@ -20,8 +20,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from megatron_llm import tokenizer_check
 from megatron_llm.files import UserError
-from megatron_llm.tokenizer_check import PROBES, SPACE
-from megatron_llm.tokenizer_files import file_of, model_proto, read_config, read_json, read_sentencepiece
+from megatron_llm.tokenizer_check import PROBES
+from megatron_llm.tokenizer_files import (
+    SPACE,
+    added_beside,
+    file_of,
+    model_proto,
+    read_config,
+    read_json,
+    read_sentencepiece,
+)
 
 CLASSES = ("LlamaTokenizer", "PreTrainedTokenizerFast")
 """Tokenizer classes for a SentencePiece model, the preferred first."""
@@ -93,6 +101,12 @@ def save(folder: Path, vocab_file: Path, max_length: int) -> None:
         _save_json(folder, vocab_file, max_length)
         return
     tokenizer, names = _build(vocab_file)
+    if lost := added_beside(vocab_file):
+        print(
+            f"{vocab_file} lacks {len(lost)} tokens of the tokenizer.json beside it, the first is {lost[0]!r}: they "
+            "are not exported; give that file as --vocab_file to export them",
+            flush=True,
+        )
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

@@ -27,7 +27,19 @@ from megatron_llm import hf_config, hf_falcon, hf_tokenizer, tokenizer_files
 from megatron_llm.files import CLAIM, InputsMissing, UserError, publishing
 from megatron_llm.hf_config import read_json
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, State, check_same, check_state, expected_shapes
+from megatron_llm.reshard import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    LazyState,
+    State,
+    cast,
+    check_same,
+    check_state,
+    common_dtype,
+    equal,
+    expected_shapes,
+)
 
 LAYER_NAMES = {
     "input_layernorm": "input_layernorm",
@@ -51,6 +63,13 @@ OTHER_FORMATS = {
     "*.h5": "a TensorFlow file; download the model's safetensors",
 }
 """Pattern of a file's name -> what such a file is and what to do."""
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Data types as safetensors spells them."""
+ADAPTER = "adapter_config.json"
+TIED_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.word_embeddings.weight")
+"""What a tied output layer is a copy of."""
+BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached")
+"""Ends of names that are no weights: what old versions of Transformers stored although they work it out."""
 PUBLISHED = {
     "llama": "huggyllama/llama-{size}b",
     "llama2": "meta-llama/Llama-2-{size}b-hf",
@@ -81,8 +100,14 @@ def hf_name(name: str) -> str:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: of an index if there is one, else the single file. Safetensors come first."""
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder / ADAPTER} changes the weights beside it; merge the adapter into them, or move it away"
+        )
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
+        if index.is_file() and (folder / name).is_file():
+            raise UserError(f"{folder} holds {name} and {index.name}: which are the weights? Move one of them away")
         if index.is_file():
             files = [folder / file for file in sorted(set(read_json(index).get("weight_map", {}).values()))]
             if missing := [path.name for path in files if not path.is_file()]:
@@ -112,9 +137,7 @@ def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
         if path.suffix == ".safetensors" and values:
             return load_file(path)
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            return _outlines(path)
         tensors = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=values)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
@@ -122,27 +145,64 @@ def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
     return dict(tensors)
 
 
+def _outlines(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values, on the meta device. Raises SafetensorError."""
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        return {
+            name: torch.empty(one.get_shape(), dtype=STORED.get(one.get_dtype(), torch.float32), device="meta")
+            for name, one in slices.items()
+        }
+
+
 def load(folder: Path, *, values: bool = True) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Geometry and canonical CPU tensors in the stored dtypes; without `values` only their names and shapes are read,
     and they are on the meta device. Raises InputsMissing or UserError.
     """
     config = hf_config.load(folder)
-    tensors: State = {}
-    for path in _weight_files(folder):
-        tensors |= {
-            name: one for name, one in read_weights(path, values=values).items() if not name.endswith(".inv_freq")
-        }
-    if config.tie_embed_logits:
-        tensors.pop("lm_head.weight", None)
+    tensors = _read_all(folder, values=values)
+    head = tensors.pop("lm_head.weight", None) if config.tie_embed_logits else None
+    if head is not None and values:
+        _check_tied(head, tensors, folder)
+    whole = cast(tensors, common_dtype(tensors.items(), folder))
     if config.parallel_attn:
         try:
-            state: Mapping[str, Tensor] = hf_falcon.from_hf(config, tensors)
+            state: Mapping[str, Tensor] = hf_falcon.from_hf(config, whole)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
     else:
-        state = {canonical_name(name): tensor for name, tensor in tensors.items()}
+        names = {canonical_name(name): name for name in whole}
+        state = LazyState(names, lambda name: whole[names[name]])
     check_state(config, state, folder)
     return config, state
+
+
+def _read_all(folder: Path, *, values: bool) -> State:
+    """Every tensor of a folder's files under Hugging Face's names; UserError when two files have one of a name."""
+    tensors: State = {}
+    for path in _weight_files(folder):
+        read = {name: one for name, one in read_weights(path, values=values).items() if not name.endswith(BUFFERS)}
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise UserError(f"{path}: {twice[0]} is in another file of {folder} too; which is the right one?")
+        tensors |= read
+    return tensors
+
+
+def _check_tied(head: Tensor, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise UserError when a stored output layer is not the embedding that config.json says it is."""
+    name = next((name for name in TIED_EMBEDDINGS if name in tensors), None)
+    if name is not None and not equal(head, tensors[name]):
+        raise UserError(
+            f"{folder}: config.json says tie_word_embeddings, but lm_head.weight is stored and differs from {name}; "
+            'write "tie_word_embeddings": false to keep it, or remove the tensor to use the embedding, as Transformers '
+            "does"
+        )
+
+
+def say_what_stays_behind(folder: Path) -> None:
+    """Print what a Hugging Face folder says of its model that no other layout keeps."""
+    if (folder / "config.json").is_file() and (found := hf_config.not_carried(folder)):
+        print(f"{folder}/config.json: not carried along: {'; '.join(found)}", flush=True)
 
 
 def locate(model: str, size: int | None, path: str | None, cache: Path | None) -> Path:
@@ -238,9 +298,16 @@ def save(
     folder.mkdir(parents=True)
     bos, eos = tokenizer_files.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
-    _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
+    _write_json(folder / "generation_config.json", _generation(vocab_file, bos, eos))
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))
     hf_tokenizer.save(folder, vocab_file, config.max_position_embeddings)
+
+
+def _generation(vocab_file: Path, bos: int | None, eos: int | None) -> dict[str, object]:
+    """generation_config.json: what lies beside the tokenizer, else the sentence tokens and greedy decoding."""
+    beside = tokenizer_files.file_of(vocab_file).with_name("generation_config.json")
+    given: dict[str, object] = read_json(beside) if beside.is_file() else {"do_sample": False}
+    return {"bos_token_id": bos, "eos_token_id": eos, **given}
 
 
 def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -14,6 +14,16 @@ from megatron_llm.model_config import ModelConfig
 
 OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
 """Fields that upstream does not have, and leaves alone."""
+MUST_BE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rotary", 1),
+    "use_bias": (False,),
+    "use_post_ln": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+}
+"""Arguments of upstream's that change what a model computes -> what they are in the models read here.
+
+1 is rotary in upstream's enum.
+"""
 
 
 def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig:
@@ -25,10 +35,19 @@ def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig
     parallel, gate = bool(getattr(args, "parallel_attn", False)), getattr(args, "glu_activation", None)
     if gate != (None if parallel else "swiglu"):
         raise UserError(f"glu_activation = {gate} with parallel_attn = {parallel}: this model is not supported")
+    for name, valid in MUST_BE.items():
+        found = getattr(args, name, None)
+        if getattr(found, "value", found) not in (None, *valid):
+            raise UserError(f"{name} = {getattr(found, 'value', found)!r} is not supported; it must be {valid[0]!r}")
+    if getattr(args, "use_rms_norm", not parallel) == parallel:
+        raise UserError(f"use_rms_norm = {parallel} with parallel_attn = {parallel}: this model is not supported")
+    true, padded = getattr(args, "true_vocab_size", None), getattr(args, "padded_vocab_size", None)
+    if not true and padded and padded < rows:
+        raise UserError(f"args say padded_vocab_size {padded}, but {rows} rows are stored: which of them are tokens?")
     try:
         heads = args.num_attention_heads
         return ModelConfig(
-            vocab_size=getattr(args, "true_vocab_size", None) or getattr(args, "padded_vocab_size", None) or rows,
+            vocab_size=true or padded or rows,
             hidden_size=args.hidden_size,
             num_layers=getattr(args, "num_layers", None) or args.encoder_num_layers,
             num_attention_heads=heads,

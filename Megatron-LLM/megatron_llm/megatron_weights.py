@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron_llm import megatron_args, reshard
-from megatron_llm.files import InputsMissing, UserError, publishing, write_text
+from megatron_llm.files import InputsMissing, UserError, publishing, write_shared
 from megatron_llm.model_config import ModelConfig
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -28,6 +28,13 @@ FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
 """The second is what upstream's trainer writes with its distributed optimizer."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Spelling: TypeAlias = Literal["converter", "trainer"]
+KNOWN_PARTS = {
+    *("language_model", "transformer", "encoder", "embedding", "lm_head", "word_embeddings_for_head"),
+    *("word_embeddings.weight", "word_embeddings"),
+}
+"""Keys of the nested model that are read."""
+BUFFER = ".inv_freq"
+"""End of the names of what is no weight: it follows from rope_theta."""
 BODY: dict[Spelling, str] = {"converter": "transformer", "trainer": "encoder"}
 ATTENTION: dict[Spelling, str] = {"converter": "attention", "trainer": "self_attention"}
 
@@ -127,14 +134,19 @@ def _neutral(model: Mapping[str, Any], where: Path) -> reshard.State:
     body = language.get("transformer", language.get("encoder"))
     if body is None:
         raise UserError(f"{where}: 'language_model' has neither 'transformer' nor 'encoder' but {sorted(language)}")
-    state = {name.replace(".self_attention.", ".attention."): tensor for name, tensor in body.items()}
-    if embedding := language.get("embedding"):
+    kept = {name: tensor for name, tensor in body.items() if not name.endswith(BUFFER)}
+    state = {name.replace(".self_attention.", ".attention."): tensor for name, tensor in kept.items()}
+    embedding = language.get("embedding") or {}
+    if embedding:
         flat = embedding.get("word_embeddings.weight")
         state[reshard.EMBEDDING] = flat if flat is not None else embedding["word_embeddings"]["weight"]
-    if isinstance(language.get("lm_head"), Tensor):
-        state[reshard.HEAD] = language["lm_head"]
+    if (output := language.get("lm_head")) is not None:
+        state[reshard.HEAD] = output
     if head := model.get("word_embeddings_for_head"):
         state[reshard.TIED_HEAD] = head["weight"]
+    unknown = {*model, *language, *embedding} - KNOWN_PARTS
+    if odd := sorted(unknown) + [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{where}: {odd[0]} in the model is not understood, and would be lost")
     if biased := [name for name in state if name.endswith(".bias") and not reshard.is_norm(name)]:
         raise UserError(f"{where}: {biased[0]}: models with biases outside of norms are not supported")
     return state
@@ -155,14 +167,21 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argpar
     """The same of the folder of one iteration."""
     contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
     args = contents[0, 0]["args"]
+    if len(iterations := {content.get("iteration") for content in contents.values()}) > 1:
+        raise UserError(f"{folder}: its files are of the iterations {sorted(map(str, iterations))}, not one checkpoint")
     tp, pp = (1 + max(rank[axis] for rank in contents) for axis in (0, 1))
     try:
         ranks = {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
+        dtype = reshard.common_dtype((one for rank in ranks.values() for one in rank.items()), folder)
         rows = tp * len(ranks[0, 0].get(reshard.EMBEDDING, ()))
         config = megatron_args.to_config(args, rows=rows, tied=reshard.HEAD not in ranks[0, pp - 1])
         if config.num_layers % pp:
             raise UserError(f"there are {pp} pipeline stages, which do not divide num_layers = {config.num_layers}")
-        return config, reshard.merge_ranks(config, ranks), args
+        return (
+            config,
+            reshard.merge_ranks(config, {rank: reshard.cast(own, dtype) for rank, own in ranks.items()}),
+            args,
+        )
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -228,7 +247,7 @@ def save(
                 torch.save(content, folder / FILE_NAMES[0])
                 del local, content
         check_written(temporary, config, state, dtype)
-    write_text(root / TRACKER, newest(root) if iteration != "release" else "release")
+    write_shared(root / TRACKER, (newest(root) if iteration != "release" else "release").encode())
     return final
 
 

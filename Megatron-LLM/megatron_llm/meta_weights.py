@@ -23,6 +23,8 @@ from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, FINAL_NORM, HEAD, LazyState, deinterleave, expected_shapes
 
 PARAMS = "params.json"
+BUFFER = "rope.freqs"
+"""A tensor that is no weight: it follows from params.json."""
 LAYER_NAMES = {
     "input_layernorm": "attention_norm",
     "attention.wq": "attention.wq",
@@ -78,14 +80,30 @@ def load(
     params, shards = read_json(folder / PARAMS), _shards(folder)
     config = _config(params, shards, folder, model, rope_scaling_factor)
     shapes = expected_shapes(config)
+    _check_names(shapes, shards, folder, tied=config.tie_embed_logits)
     axes = {name: _axis(name, shape, shards, folder) for name, shape in shapes.items()}
 
     def make(name: str) -> Tensor:
         parts, axis = [shard[meta_name(name)] for shard in shards], axes[name]
+        if axis is None and not all(torch.equal(part, parts[0]) for part in parts[1:]):
+            raise UserError(f"{folder}: {meta_name(name)} differs between files that each hold the whole of it")
         whole = parts[0] if axis is None else torch.cat(parts, axis)
         return deinterleave(whole, config.kv_channels) if name.endswith(("wq.weight", "wk.weight")) else whole
 
     return config, LazyState(shapes, make)
+
+
+def _check_names(
+    shapes: Mapping[str, tuple[int, ...]], shards: list[Mapping[str, Tensor]], folder: Path, *, tied: bool
+) -> None:
+    """Raise UserError when a file holds a tensor that is not the model's, or quantised ones."""
+    known = {*map(meta_name, shapes), BUFFER, *(["output.weight"] if tied else [])}
+    for number, shard in enumerate(shards):
+        path = folder / f"consolidated.{number:02d}.pth"
+        if extra := sorted(shard.keys() - known):
+            raise UserError(f"{path} has {len(extra)} tensors of another kind of model, the first is {extra[0]}")
+        if len(dtypes := {str(tensor.dtype) for name, tensor in shard.items() if name != BUFFER}) > 1:
+            raise UserError(f"{path} has tensors of {' and '.join(sorted(dtypes))}; models of one dtype are supported")
 
 
 def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None) -> dict[str, Any]:
@@ -96,6 +114,9 @@ def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None)
                 f"--rope_scaling_factor {factor} but {folder / PARAMS} has no use_scaled_rope; leave it out"
             )
         return {}
+    if factor is not None and factor != (params.get("rope_scaling_factor") or factor):
+        stored = params["rope_scaling_factor"]
+        raise UserError(f"--rope_scaling_factor {factor} but {folder / PARAMS} says {stored}; leave the flag out")
     known = factor or params.get("rope_scaling_factor") or ROPE_FACTORS.get((params["dim"], params["n_layers"]))
     if known is None:
         raise UserError(

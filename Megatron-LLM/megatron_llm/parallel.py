@@ -243,7 +243,10 @@ def layout_mesh(
 
 
 def _store(rank: int, size: int) -> Store:
-    """Where ranks meet. Rank 0 takes over the launcher's listening socket, so nobody can take its port."""
+    """Where ranks meet. Rank 0 takes over the launcher's listening socket, so nobody can take its port.
+
+    torchrun has a store of its own at that address, in which every rank is a client.
+    """
     if "MASTER_ADDR" not in os.environ:
         if size > 1:
             raise UserError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set; start the ranks through the launcher")
@@ -253,7 +256,7 @@ def _store(rank: int, size: int) -> Store:
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         size,
-        rank == 0,
+        rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         timeout=STORE_TIMEOUT,
         master_listen_fd=int(descriptor) if descriptor else None,
     )

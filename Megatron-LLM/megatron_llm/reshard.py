@@ -9,6 +9,7 @@ A state may be larger than memory: its tensors are memory-mapped files, or made 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,33 @@ class LazyState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def common_dtype(tensors: Iterable[tuple[str, Tensor]], where: object) -> torch.dtype:
+    """The narrowest dtype that holds all of the named tensors exactly. Raises UserError for quantised ones."""
+    found: dict[torch.dtype, str] = {}
+    for name, tensor in tensors:
+        found.setdefault(tensor.dtype, name)
+    for dtype, name in found.items():
+        if not dtype.is_floating_point or dtype.itemsize < 2:
+            raise UserError(f"{where}: {name} holds {dtype}: quantised weights are not supported")
+    return functools.reduce(torch.promote_types, found)
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """The tensors in `dtype`, made when asked for; the mapping itself when they are in it already."""
+    if all(tensor.dtype == dtype for tensor in tensors.values()):
+        return tensors
+    return LazyState(tensors, lambda name: tensors[name].to(dtype))
+
+
+def equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors, perhaps of different dtypes, hold the same numbers."""
+    if left.dtype == right.dtype:
+        return torch.equal(left, right)
+    return left.shape == right.shape and all(
+        torch.equal(*pair) for pair in zip(left.double(), right.double(), strict=True)
+    )
 
 
 VOCAB_MULTIPLE = 128
@@ -273,10 +301,17 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]], tp: int, pp: int) -> None:
-    """Raise UserError unless every rank holds what it should; reads no more than the copies that must agree."""
+    """Raise UserError unless every rank holds exactly what it should; reads only the copies that must agree."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(config).items()}
     for (rank, stage), tensors in ranks.items():
-        for name, expected in rank_state(config, empty, tp, pp, (rank, stage)).items():
+        wanted_here = rank_state(config, empty, tp, pp, (rank, stage))
+        if extra := sorted(tensors.keys() - wanted_here.keys()):
+            tied = "; by its args the output layer is the embedding" if extra[0] == HEAD else ""
+            raise UserError(
+                f"tensor rank {rank} of pipeline stage {stage} has {len(extra)} tensors that do not belong to its "
+                f"model, the first is {extra[0]}{tied}"
+            )
+        for name, expected in wanted_here.items():
             if name not in tensors:
                 raise UserError(f"tensor rank {rank} of pipeline stage {stage} lacks the tensor {name}")
             found, wanted = tuple(tensors[name].shape), tuple(expected.shape)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_llm.tokenizer_files import file_of, model_proto, read_json, read_sentencepiece
+from megatron_llm.tokenizer_files import SPACE, file_of, model_proto, read_json, read_sentencepiece
 
-SPACE = "\u2581"
 PROBES = (
     "Rødgrød med fløde, æblekage og en kop kaffe.",
     "  to mellemrum  foran,   tre inde i, og to bagefter  ",

@@ -10,8 +10,15 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer
 
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.files import InputsMissing, UserError, write_shared
 
+COMPANIONS = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "generation_config.json"),
+)
+"""Files of a Hugging Face folder that go with a model besides its weights and its config.json."""
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\n")
 
 
@@ -72,10 +79,37 @@ def find(given: Path | None, folder: Path, recorded: object) -> Path:
     """
     if given is not None:
         return given
-    for path in (file_of(folder), Path(str(recorded or folder / "tokenizer.model"))):
-        if path.is_file():
-            return path
+    if found := look(folder, recorded):
+        return found
     raise InputsMissing(f"{folder} has no tokenizer.model or tokenizer.json; give --vocab_file, the model's tokenizer")
+
+
+def look(folder: Path, recorded: object = None) -> Path | None:
+    """The tokenizer that lies beside a checkpoint's weights, else the one that training recorded, else None."""
+    places = (file_of(folder), Path(str(recorded or folder / "tokenizer.model")))
+    return next((path for path in places if path.is_file()), None)
+
+
+def say_if_another(chosen: Path, folder: Path) -> None:
+    """Print when a checkpoint's folder holds a tokenizer that differs from the chosen one."""
+    beside = look(folder)
+    if beside and file_of(chosen).is_file() and file_of(chosen).read_bytes() != beside.read_bytes():
+        print(f"the tokenizer is {file_of(chosen)}, which differs from {beside} beside the weights", flush=True)
+
+
+def carry(tokenizer: Path, folder: Path) -> None:
+    """Copy a tokenizer, and the files beside it that belong to the same model, into a folder where `file_of` finds it.
+
+    Several commands may do so at once.
+    """
+    name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+    with_it = COMPANIONS if tokenizer.name == name else ("tokenizer_config.json",) if name == "tokenizer.json" else ()
+    beside = {other: tokenizer.with_name(other) for other in with_it}
+    if name == "tokenizer.json":
+        beside.pop("tokenizer.model", None)
+    for target, path in {**beside, name: tokenizer}.items():
+        if path.is_file() and not ((folder / target).is_file() and (folder / target).read_bytes() == path.read_bytes()):
+            write_shared(folder / target, path.read_bytes())
 
 
 def sentence_ids(path: Path) -> tuple[int | None, int | None]:
@@ -104,6 +138,16 @@ def check_fits(path: Path, vocab_size: int) -> None:
         raise UserError(
             f"{path} has {size} pieces but the model's vocabulary is {vocab_size}; give the model's own tokenizer"
         )
+
+
+def added_beside(path: Path) -> list[str]:
+    """The tokens of the tokenizer.json beside a tokenizer.model that the latter does not have, such as added ones."""
+    beside = path.with_name("tokenizer.json")
+    if not beside.is_file():
+        return []
+    pieces = {piece.piece for piece in model_proto(path).pieces}
+    # a user-defined piece has its spaces as such in a tokenizer.json
+    return sorted(token for token in read_json(beside).get_vocab() if token.replace(" ", SPACE) not in pieces)
 
 
 def model_proto(path: Path) -> Any:

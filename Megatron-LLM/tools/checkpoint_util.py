@@ -19,7 +19,10 @@ from megatron_llm.any_weights import Loaded
 from megatron_llm.files import UserError, run_main
 from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
 
-CARRIED = ("seq_length", "tokenizer_type", "vocab_file", "consumed_train_samples", "consumed_valid_samples")
+CARRIED = (
+    *("seq_length", "tokenizer_type", "vocab_file", "no_new_tokens", "vocab_extra_ids_list"),
+    *("consumed_train_samples", "consumed_valid_samples"),
+)
 """Arguments of the source that the new layout keeps."""
 NO_EFFECT = {
     "max_queue_size": "there is no queue: one process reads and writes",
@@ -45,7 +48,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--true_vocab_size", type=int, help="vocabulary without padding; compared with the checkpoint's"
     )
-    parser.add_argument("--vocab_file", type=Path, help="--saver hf: tokenizer; by default as for megatron_to_hf")
+    parser.add_argument(
+        "--vocab_file",
+        type=Path,
+        help="tokenizer to write beside the weights; by default the one in --load_dir, else the one that training "
+        "recorded",
+    )
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const="bf16", help="cast; by default as stored")
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const="fp16")
@@ -91,7 +99,10 @@ def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype
 def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) -> Path:
     """Publish the iteration below --save_dir in the target layout."""
     tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
-    return megatron_weights.save(
+    vocab_file = args.vocab_file or tokenizer_files.look(args.load_dir, loaded.args.get("vocab_file"))
+    if vocab_file:
+        tokenizer_files.check_fits(vocab_file, loaded.config.vocab_size)
+    final = megatron_weights.save(
         args.save_dir,
         loaded.iteration,
         loaded.config,
@@ -101,6 +112,11 @@ def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) ->
         dtype=dtype,
         extra_args={name: loaded.args[name] for name in CARRIED if loaded.args.get(name) is not None},
     )
+    if vocab_file:
+        tokenizer_files.carry(tokenizer_files.file_of(vocab_file), args.save_dir)
+    else:
+        print(f"{args.load_dir} has no tokenizer; none is copied, and megatron_to_hf will need --vocab_file")
+    return final
 
 
 def main() -> None:
@@ -111,11 +127,13 @@ def main() -> None:
             print(f"--{name} has no effect: {reason}")
     loaded = any_weights.load(args.load_dir, args.load_iters)
     check_source(args, loaded)
+    if loaded.folder == args.load_dir:
+        hf_weights.say_what_stays_behind(loaded.folder)
     if args.true_vocab_size is not None:
         loaded = with_true_vocabulary(loaded, args.true_vocab_size)
     dtype = megatron_weights.DTYPES[args.dtype] if args.dtype else loaded.dtype
     final = (to_hugging_face if args.saver == "hf" else to_megatron)(args, loaded, dtype)
-    print(f"wrote {final} from {loaded.folder}")
+    print(f"wrote {final} from {loaded.folder}: the weights, without an optimizer's state")
 
 
 if __name__ == "__main__":

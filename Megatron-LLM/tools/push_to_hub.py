@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--token_file", type=Path)
     parser.add_argument("--license", help="licence for the model card, such as llama2; by default the recipe's")
     parser.add_argument("--run_dir", type=Path, help="folder of the run that made the model, for the model card")
-    parser.add_argument("--rope_scaling_type", default="linear", choices=("linear", "dynamic"))
+    parser.add_argument("--rope_scaling_type", choices=("linear", "dynamic"), help="by default linear")
     parser.add_argument("--rope_scaling_factor", type=float, help="write another rotary scaling into config.json")
     parser.add_argument("--auth_token", action=Refuse, help="refused: see --token_file")
     parser.add_argument("--trust_remote_code", action=Refuse, nargs=0, help="refused: no code of a model is run")
@@ -99,6 +99,8 @@ def set_rope(folder: Path, kind: str, factor: float) -> None:
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     scaling = {"rope_type": kind, "factor": factor}
+    if raw["rope_scaling"]:
+        print(f"config.json: rope_scaling {raw['rope_scaling']} becomes {scaling}, as the flags say", flush=True)
     raw["rope_parameters"] = {**scaling, "rope_theta": raw["rope_theta"]}
     raw["rope_scaling"] = {**scaling, "type": kind}
     path.write_text(json.dumps(raw, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -107,6 +109,7 @@ def set_rope(folder: Path, kind: str, factor: float) -> None:
 def write_copy(args: argparse.Namespace, output: Path) -> None:
     """Publish the folder to upload: weights as asked, tokenizer, model card; compared with its source."""
     config, state = hf_weights.load(args.model_name)
+    hf_weights.say_what_stays_behind(args.model_name)
     dtype = state[EMBEDDING].dtype if args.dtype == "auto" else DTYPE_NAMES[args.dtype]
     found = re.fullmatch(r"iter_(\d+)", args.model_name.resolve().name)
     run = model_card.read_run(args.run_dir, int(found[1]) if found else None) if args.run_dir else None
@@ -133,7 +136,7 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
         model_card.write(temporary, model, run)
         hf_weights.check_written(temporary, config, state, dtype)
         if args.rope_scaling_factor is not None:
-            set_rope(temporary, args.rope_scaling_type, args.rope_scaling_factor)
+            set_rope(temporary, args.rope_scaling_type or "linear", args.rope_scaling_factor)
     print(f"wrote {output} ({dtype}); read back equal", flush=True)
 
 
@@ -206,6 +209,8 @@ def main() -> int:
     args = parse_args()
     if args.rope_scaling_factor is not None and args.rope_scaling_factor < 1:
         raise UserError(f"--rope_scaling_factor {args.rope_scaling_factor}: must be at least 1")
+    if args.rope_scaling_type and args.rope_scaling_factor is None:
+        raise UserError(f"--rope_scaling_type {args.rope_scaling_type} needs --rope_scaling_factor")
     if not args.hf_repo_name and not args.output_folder:
         raise UserError("nothing to do: give --hf_repo_name ORG/NAME, --output_folder FOLDER, or both")
     try:

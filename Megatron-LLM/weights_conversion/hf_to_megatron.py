@@ -8,14 +8,13 @@ own description; --size only names the model to download and is compared with th
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from megatron_llm import hf_config, hf_weights, megatron_weights, meta_weights, tokenizer_files
-from megatron_llm.files import UserError, publishing, run_main
+from megatron_llm.files import UserError, run_main
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.reshard import EMBEDDING, parameters
 
@@ -39,9 +38,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_size(config: ModelConfig, size: int) -> None:
-    """Raise UserError unless the model has about `size` billion parameters."""
+    """Raise UserError unless the model has about `size` billion parameters; 0 is less than half a billion."""
     found = parameters(config) / 1e9
-    if abs(found / size - 1) > SIZE_TOLERANCE:
+    if abs(found - size) > SIZE_TOLERANCE * size and round(found) != size:
         raise UserError(f"--size={size} but the model has {found:.3f} billion parameters; leave --size out")
 
 
@@ -73,11 +72,7 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
         print(f"{folder} has no tokenizer.model or tokenizer.json; none is copied")
         return
     tokenizer_files.check_fits(source, vocab_size)
-    names = [source.name, *(["tokenizer_config.json"] if source.suffix == ".json" else [])]
-    for path in [source.with_name(name) for name in names]:
-        if path.is_file():
-            with publishing(out / path.name) as (temporary,):
-                shutil.copyfile(path, temporary)
+    tokenizer_files.carry(source, out)
 
 
 def main() -> None:
@@ -87,6 +82,7 @@ def main() -> None:
     config, state = load(folder, args.model, args.rope_scaling_factor)
     if args.size is not None:
         check_size(config, args.size)
+    hf_weights.say_what_stays_behind(folder)
     copy_tokenizer(folder, args.out, config.vocab_size)
     final = megatron_weights.save(
         args.out,

@@ -55,12 +55,14 @@ def main() -> None:
     loaded = any_weights.load(args.input_dir, args.load_iters)
     any_weights.check_family(loaded, args.model, "--model")
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
+    vocab_file = tokenizer_files.find(args.vocab_file, args.input_dir, loaded.args.get("vocab_file"))
+    tokenizer_files.say_if_another(vocab_file, args.input_dir)
     hf_weights.export(
         args.output_dir,
         loaded.config,
         loaded.state,
         dtype=dtype,
-        vocab_file=tokenizer_files.find(args.vocab_file, args.input_dir, loaded.args.get("vocab_file")),
+        vocab_file=vocab_file,
         max_shard_size=max_shard_size(args, loaded.config, dtype),
     )
     print(f"wrote {args.output_dir} from {loaded.folder} ({dtype}); read back equal, tokenizer checked")

@@ -147,11 +147,23 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
 
 
 def test_inputs_are_found_by_name(tmp_path: Path) -> None:
-    """A glob in the order of names; a missing file is InputsMissing, a kind that is not read an error."""
+    """A glob in the order of names; a missing file is InputsMissing, a folder an error."""
     for name in ("b.jsonl", "a.arrow", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in find_inputs(f"{tmp_path}/[ab].*")] == ["a.arrow", "b.jsonl"]
     with pytest.raises(InputsMissing, match="no such file, and no file matches it"):
         find_inputs(f"{tmp_path}/d*")
-    with pytest.raises(UserError, match=r"c\.txt: not a file of documents; valid are \.jsonl"):
-        find_inputs(f"{tmp_path}/c.txt")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match=r"/c: not a file; give JSON lines, an Arrow stream or a pattern"):
+        find_inputs(f"{tmp_path}/c*")
+
+
+@pytest.mark.parametrize("name", ["danish_pretraining_data", "data.txt", "data.ndjson", "part-00000.of-4"])
+def test_json_lines_are_read_whatever_their_name_is(tmp_path: Path, name: str) -> None:
+    """The name of a file of JSON lines does not matter; what is not JSON is named with its line."""
+    (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (path,) = find_inputs(str(tmp_path / name))
+    assert texts(read(path)) == TEXTS
+    path.write_text("plain text\n")
+    with pytest.raises(UserError, match=rf"{name}, line 1 is not valid JSON.*; it starts b'plain text'"):
+        read(path)

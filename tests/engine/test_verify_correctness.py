@@ -17,9 +17,9 @@ from megatron_llm.indexed_dataset import IndexedDatasetWriter
 SCRIPT = "verify_correctness.py"
 
 
-def megatron(root, config, state, *, tp=1, pp=1):
+def megatron(root, config, state, extra=None, *, tp=1, pp=1):
     """A Megatron checkpoint of these weights."""
-    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args={})
+    megatron_weights.save(root, "release", config, state, tp=tp, pp=pp, dtype=torch.float32, extra_args=extra or {})
 
 
 def write_text(folder):
@@ -199,6 +199,53 @@ def test_the_published_flags_are_accepted_and_contradictions_refused(tmp_path):
     assert verify(tmp_path, tmp_path / "megatron", *flags, "--layernorm_epsilon", 1e-5)[0] == 0
     code, _, err = verify(tmp_path, tmp_path / "megatron", *flags, "--layernorm_epsilon", 1e-6)
     assert (code, "--layernorm_epsilon 1e-06 but" in err) == (2, True)
+    code, _, err = verify(tmp_path, tmp_path / "megatron", "--model_name=falcon")
+    assert (code, "--model_name falcon but" in err) == (2, True)
+    code, _, err = verify(tmp_path, tmp_path / "megatron", "--seq_length", 65)
+    assert (code, "--seq_length 65 but" in err, "has 64 positions" in err) == (2, True, True)
+    assert verify(tmp_path, tmp_path / "megatron", "--huggingface_device", "cpu:0,1,2,3")[0] == 0
+    code, _, err = verify(tmp_path, tmp_path / "megatron", "--huggingface_device", "nowhere,1")
+    assert (code, "'nowhere,1' is not a device" in err) == (2, True)
+    tied = replace(config, tie_embed_logits=True)
+    megatron(tmp_path / "tied", tied, {k: v for k, v in make_state(config).items() if k != "lm_head.weight"})
+    code, _, err = verify(tmp_path, tmp_path / "tied", *flags)
+    assert (code, "--no_tie_embed_logits True but" in err) == (2, True)
+
+
+def test_rows_are_as_long_as_the_checkpoints_samples(tmp_path):
+    """Without --seq_length, as published: the checkpoint's, and at most its positions."""
+    config = make_config()
+    (tmp_path / "short.txt").write_text("hej\n")
+    flags = ["--model_name=llama2", "--huggingface_cache", tmp_path / "hf", "--input", tmp_path / "short.txt"]
+    flags += ["--vocab_file", make_tokenizer(tmp_path / "tok"), "--load"]
+    for seq_length, expected in ((24, 25), (64, 65), (200, 65)):
+        megatron(tmp_path / "megatron", config, make_state(config), {"seq_length": seq_length})
+        code, _, err = run(SCRIPT, *flags, tmp_path / "megatron")
+        assert (code, f"one row needs {expected};" in err) == (2, True)
+
+
+def test_the_data_must_be_the_tokenizers(tmp_path):
+    """A manifest beside --data_path that names another tokenizer than --vocab_file is refused; without one it is said
+    that nothing is compared."""
+    config = make_config()
+    megatron(tmp_path / "megatron", config, make_hf(tmp_path / "hf", config))
+    vocab_file = make_tokenizer(tmp_path / "tok")
+    prefix = tmp_path / "d" / "_text_document"
+    flags = ("--tokenizer_type=SentencePieceTokenizer", "--vocab_file", vocab_file, "--no_new_tokens")
+    code, _, err = run(
+        "tools/preprocess_data.py", "--input", write_text(tmp_path), f"--output_prefix={tmp_path}/d/", *flags
+    )
+    assert code == 0, err
+    source = ["--data_path", prefix]
+    assert verify(tmp_path, tmp_path / "megatron", source=source)[0] == 0
+    path = prefix.with_name("_text_document.json")
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"tokenizer_fingerprint": "another"}))
+    code, _, err = verify(tmp_path, tmp_path / "megatron", source=source)
+    assert (code, f"{prefix} was not tokenised with --vocab_file" in err) == (2, True)
+    path.unlink()
+    code, out, _ = verify(tmp_path, tmp_path / "megatron", source=source)
+    assert (code, "it is not checked that the data fits --vocab_file" in out) == (0, True)
 
 
 def test_unusable_inputs_are_named(tmp_path):

@@ -51,14 +51,14 @@ def verify(models, load, size, *more):
     ("load", "size", "more"),
     [
         ("right", 2, TENSOR),
-        ("right", 2, (*TENSOR, "--sequence_parallel", "--micro_batch_size", 2)),
-        ("checkpoints", 2, PIPELINE),
+        ("right", 4, (*TENSOR, "--sequence_parallel", "--micro_batch_size", 2)),
+        ("checkpoints", 4, PIPELINE),
         ("right", 4, (*TENSOR, *PIPELINE, "--sequence_parallel")),
     ],
 )
 def test_right_weights_pass(models, load, size, more):
-    """Over tensor and pipeline ranks and both, with an odd vocabulary, of a Megatron layout and a training checkpoint,
-    logits and loss are Transformers'."""
+    """Over data, tensor and pipeline ranks and several of these, with an odd vocabulary, of a Megatron layout and a
+    training checkpoint, logits and loss are Transformers'."""
     codes, texts, report = verify(models, load, size, *more, "--max_tolerance", 1e-4)
     assert codes == [0] * size, texts
     assert texts[0].count("iteration ") == report["batches"] == 3
@@ -68,10 +68,19 @@ def test_right_weights_pass(models, load, size, more):
     assert not any("iteration" in text for text in texts[1:])
 
 
+def test_data_ranks_share_the_batches_of_one_process(models):
+    """Two ranks without parallel sizes, and three batches: the report is that of one process, batch for batch."""
+    alone, shared = (verify(models, "right", size)[2] for size in (1, 2))
+    assert len({batch["their_loss"] for batch in alone["comparisons"]}) == 3
+    for mine, other in zip(shared.pop("comparisons"), alone.pop("comparisons"), strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
+    assert shared == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("load", "layout", "where"),
     [
-        ("rotary", TENSOR, "layer 0"),
+        ("rotary", (), "layer 0"),
         ("up-gate", PIPELINE, "layer 0"),
         ("kv groups", TENSOR, "layer 0"),
         ("theta", PIPELINE, "layer 0"),
@@ -96,7 +105,8 @@ def test_sixteen_bits(models):
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
-        ((), 2, "2 ranks, but --tensor_model_parallel_size 1 x --pipeline_model_parallel_size 1 need 1"),
+        ((*TENSOR, *PIPELINE), 2, "2 ranks are not a multiple of --tensor_model_parallel_size 2 x --pipeline_model_pa"),
+        (("--device", "cpu"), 2, "--device cpu: of several ranks each has its own device"),
         ((*TENSOR, "--fp16"), 2, "--fp16: over several ranks"),
         ((*TENSOR, "--load_iters", 60), 3, "iter_0000060 is missing"),
         ((*TENSOR, "--sequence_parallel", "--seq_length", 47), 2, "2 does not divide seq_length 47"),
@@ -114,9 +124,9 @@ def test_mistakes_end_every_rank(models, more, code, message):
 
 def test_a_rank_that_crashes_takes_the_others_with_it(models):
     """Rank 0 cannot use the device that is asked for: it shows why, and the rank that waits for it fails too."""
-    codes, texts, report = verify(models, "right", 2, *TENSOR, "--huggingface_device", "nowhere")
+    codes, texts, report = verify(models, "right", 2, *TENSOR, "--huggingface_device", "meta")
     assert all(code != 0 for code in codes), texts
-    assert "nowhere" in texts[0]
+    assert "meta tensor" in texts[0]
     assert report is None
 
 

@@ -189,6 +189,8 @@ def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
     """A split, a full folder, no tokenizer, and a loader or family that is not the source's: said, nothing written."""
     make_hf(tmp_path / "base", make_config())
     assert run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "megatron", 1, 1))[0] == 0
+    for path in (tmp_path / "megatron").glob("tokenizer*"):
+        path.unlink()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("x")
     hf = ("--saver", "hf", "--model_type", "llama2")
@@ -212,7 +214,8 @@ def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
 
 
 def test_the_published_way_out(tmp_path):
-    """checkpoint_util --load_iters, then megatron_to_hf with two flags: the tokenizer is what training recorded."""
+    """checkpoint_util --load_iters, then megatron_to_hf with two flags: the tokenizer is what training recorded. It
+    lies beside the merged weights, so that nothing else is needed of the folder that training read."""
     config = make_config()
     vocab_file = make_tokenizer(tmp_path / "tokenizer")
     extra = {"vocab_file": str(vocab_file), "consumed_train_samples": 4}
@@ -221,13 +224,15 @@ def test_the_published_way_out(tmp_path):
     )
     flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--load_iters", 60)
     assert run(SHARD, *flags)[0] == 0
+    content = vocab_file.read_bytes()
+    vocab_file.unlink()
     where = (f"--input_dir={tmp_path / 'merged'}", f"--output_dir={tmp_path / 'hf'}")
     code, _, err = run(EXPORT, *where, "--model", "llama2", "--num_output_shards", 3)
     assert code == 0, err
-    assert (tmp_path / "hf/tokenizer.model").read_bytes() == vocab_file.read_bytes()
+    assert (tmp_path / "hf/tokenizer.model").read_bytes() == content
     assert 3 <= len(list((tmp_path / "hf").glob("model-*.safetensors"))) <= 4
     assert same(hf_weights.load(tmp_path / "hf")[1], make_state(config))
-    vocab_file.unlink()
+    (tmp_path / "merged/tokenizer.model").unlink()
     for more, message in (
         ((), "merged has no tokenizer.model or tokenizer.json; give --vocab_file"),
         (("--model", "falcon"), "--model falcon but"),
