@@ -100,7 +100,7 @@ def make_plan(
     """
     paths = RunPaths(root)
     data = config.recipe.data
-    shards = plan_shards(data.path, data.shares, data.shards, data.shard_mb * 10**6, data.seed)
+    shards = plan_shards(data.path, data.shares, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
     chain = build(config, root, paths.shards, shards)
     frozen = _read_frozen(paths.frozen)
     minimum = config.cluster.shards_per_job

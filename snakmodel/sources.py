@@ -25,6 +25,7 @@ TEXT = (".txt", ".danish")
 """Plain text; .danish is what the published language filter writes."""
 ROWS = (".jsonl", ".parquet", ".arrow")
 _SUFFIXES = (*TEXT, *ROWS, *(kind + codec for kind in (*TEXT, ".jsonl") for codec in COMPRESSED))
+_TABLES = (".parquet", ".arrow")
 _NAMED = 5
 _UNPACKED = 3
 _PASSED_OVER = ("readme", "license", "licence")
@@ -65,7 +66,12 @@ def suffix(name: str) -> str | None:
 
 
 def plan_shards(
-    folder: Path, shares: Mapping[str, float] | None, shards: int | None, shard_bytes: int, seed: int = 0
+    folder: Path,
+    shares: Mapping[str, float] | None,
+    shards: int | None,
+    shard_bytes: int,
+    seed: int = 0,
+    encoding: str = "utf-8",
 ) -> list[list[Part]]:
     """Cut the files of a data folder into shards of about equal bytes.
 
@@ -93,12 +99,17 @@ def plan_shards(
         while start < size:
             while done >= borders[shard]:
                 shard += 1
-            whole = one.path.name.endswith(COMPRESSED)
-            end = size if whole else min(size, start + borders[shard] - done)
+            last = start + borders[shard] - done if divisible(one.path, encoding) else size
+            end = min(size, last)
             plan[shard].append(Part(str(one.path), one.source, start, end, one.share, salt))
             done += end - start
             start = end
     return [parts for parts in plan if parts]
+
+
+def divisible(path: Path, encoding: str) -> bool:
+    """Whether reading can begin in the middle of a file: not where it has to be unpacked, or converted to UTF-8."""
+    return not path.name.endswith(COMPRESSED) and (encoding == "utf-8" or path.suffix in _TABLES)
 
 
 def _salt(seed: int, source: str, name: Path) -> int:

@@ -25,6 +25,7 @@ from snakmodel.prepare import prepare
 from snakmodel.publish import UserError
 from snakmodel.readers import Reading, read
 from snakmodel.sources import Part, plan_shards
+from snakmodel.streams import TextFile
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]
@@ -144,10 +145,10 @@ def bad_lines() -> dict[str, tuple[Any, str]]:
         '{"text": "a"} {"text": "b"}': ("not JSON", r"line 3 is not JSON: Extra data"),
         '["text"]': ("not an object", r"line 3 holds a list, not an object with a key 'text'"),
         '{"txt": "a"}': ("no such key", r"line 3 has no key 'text', only \['txt'\]; did you mean data.key: txt\?"),
-        '{"text": null}': ("not a string", r"line 3 has a NoneType, not a string, under 'text'"),
-        '{"text": 5}': ("not a string", r"line 3 has a int, not a string, under 'text'"),
+        '{"text": null}': ("not a string", r"line 3 has null, not a string, under 'text'"),
+        '{"text": 5}': ("not a string", r"line 3 has a number, not a string, under 'text'"),
         '{"text": "a\tb"}': ("not JSON", r"line 3 is not JSON: Invalid control character"),
-        "[" * 100000: ("not JSON", r"line 3 is not JSON: maximum recursion depth"),
+        "[" * 100000: ("nested too deep", r"line 3 is nested more than 500 levels deep"),
     }
 
 
@@ -214,7 +215,7 @@ def test_a_block_of_json_reads_as_its_lines_one_by_one(lines: list[str], end: st
         with pytest.MonkeyPatch.context() as patch:
             if column:
                 patch.setattr(jsonl, "_column", column)
-            chunks = list(json_lines(block, 7, Path("a"), "text", faults))
+            chunks = list(json_lines(block, 7, TextFile(Path("a")), "text", faults))
         return [t for c, _ in chunks for t in c.to_pylist()], [p for _, q in chunks for p in q.tolist()], faults
 
     assert found(None) == found(lambda *_: None)
@@ -224,7 +225,7 @@ def test_good_json_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordinary lines, with other keys and blank lines among them, are not read one by one."""
     monkeypatch.setattr(jsonl, "_each", None)
     block = b'{"id": [1, {"text": 2}], "text": "a\\n\\u00e6"}\r\n\n{"text": "b", "n": 1.5e3}\n'
-    chunks = list(json_lines(block, 0, Path("a"), "text", Faults("error")))
+    chunks = list(json_lines(block, 0, TextFile(Path("a")), "text", Faults("error")))
     assert [column.to_pylist() for column, _ in chunks] == [["a\næ", "b"]]
     assert chunks[0][1].tolist() == [0, 48]
 
