@@ -30,7 +30,7 @@ _JSON_BYTES = (1 << 31) - 2
 _KEYS_NAMED = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
-"""What pyarrow takes for a number and Python does not; both take Infinity and NaN, which Python's `json` writes."""
+"""What pyarrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity, which Python writes."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DECODER = json.JSONDecoder(parse_int=float)
 _KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
@@ -75,7 +75,7 @@ def _plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> 
     data = np.frombuffer(block, np.uint8)
     if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any() or not is_utf8(block):
         return False
-    if _INF.search(block):
+    if b"-NaN" in block or _INF.search(block):
         return False
     opened = np.count_nonzero(data == ord("[")) + np.count_nonzero(data == ord("{"))
     if opened - len(starts) < MAX_DEPTH:  # every line has one at least

@@ -25,7 +25,7 @@ MAX_DEPTH = 500
 BOM = "\ufeff"
 """The byte order mark, which may stand before a line where files were put together."""
 INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
-"""What Arrow takes for a number and Python does not; both take Infinity and NaN, which Python's `json` writes."""
+"""What Arrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity, which Python writes."""
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 DECODER = json.JSONDecoder(parse_int=float)
 KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
@@ -81,7 +81,7 @@ def plain(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bo
     characters = np.frombuffer(data, dtype=np.uint8)
     if (characters[starts] != ord("{")).any() or (characters[ends - 1] != ord("}")).any() or not is_utf8(data):
         return False
-    if INF.search(data):
+    if b"-NaN" in data or INF.search(data):
         return False
     opened = np.count_nonzero(characters == ord("[")) + np.count_nonzero(characters == ord("{"))
     if opened - len(starts) < MAX_DEPTH:  # every line has one at least
