@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import zstandard
 
 from megatron_llm import documents
-from megatron_llm.documents import Block, Columns, columns, find_inputs, read_blocks
+from megatron_llm.documents import Block, Columns, columns, find_inputs, read_blocks, read_lines
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.jsonl import parse_lines
 
@@ -129,6 +131,9 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     """A missing column, one of numbers, a null and bytes that are no UTF-8."""
     with pytest.raises(UserError, match=r"x\.arrow has no column 'text'; its columns: body"):
         read(write_arrow(tmp_path / "x.arrow", pa.table({"body": ["a"]}), 10))
+    twice = pa.table([pa.array(["a"])] * 2, names=["text", "text"])
+    with pytest.raises(UserError, match=r"x\.arrow has 2 columns named 'text', and nothing says which is meant"):
+        read(write_arrow(tmp_path / "x.arrow", twice, 10))
     with pytest.raises(UserError, match="column 'text' holds int64; a column of strings is needed"):
         read(write_arrow(tmp_path / "x.arrow", pa.table({"text": [1]}), 10))
     with pytest.raises(UserError, match=r"x\.arrow, row 3: 'source' is None"):
@@ -145,6 +150,58 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "x.jsonl.gz").write_bytes(content)
         with pytest.raises(UserError, match=r"x\.jsonl\.gz cannot be read after line"):
             read(tmp_path / "x.jsonl.gz")
+
+
+def test_packed_files_are_read_whole(tmp_path: Path) -> None:
+    """Members of a .gz with padding, frames of a .zst, and the largest window there is (zstd --long=31)."""
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+    halves = "".join(lines[:200]).encode(), "".join(lines[200:]).encode()
+    pack = zstandard.ZstdCompressor(write_checksum=True).compress
+    wide = b"\x28\xb5\x2f\xfd\0\xa8" + (len(halves[0]) << 3 | 1).to_bytes(3, "little") + halves[0]  # one raw block
+    contents = {
+        "members.jsonl.gz": gzip.compress(halves[0]) + bytes(700) + gzip.compress(halves[1]) + bytes(9),
+        "frames.jsonl.zst": pack(halves[0]) + pack(b"") + pack(halves[1]),
+        "wide.jsonl.zst": wide + pack(halves[1]),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert texts(read(tmp_path / name)) == TEXTS, name
+    for name, content in contents.items():
+        cut = content.rstrip(b"\0")[:-1]
+        for wrong in (cut, content + b"more", b"", bytes(100)):
+            (tmp_path / name).write_bytes(wrong)
+            with pytest.raises(UserError, match=rf"{name} cannot be read after line \d+: "):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b'{"text": "a"}'), "gzip data; rename it so that its name ends in .gz"),
+        (zstandard.ZstdCompressor().compress(b'{"text": "a"}'), "zstd data; rename it"),
+        ('{"text": "a"}'.encode("utf-16"), "UTF-16; convert it"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    """By what the file begins with."""
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.jsonl is {message}"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_one_line_over_many_pieces_is_read_in_linear_time(tmp_path: Path) -> None:
+    """It takes about as much of the processor as the same pieces of many lines: they are not copied again and again.
+
+    Copying what there is with each of the 16,000 pieces would take hundreds of times as much.
+    """
+    seconds = {}
+    for name, piece in (("many", b"x" * 999 + b"\n"), ("one", b"x" * 1000)):
+        (tmp_path / name).write_bytes(piece * 16_000)
+        started = time.process_time()
+        size = sum(len(block.content) for block in read_lines(tmp_path / name))
+        seconds[name] = time.process_time() - started
+        assert size == 16_000_000
+    assert seconds["one"] < 10 * seconds["many"]
 
 
 def test_inputs_are_found_by_name(tmp_path: Path) -> None:
