@@ -55,6 +55,11 @@ def column_index(reader: Any, column: str, path: Path) -> int:
         near = difflib.get_close_matches(column, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(map(repr, names))}{hint}")
+    if names.count(column) > 1:
+        raise UserError(
+            f"{path} has {names.count(column)} columns named {column!r}, and nothing says which is meant; write the "
+            "file again with one"
+        )
     kind = reader.schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(f"{path}: column {column!r} holds {kind}; a column of strings is needed")

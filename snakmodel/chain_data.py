@@ -44,6 +44,7 @@ def prepare(c: Context) -> Stage:
         document=data.document,
         errors=data.errors,
         key=data.key if data.key != "text" else None,
+        encoding=data.encoding if data.encoding != "utf-8" else None,
         trim=wanted.trim,
         nfc=wanted.nfc,
         min_characters=wanted.min_characters or None,

@@ -15,6 +15,10 @@ from snakmodel.publish import UserError
 ERROR_POLICIES = ("error", "replace", "skip")
 CHUNK_DOCUMENTS = 1 << 14
 CHUNK_BYTES = 1 << 22
+REPLACEMENT = "\ufffd"
+BOM = "\ufeff"
+"""The byte order mark, which says at a file's beginning how its text is encoded, and is no part of the text."""
+_GO_ON = "set errors to replace or skip to go on without such characters or documents"
 
 Chunk = tuple[Any, NDArray[np.int64]]
 """A pyarrow.LargeStringArray of documents, and the position of each in its file: a byte or a row."""
@@ -29,6 +33,8 @@ class Faults:
     skipped: int = 0
     invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
+    byte_order_marks: int = 0
+    """Byte order marks that were removed although they did not begin a file: files were put together with them."""
 
     def leave_out(self, reason: str, message: Callable[[], str]) -> None:
         """Count a document that cannot be used. Raises UserError unless the policy is to skip such ones."""
@@ -48,18 +54,30 @@ class Faults:
 
     def decode(self, raw: bytes, where: Callable[[int], str]) -> str | None:
         """The text of a document, or None if it is left out. `where` tells where a byte of it is."""
+        problem, at = "is NUL, which text does not hold; mend the file", raw.find(0)
         try:
-            return raw.decode("utf-8")
+            text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             at, reason = error.start, error.reason
+            problem = f"is not UTF-8: {reason}, 0x{raw[at]:02x}; convert the file (iconv -f ITS_ENCODING -t utf-8)"
+        else:
+            reason = "NUL"
+            if at < 0:
+                return text
+        if not self.replace(reason, lambda: f"{where(at)} {problem}, or {_GO_ON}"):
+            return None
+        return raw.decode("utf-8", errors="replace").replace("\0", REPLACEMENT)
 
-        def message() -> str:
-            return (
-                f"{where(at)} is not UTF-8: {reason}, 0x{raw[at]:02x}; convert the file (for example "
-                "iconv -f latin1 -t utf-8), or set errors to replace or skip to go on without such bytes or documents"
-            )
+    def without_nul(self, text: str, message: Callable[[], str]) -> str | None:
+        """A document without NUL characters, or None if it is left out."""
+        if "\0" not in text:
+            return text
+        return text.replace("\0", REPLACEMENT) if self.replace("NUL", message) else None
 
-        return raw.decode("utf-8", errors="replace") if self.replace(reason, message) else None
+    def without_marks(self, text: str) -> str:
+        """A document without the byte order marks of files that were put together; they are counted."""
+        self.byte_order_marks += text.count(BOM)
+        return text.replace(BOM, "")
 
 
 def packed(documents: Iterable[tuple[int, str]]) -> Iterator[Chunk]:
@@ -80,11 +98,25 @@ def packed(documents: Iterable[tuple[int, str]]) -> Iterator[Chunk]:
 
 def is_utf8(block: bytes) -> bool:
     """Whether a block is valid UTF-8, without decoding it."""
+    return are_utf8(strings(np.array([0, len(block)], np.int64), block))
+
+
+def are_utf8(texts: Any) -> bool:
+    """Whether all strings of an Arrow array are valid UTF-8."""
     try:
-        strings(np.array([0, len(block)], np.int64), block).validate(full=True)
+        texts.validate(full=True)
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def holds_nul(texts: Any) -> bool:
+    """Whether a string of a LargeStringArray holds the NUL character."""
+    borders, content = texts.buffers()[1:]
+    if not len(texts) or content is None:
+        return False
+    first, last = np.frombuffer(borders, np.int64)[[texts.offset, texts.offset + len(texts)]]
+    return bool(last > first and np.frombuffer(content, np.uint8)[first:last].min() == 0)
 
 
 def strings(offsets: NDArray[np.int64], content: bytes) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from snakmodel.arrow import END_OF_STREAM, column_index
-from snakmodel.chunks import CHUNK_BYTES, CHUNK_DOCUMENTS, Chunk, Faults, packed
+from snakmodel.chunks import CHUNK_BYTES, CHUNK_DOCUMENTS, Chunk, Faults, are_utf8, holds_nul, packed
 from snakmodel.publish import UserError
 from snakmodel.sources import Part
 
@@ -72,12 +72,7 @@ def _rows(values: Any, first: int, path: Path, faults: Faults) -> Iterator[Chunk
         some = values.slice(start, CHUNK_DOCUMENTS)
         positions = np.arange(len(some)) + first + start
         column = some.cast(pa.large_string())
-        try:
-            column.validate(full=True)
-            whole = not column.null_count
-        except pa.ArrowInvalid:
-            whole = False
-        if whole:
+        if not column.null_count and are_utf8(column) and not holds_nul(column):
             yield column, positions
         else:
             yield from packed(_rows_one_by_one(column, first + start, path, faults))

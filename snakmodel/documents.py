@@ -58,11 +58,14 @@ class Counts(Amounts):
     """Documents left out because they are not text."""
     invalid: dict[str, int] = field(default_factory=dict)
     """Replaced and skipped documents by the first fault found in them."""
+    byte_order_marks: int = 0
+    """Removed, although they did not begin a file: files were put together with them."""
 
     def __str__(self) -> str:
         """For people: what was kept, and all that was left out or changed."""
         rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "replaced", "skipped")
-        others = "".join(f", {value} {name.replace('_', ' ')}" for name in rare if (value := getattr(self, name)))
+        shown = ((name.replace("_", " "), getattr(self, name)) for name in (*rare, "byte_order_marks"))
+        others = "".join(f", {value} {name}" for name, value in shown if value)
         return f"{self.documents} documents, {self.bytes} bytes, {self.empty} empty ones left out{others}"
 
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
@@ -86,7 +89,14 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) 
             texts = clean(_only(texts, kept), cleaning, counts)
             if len(texts):
                 yield texts
-    counts.add(Counts(replaced=faults.replaced, skipped=faults.skipped, invalid=faults.invalid))
+    counts.add(
+        Counts(
+            replaced=faults.replaced,
+            skipped=faults.skipped,
+            invalid=faults.invalid,
+            byte_order_marks=faults.byte_order_marks,
+        )
+    )
 
 
 def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:

@@ -48,7 +48,10 @@ def write_datasets(
     write = partial(write_shard, reading=reading, cleaning=cleaning)
     try:
         with workers(_cores(), get_context("spawn")) as pool:
-            made = {name: _write_dataset(folder, name, output / name, partial(pool.map, write)) for name in sources}
+            made = {
+                name: _write_dataset(folder, name, output / name, partial(pool.map, write), reading.encoding)
+                for name in sources
+            }
     except BrokenProcessPool as error:
         raise UserError(
             "a worker was killed, perhaps because memory ran out; run this again on a larger node"
@@ -62,11 +65,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _write_dataset(folder: Path, name: str, output: Path, write: Callable[..., Iterator[Counts]]) -> Counts:
+def _write_dataset(
+    folder: Path, name: str, output: Path, write: Callable[..., Iterator[Counts]], encoding: str
+) -> Counts:
     """Write the dataset of one source; `write` takes the parts of data files and their paths, and works in parallel."""
-    plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES)
+    plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES, encoding=encoding)
     if len(plan) < _cores():
-        plan = plan_shards(folder, {name: 1.0}, _cores(), 1)
+        plan = plan_shards(folder, {name: 1.0}, _cores(), 1, encoding=encoding)
     counts = Counts()
     with publishing(output) as (made,):
         (made / _SPLIT).mkdir(parents=True)

@@ -1,4 +1,10 @@
-"""The documents of JSON lines: pyarrow reads a block at once; where it cannot be trusted, each line is read alone."""
+"""The documents of JSON lines: pyarrow reads a block at once; where it cannot be trusted, each line is read alone.
+
+Whatever its neighbours are, a line has one verdict: what Python's parser says of it alone, with two exceptions in which
+pyarrow takes more, so that both say the same: whole numbers may have any number of digits, and brackets may lie
+MAX_DEPTH deep in one another whatever the interpreter's own limit is. The tokenizer's reader, megatron_llm/jsonl.py,
+keeps the same rules; tests/test_json_lines.py holds the two and all positions of a line against each other.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,39 +20,39 @@ import pyarrow as pa
 import pyarrow.json
 from numpy.typing import NDArray
 
-from snakmodel.chunks import Chunk, Faults, is_utf8, packed
-from snakmodel.streams import byte_place, line_number, lines, one_by_one
+from snakmodel.chunks import BOM, REPLACEMENT, Chunk, Faults, are_utf8, holds_nul, is_utf8, packed
+from snakmodel.streams import TextFile, lines, one_by_one
 
+MAX_DEPTH = 500
+"""Brackets that may lie within one another in a line."""
 _JSON_BYTES = (1 << 31) - 2
 """What pyarrow's reader takes at once."""
 _KEYS_NAMED = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
+"""What pyarrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_DECODER = json.JSONDecoder(parse_int=float)
+_KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
-def json_lines(block: bytes, offset: int, path: Path, key: str, faults: Faults) -> Iterator[Chunk]:
+def json_lines(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[Chunk]:
     """The string under `key` of each line's object."""
     starts, sizes, _ = lines(block)
     starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    column = _column(block, starts, starts + sizes - 1, key)
+    column = _column(block, starts, starts + sizes, key)
     if column is None:
-        yield from packed(_each(block, offset, path, key, faults))
+        yield from packed(_each(block, offset, file, key, faults))
     elif len(column):
         yield column, starts + offset
 
 
-def _column(block: bytes, firsts: NDArray[np.int64], lasts: NDArray[np.int64], key: str) -> Any:
-    """The strings of a block; None where some line is not, beyond doubt, one object with a string under the key.
-
-    pyarrow's reader takes line ends for white space: one object over two lines, and two on one, must not pass as two
-    lines. Between braces a line cannot end within an object, since `}` is never followed by `{` there.
-    """
-    data = np.frombuffer(block, np.uint8)
-    if len(block) > _JSON_BYTES or not is_utf8(block):
-        return None
-    if (data[firsts] != ord("{")).any() or (data[lasts] != ord("}")).any():
-        return None
-    if not len(firsts):
+def _column(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], key: str) -> Any:
+    """The strings of a block; None where some line is not, beyond doubt, one object with a string under the key."""
+    if not len(starts):
         return pa.array([], pa.large_string())
+    if len(block) > _JSON_BYTES or not _plain(block, starts, ends):
+        return None
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(block),
@@ -55,36 +60,69 @@ def _column(block: bytes, firsts: NDArray[np.int64], lasts: NDArray[np.int64], k
             pyarrow.json.ParseOptions(pa.schema([(key, pa.large_string())]), unexpected_field_behavior="ignore"),
         )
         column = table.column(key).combine_chunks()
-        column.validate(full=True)
     except pa.ArrowInvalid:
         return None
-    return column if len(column) == len(firsts) and not column.null_count else None
+    whole = len(column) == len(starts) and not column.null_count and are_utf8(column) and not holds_nul(column)
+    return column if whole else None
 
 
-def _each(block: bytes, offset: int, path: Path, key: str, faults: Faults) -> Iterator[tuple[int, str]]:
+def _plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether pyarrow's reader, if it takes the block, takes what Python's parser takes, and as the same lines.
+
+    pyarrow's reader takes line ends for white space: one object over two lines, and two on one, must not pass as two
+    lines. Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    """
+    data = np.frombuffer(block, np.uint8)
+    if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any() or not is_utf8(block):
+        return False
+    if b"-NaN" in block or _INF.search(block):
+        return False
+    opened = np.count_nonzero(data == ord("[")) + np.count_nonzero(data == ord("{"))
+    if opened - len(starts) < MAX_DEPTH:  # every line has one at least
+        return True
+    long = np.flatnonzero(ends - starts > 2 * MAX_DEPTH)
+    return not any(_too_deep(block[starts[line] : ends[line]]) for line in long)
+
+
+def _too_deep(line: bytes) -> bool:
+    """Whether more than MAX_DEPTH brackets lie within one another."""
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
+    outside_strings = b"".join(line.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    brackets = np.frombuffer(outside_strings.translate(None, _NO_BRACKETS), np.uint8)
+    depths = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
+    return bool(depths.max(initial=0) > MAX_DEPTH)
+
+
+def _each(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[tuple[int, str]]:
     for position, raw in one_by_one(block, offset):
-        line = faults.decode(raw, partial(byte_place, path, position))
-        if line is None or not line.strip():
+        problem = partial(_problem, file, position)
+        if _too_deep(raw):
+            faults.leave_out("nested too deep", partial(problem, f"is nested more than {MAX_DEPTH} levels deep"))
             continue
-        value = _value(line, key, faults, partial(_problem, path, position))
-        if value is not None:
+        line = faults.decode(raw, partial(file.byte, position))
+        if line is None:
+            continue
+        bare = line.lstrip(BOM)
+        faults.byte_order_marks += len(line) - len(bare)
+        if bare.strip() and (value := _value(bare, key, faults, problem)) is not None:
             yield position, value
 
 
 def _value(line: str, key: str, faults: Faults, say: Callable[[str], str]) -> str | None:
     """The string under a key, or None if the line is left out."""
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        document = _DECODER.decode(line)
+    except ValueError as error:
         reason, problem = "not JSON", f"is not JSON: {error}"
     else:
         value = document.get(key) if isinstance(document, dict) else None
         if isinstance(value, str):
             return _characters(value, faults, say)
         if not isinstance(document, dict):
-            reason, problem = "not an object", f"holds a {type(document).__name__}, not an object with a key {key!r}"
+            reason, problem = "not an object", f"holds {_kind(document)}, not an object with a key {key!r}"
         elif key in document:
-            reason, problem = "not a string", f"has a {type(value).__name__}, not a string, under {key!r}"
+            reason, problem = "not a string", f"has {_kind(value)}, not a string, under {key!r}"
         else:
             near = difflib.get_close_matches(key, document, 1)
             hint = f"; did you mean data.key: {near[0]}?" if near else " (data.key names the one with the text)"
@@ -93,14 +131,24 @@ def _value(line: str, key: str, faults: Faults, say: Callable[[str], str]) -> st
     return None
 
 
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    return "null" if value is None else _KINDS[type(value)]
+
+
 def _characters(value: str, faults: Faults, say: Callable[[str], str]) -> str | None:
-    """A string without lone surrogates, which JSON can spell but which are no characters."""
+    """A string without lone surrogates and NUL, which JSON can spell but which are no characters of a text."""
     if not _SURROGATE.search(value):
-        return value
+        nul = r"spells NUL (\u0000), which text does not hold; errors: replace puts U+FFFD there"
+        return faults.without_nul(value, partial(say, nul))
     problem = "spells half a surrogate pair (\\ud800 to \\udfff); errors: replace puts U+FFFD there"
-    return _SURROGATE.sub("\ufffd", value) if faults.replace("lone surrogate", partial(say, problem)) else None
+    if not faults.replace("lone surrogate", partial(say, problem)):
+        return None
+    return _SURROGATE.sub(REPLACEMENT, value).replace("\0", REPLACEMENT)
 
 
-def _problem(path: Path, position: int, what: str) -> str:
-    line = line_number(path, position)
-    return f"{path}: line {line} {what}. Correct the file, or set errors to skip to leave such lines out"
+def _problem(file: TextFile, position: int, what: str) -> str:
+    return (
+        f"{file.path}: line {file.line(position)} {what}. Correct the file, or set errors to skip to leave such lines "
+        "out"
+    )

@@ -137,7 +137,7 @@ def make_plan(
     return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 
-_CUTS = ("sources", "shards", "shard_mb", "seed")
+_CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
 """Settings of `data` that say which bytes make up a shard."""
 
 
@@ -145,13 +145,14 @@ def _shards(
     paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
 ) -> list[list[Part]]:
     """The shards that the run has, with the files as they are now, or new ones."""
-    now, before = data.model_dump(mode="json"), frozen["recipe"]["data"] if frozen else {}
+    now = data.model_dump(mode="json")
+    before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs do not name it
     earlier = read_plan(paths.shards) if all(now[name] == before.get(name, "") for name in _CUTS) else None
     if earlier is None:
-        return cut(found, data.shards, data.shard_mb * 10**6, data.seed)
+        return cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
     plan = EarlierPlan(earlier, Path(before["path"]))
     inputs.changes += plan.changes(found)
-    return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed)
+    return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
 
 
 def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequence[str]) -> None:

@@ -19,7 +19,9 @@ from snakmodel.documents import Cleaning, Counts, write_shard
 from snakmodel.hf_dataset import write_datasets
 from snakmodel.publish import READ, InputsMissing, UserError, publishing, run_main, write_json
 from snakmodel.readers import DOCUMENT_MODES, Reading
+from snakmodel.recognise import ENCODINGS
 from snakmodel.sources import Part
+from snakmodel.streams import UTF_8
 
 
 def read_shard(plan: Path, shard: int) -> list[Part]:
@@ -76,11 +78,12 @@ def main() -> None:
     parser.add_argument("--document", choices=DOCUMENT_MODES, default="line", help="what one document of text is")
     parser.add_argument("--errors", choices=ERROR_POLICIES, default="error", help="what to do with what is not text")
     parser.add_argument("--key", default="text", help="JSON key or column with the text, where it is not raw text")
+    parser.add_argument("--encoding", choices=ENCODINGS, default=UTF_8, help="encoding of text and JSON lines")
     parser.add_argument("--trim", action="store_true", help="take white space from both ends of documents")
     parser.add_argument("--nfc", action="store_true", help="compose characters (Unicode normal form C)")
     parser.add_argument("--min_characters", type=int, default=0, help="leave out documents shorter than this")
     args = parser.parse_args()
-    reading = Reading(args.document, args.errors, args.key)
+    reading = Reading(args.document, args.errors, args.key, args.encoding)
     cleaning = Cleaning(args.trim, args.nfc, args.min_characters)
     if None not in (args.data_path, args.dataset_names) and args.shards is args.shard is None:
         output = args.output or Path("hf_datasets_format")

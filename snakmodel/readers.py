@@ -19,8 +19,9 @@ from snakmodel.chunks import Chunk, Faults, is_utf8, packed, strings
 from snakmodel.columns import arrow_column, parquet_column
 from snakmodel.jsonl import json_lines
 from snakmodel.publish import InputsMissing, UserError
-from snakmodel.sources import COMPRESSED, TEXT, Part, suffix
-from snakmodel.streams import END, byte_place, first_line, line_blocks, lines, one_by_one, open_bytes
+from snakmodel.recognise import HEAD, mismatch
+from snakmodel.sources import COMPRESSED, TEXT, Part, divisible, suffix
+from snakmodel.streams import BOM, END, UTF_8, TextFile, first_line, line_blocks, lines, one_by_one, open_bytes
 
 DOCUMENT_MODES = ("line", "blank-line", "file")
 BACKWARD_BLOCK = 1 << 16
@@ -37,6 +38,8 @@ class Reading:
     """`error` stops, `skip` leaves the document out, `replace` puts U+FFFD for what is not a character."""
     key: str = "text"
     """The JSON key or the column that holds the text."""
+    encoding: str = UTF_8
+    """Of text and JSON lines: one of ENCODINGS."""
 
 
 def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
@@ -62,41 +65,57 @@ def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
 
 def _bytes(part: Part, reading: Reading, faults: Faults, is_text: bool) -> Iterator[Chunk]:
     """Documents of .txt and .jsonl files."""
-    path = Path(part.file)
-    end = END if path.name.endswith(COMPRESSED) else part.end
+    text = TextFile(Path(part.file), reading.encoding)
     mode = reading.document if is_text else "json"
-    if mode == "file" and part.start > 0:
+    if (mode == "file" and part.start > 0) or not _is_text(text, part, faults):
         return
-    with open_bytes(path) as file:
+    end = part.end if divisible(text.path, reading.encoding) else END
+    with text.open() as file:
         position, origin = first_line(file, part.start)
         if mode == "file":
-            yield from packed(_decoded([(position, file.read())], path, faults))
+            yield from packed(_decoded([(position, file.read())], text, faults))
         elif mode == "blank-line":
             within = part.start > origin and _follows_text(file, position, origin)
-            yield from packed(_decoded(_paragraphs(file, position, end, within), path, faults))
+            yield from packed(_decoded(_paragraphs(file, position, end, within), text, faults))
         else:
             for offset, block in line_blocks(file, position, end):
                 if mode == "line":
-                    yield from _text_lines(block, offset, path, faults)
+                    yield from _text_lines(block, offset, text, faults)
                 else:
-                    yield from json_lines(block, offset, path, reading.key, faults)
+                    yield from json_lines(block, offset, text, reading.key, faults)
 
 
-def _text_lines(block: bytes, offset: int, path: Path, faults: Faults) -> Iterator[Chunk]:
+def _is_text(text: TextFile, part: Part, faults: Faults) -> bool:
+    """Whether a file may be what its name and the recipe say, by its first bytes.
+
+    If not, it is left out as one document, which its first part counts, or UserError is raised.
+    """
+    with open_bytes(text.path) as file:
+        found = mismatch(file.read(HEAD), text.encoding)
+    if found is None:
+        return True
+    inside = "holds what is" if text.path.name.endswith(COMPRESSED) else "is"
+    message = f"{text.path} {inside} {found[0]}, not text in {text.encoding.upper()}: {found[1]}"
+    if part.start == 0 or faults.policy != "skip":
+        faults.leave_out(found[0], partial(str, message))
+    return False
+
+
+def _text_lines(block: bytes, offset: int, file: TextFile, faults: Faults) -> Iterator[Chunk]:
     """A document a line."""
-    if not is_utf8(block):
-        yield from packed(_decoded(one_by_one(block, offset), path, faults))
+    if b"\0" in block or BOM in block or not is_utf8(block):
+        yield from packed(_decoded(one_by_one(block, offset), file, faults))
         return
     starts, sizes, returns = lines(block)
     content = (block.replace(b"\r\n", b"\n") if returns.any() else block).replace(b"\n", b"")
     yield strings(np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))), content), starts + offset
 
 
-def _decoded(raw: Iterable[tuple[int, bytes]], path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+def _decoded(raw: Iterable[tuple[int, bytes]], file: TextFile, faults: Faults) -> Iterator[tuple[int, str]]:
     for position, content in raw:
-        text = faults.decode(content, partial(byte_place, path, position))
+        text = faults.decode(content, partial(file.byte, position))
         if text is not None:
-            yield position, text.replace("\r\n", "\n").strip("\n")
+            yield position, faults.without_marks(text).replace("\r\n", "\n").strip("\n")
 
 
 def _paragraphs(file: BinaryIO, position: int, end: int, within: bool) -> Iterator[tuple[int, bytes]]:

@@ -48,8 +48,10 @@ class Data(Section):
     """What one document of a text file is."""
     key: str = "text"
     """JSON key, or column, that holds a document in other files."""
+    encoding: Literal["utf-8", "utf-16", "utf-16-le", "utf-16-be"] = "utf-8"
+    """Encoding of text and JSON lines; utf-16 is for files that begin with a byte order mark."""
     errors: Literal["error", "replace", "skip"] = "error"
-    """What to do with a document that is not UTF-8, and (but for `replace`) with one that is no string."""
+    """What to do with a document that is not UTF-8 or has a NUL, and (but for `replace`) with one that is no string."""
     clean: Clean = Clean()
     shards: int | None = Field(default=None, ge=1)
     """Number of shards; by default the input's bytes over `shard_mb`. Fewer where compressed files are larger."""

@@ -30,6 +30,7 @@ ROWS = (".jsonl", ".parquet", ".arrow")
 _SUFFIXES = (*TEXT, *ROWS, *(kind + codec for kind in (*TEXT, ".jsonl") for codec in COMPRESSED))
 _NEVER_EMPTY = (*COMPRESSED, ".parquet", ".arrow")
 """Formats of which no valid file has 0 bytes."""
+_TABLES = (".parquet", ".arrow")
 _NAMED = 5
 _UNPACKED = 3
 _DESCRIPTIONS = ("readme", "license", "licence")
@@ -101,13 +102,20 @@ def suffix(name: str) -> str | None:
 
 
 def plan_shards(
-    folder: Path, shares: Mapping[str, float] | None, shards: int | None, shard_bytes: int, seed: int = 0
+    folder: Path,
+    shares: Mapping[str, float] | None,
+    shards: int | None,
+    shard_bytes: int,
+    seed: int = 0,
+    encoding: str = "utf-8",
 ) -> list[list[Part]]:
     """Cut the files of a data folder into shards: see `selection` for which these are, and `cut` for how."""
-    return cut(selection(folder, shares), shards, shard_bytes, seed)
+    return cut(selection(folder, shares), shards, shard_bytes, seed, encoding)
 
 
-def cut(found: Selection, shards: int | None, shard_bytes: int, seed: int = 0) -> list[list[Part]]:
+def cut(
+    found: Selection, shards: int | None, shard_bytes: int, seed: int = 0, encoding: str = "utf-8"
+) -> list[list[Part]]:
     """Cut files into shards of about equal bytes.
 
     `shards` None means one per `shard_bytes`. Empty files stay in the plan as empty parts, to be counted. Raises
@@ -133,7 +141,8 @@ def cut(found: Selection, shards: int | None, shard_bytes: int, seed: int = 0) -
         while start < one.size:
             while done >= borders[shard]:
                 shard += 1
-            end = one.size if is_compressed(one.path) else min(one.size, start + borders[shard] - done)
+            last = start + borders[shard] - done if divisible(one.path, encoding) else one.size
+            end = min(one.size, last)
             plan[shard].append(Part(whole.file, whole.source, start, end, whole.share, whole.salt))
             done += end - start
             start = end
@@ -158,6 +167,11 @@ def _salt(seed: int, source: str, name: str) -> int:
 def relative(folder: Path, path: Path) -> str:
     """The name of a file below the data folder."""
     return path.relative_to(folder).as_posix()
+
+
+def divisible(path: Path, encoding: str) -> bool:
+    """Whether reading can begin in the middle of a file: not where it has to be unpacked, or converted to UTF-8."""
+    return not is_compressed(path) and (encoding == "utf-8" or path.suffix in _TABLES)
 
 
 def input_files(folder: Path, shares: Mapping[str, float] | None) -> list[InputFile]:

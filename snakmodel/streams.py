@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from snakmodel.publish import UserError
 
+UTF_8 = "utf-8"
 BOM = b"\xef\xbb\xbf"
 BLOCK = 1 << 21
 END = sys.maxsize
@@ -89,6 +92,46 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@dataclass(frozen=True)
+class TextFile:
+    """A raw file of lines, whose content is UTF-8: unpacked, and converted where it has another encoding."""
+
+    path: Path
+    encoding: str = UTF_8
+
+    @contextmanager
+    def open(self) -> Iterator[io.BufferedReader]:
+        """The content. Raises UserError if the file cannot be read, unpacked or converted."""
+        with open_bytes(self.path) as file:
+            yield file if self.encoding == UTF_8 else io.BufferedReader(_Unpacked(self._converted(file)), _READ)
+
+    def _converted(self, file: BinaryIO) -> Iterator[bytes]:
+        """The content as UTF-8; half a surrogate pair becomes three bytes that are not."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("surrogatepass")
+        try:
+            while block := file.read(_READ):
+                yield decoder.decode(block).encode("utf-8", "surrogatepass")
+            yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.path} ends in the middle of a character of {self.encoding} ({error.reason}); fetch it again, "
+                "or correct data.encoding"
+            ) from error
+
+    def line(self, offset: int) -> int:
+        """The number, from 1, of the line that holds a byte of the content."""
+        line = 1
+        with self.open() as file:
+            while offset and (block := file.read(min(offset, BLOCK))):
+                line, offset = line + block.count(b"\n"), offset - len(block)
+        return line
+
+    def byte(self, position: int, at: int) -> str:
+        """Where byte `at` of what begins at `position` is, for people."""
+        converted = "" if self.encoding == UTF_8 else ", once converted,"
+        return f"{self.path}: byte {position + at} (line {self.line(position + at)}){converted}"
+
+
 def first_line(file: io.BufferedReader, start: int) -> tuple[int, int]:
     """Move to the first line that begins at `start` or later; give its offset, and that of the file's first byte.
 
@@ -114,15 +157,6 @@ def line_blocks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, 
         position += len(block)
 
 
-def line_number(path: Path, offset: int) -> int:
-    """The number, from 1, of the line that holds a byte of the file's content."""
-    line = 1
-    with open_bytes(path) as file:
-        while offset and (block := file.read(min(offset, BLOCK))):
-            line, offset = line + block.count(b"\n"), offset - len(block)
-    return line
-
-
 def lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Start and size of each line of a block without its end, and whether that was CRLF rather than LF."""
     data = np.frombuffer(block, np.uint8)
@@ -140,8 +174,3 @@ def one_by_one(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     for line in io.BytesIO(block):
         yield offset, line
         offset += len(line)
-
-
-def byte_place(path: Path, position: int, at: int) -> str:
-    """Where byte `at` of what begins at `position` is, for people."""
-    return f"{path}: byte {position + at} (line {line_number(path, position + at)})"

@@ -86,7 +86,8 @@ def documents(part: Part, document: str, errors: str, counts: Counts) -> Iterato
         text = _decode(raw, path, offset, errors, counts)
         if text is None:
             continue
-        text = text.replace("\r\n", "\n").strip("\n")
+        counts.byte_order_marks += text.count("\ufeff")
+        text = text.replace("\ufeff", "").replace("\r\n", "\n").strip("\n")
         if text and not text.isspace():
             yield text
         else:
@@ -95,16 +96,20 @@ def documents(part: Part, document: str, errors: str, counts: Counts) -> Iterato
 
 def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) -> str | None:
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
+        if "\0" not in text:
+            return text
+        fault, at = "NUL", raw.index(b"\0")
     except UnicodeDecodeError as error:
-        if errors == "error":
-            raise UserError(f"{path}: byte {offset + error.start}") from error
-        counts.invalid[error.reason] = counts.invalid.get(error.reason, 0) + 1
+        fault, at = error.reason, error.start
+    if errors == "error":
+        raise UserError(f"{path}: byte {offset + at}")
+    counts.invalid[fault] = counts.invalid.get(fault, 0) + 1
     if errors == "skip":
         counts.skipped += 1
         return None
     counts.replaced += 1
-    return raw.decode("utf-8", errors="replace")
+    return raw.decode("utf-8", errors="replace").replace("\0", "\ufffd")
 
 
 def shard(part: Part, path: Path) -> bytes:

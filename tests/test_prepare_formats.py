@@ -25,6 +25,7 @@ from snakmodel.prepare import prepare
 from snakmodel.publish import UserError
 from snakmodel.readers import Reading, read
 from snakmodel.sources import Part, plan_shards
+from snakmodel.streams import TextFile
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]
@@ -98,12 +99,14 @@ def test_compressed_files_are_read_whole(tmp_path: Path) -> None:
     pieces = [raw[:100000], raw[100000:100007], raw[100007:]]
     zstd = zstandard.ZstdCompressor(level=3)
     wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=28))
+    widest = b"\x28\xb5\x2f\xfd\0\xa8" + (len(pieces[0]) << 3 | 1).to_bytes(3, "little") + pieces[0]  # zstd --long=31
     files = {
         "plain.txt": raw,
         "members.txt.gz": b"".join(map(gzip.compress, pieces)),
         "padded.txt.gz": gzip.compress(pieces[0]) + bytes(700) + gzip.compress(pieces[1] + pieces[2]) + bytes(512),
         "frames.txt.zst": b"".join(map(zstd.compress, pieces)) + zstd.compress(b""),
         "wide.txt.zst": wide.compress(raw),
+        "widest.txt.zst": widest + zstd.compress(pieces[1] + pieces[2]),
         "bom.txt.gz": gzip.compress(b"\xef") + gzip.compress(b"\xbb\xbf" + raw),
     }
     expected = raw.decode().splitlines()
@@ -144,10 +147,10 @@ def bad_lines() -> dict[str, tuple[Any, str]]:
         '{"text": "a"} {"text": "b"}': ("not JSON", r"line 3 is not JSON: Extra data"),
         '["text"]': ("not an object", r"line 3 holds a list, not an object with a key 'text'"),
         '{"txt": "a"}': ("no such key", r"line 3 has no key 'text', only \['txt'\]; did you mean data.key: txt\?"),
-        '{"text": null}': ("not a string", r"line 3 has a NoneType, not a string, under 'text'"),
-        '{"text": 5}': ("not a string", r"line 3 has a int, not a string, under 'text'"),
+        '{"text": null}': ("not a string", r"line 3 has null, not a string, under 'text'"),
+        '{"text": 5}': ("not a string", r"line 3 has a number, not a string, under 'text'"),
         '{"text": "a\tb"}': ("not JSON", r"line 3 is not JSON: Invalid control character"),
-        "[" * 100000: ("not JSON", r"line 3 is not JSON: maximum recursion depth"),
+        "[" * 100000: ("nested too deep", r"line 3 is nested more than 500 levels deep"),
     }
 
 
@@ -214,7 +217,7 @@ def test_a_block_of_json_reads_as_its_lines_one_by_one(lines: list[str], end: st
         with pytest.MonkeyPatch.context() as patch:
             if column:
                 patch.setattr(jsonl, "_column", column)
-            chunks = list(json_lines(block, 7, Path("a"), "text", faults))
+            chunks = list(json_lines(block, 7, TextFile(Path("a")), "text", faults))
         return [t for c, _ in chunks for t in c.to_pylist()], [p for _, q in chunks for p in q.tolist()], faults
 
     assert found(None) == found(lambda *_: None)
@@ -224,7 +227,7 @@ def test_good_json_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordinary lines, with other keys and blank lines among them, are not read one by one."""
     monkeypatch.setattr(jsonl, "_each", None)
     block = b'{"id": [1, {"text": 2}], "text": "a\\n\\u00e6"}\r\n\n{"text": "b", "n": 1.5e3}\n'
-    chunks = list(json_lines(block, 0, Path("a"), "text", Faults("error")))
+    chunks = list(json_lines(block, 0, TextFile(Path("a")), "text", Faults("error")))
     assert [column.to_pylist() for column, _ in chunks] == [["a\næ", "b"]]
     assert chunks[0][1].tolist() == [0, 48]
 
@@ -239,6 +242,13 @@ def test_columns_that_are_not_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.parquet has no column 'text'; its columns are 'id', 'txt'; did you mean"):
         texts(whole(parquet(tmp_path / "a.parquet", id=[1], txt=["a"])))
     assert texts(whole(tmp_path / "a.parquet"), key="txt") == ["a"]
+    twice = pa.table([pa.array(["a"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"twice\.parquet has 2 columns named 'text', and nothing says which is meant"):
+        texts(whole(tmp_path / "twice.parquet"))
+    others = pa.table([pa.array([1]), pa.array(["a"]), pa.array([2])], names=["id", "text", "id"])
+    pyarrow.parquet.write_table(others, tmp_path / "others.parquet")
+    assert texts(whole(tmp_path / "others.parquet")) == ["a"]
     with pytest.raises(UserError, match=r"b\.parquet: column 'text' holds int64; a column of strings is needed"):
         texts(whole(parquet(tmp_path / "b.parquet", text=[1])))
     bad = pa.array([b"en", None, b"\xff"]).cast(pa.binary()).view(pa.string())
@@ -290,8 +300,9 @@ def test_blocks_give_what_the_plainest_reader_gives(
         "\xa0",
         "\u3000",
         "\x1c",
+        "\ufeff",
     ]
-    bad = [b"\xff", b"\xc3", b"\xa6", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"]
+    bad = [b"\0", b"\xff", b"\xc3", b"\xa6", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"]
     random_ = random.Random(document)
     for size in (1, 7, 64, 1 << 21):
         monkeypatch.setattr(streams, "BLOCK", size)

@@ -1,26 +1,37 @@
 """Files of documents -> blocks of some MB -> columns of text, in order, with the place of every mistake.
 
 Blocks are cut by one thread, which only reads; `columns` parses and checks a block, on any thread. JSON lines are
-parsed by Arrow; a block that it does not take, or reads otherwise than one object a line, is parsed line by line.
+parsed by jsonl.py.
 """
 
 from __future__ import annotations
 
 import glob
-import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import zstandard
 from numpy.typing import NDArray
-from pyarrow import json as arrow_json
 
+from megatron_llm import jsonl
 from megatron_llm.files import InputsMissing, UserError
 
 BLOCK_BYTES = 1 << 23
+PACKED_BYTES = 1 << 17
+NOT_TEXT = {
+    b"\x1f\x8b": "gzip data; rename it so that its name ends in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd data; rename it so that its name ends in .zst",
+    b"\xff\xfe": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
+    b"\xfe\xff": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
+}
+"""What a file is by its first bytes, and what to do about it."""
+ZSTD_WINDOW = 1 << 31
+"""The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
@@ -74,21 +85,56 @@ def read_blocks(path: Path, keys: Sequence[str]) -> Iterator[Block]:
 
 def read_lines(path: Path) -> Iterator[Block]:
     """Lines of JSON, unparsed; a line ends at the newline byte and nowhere else."""
-    first, rest = 1, b""
+    first, size = 1, 0
+    waiting: list[bytes] = []  # joined once, since a line of any length must not be copied again with each piece of it
     try:
-        with pa.input_stream(str(path), compression="detect") as file:
-            while data := file.read(BLOCK_BYTES):
-                end = data.rfind(b"\n") + 1
-                if end:
-                    block = rest + data[:end]
-                    yield Block(f"{path}, line", first, block)
-                    first += block.count(b"\n")
-                    rest = b""
-                rest += data[end:]
-    except OSError as error:
+        for data in read_pieces(path):
+            waiting.append(data)
+            size += len(data)
+            if size >= BLOCK_BYTES and (end := data.rfind(b"\n") + 1):
+                block = b"".join([*waiting[:-1], data[:end]])
+                yield Block(f"{path}, line", first, block)
+                first += block.count(b"\n")
+                waiting, size = [data[end:]], len(data) - end
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read after line {first - 1}: {error}; write it again") from error
-    if rest:
+    if rest := b"".join(waiting):
         yield Block(f"{path}, line", first, rest)
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, unpacked where its name ends in .gz or .zst.
+
+    Raises UserError where the first bytes say that it is no text.
+    """
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            yield from unpacked(file, lambda: zlib.decompressobj(31))
+        elif path.suffix == ".zst":
+            yield from unpacked(file, zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj)
+        else:
+            head = file.peek(4)
+            if found := next((found for magic, found in NOT_TEXT.items() if head.startswith(magic)), None):
+                raise UserError(f"{path} is {found}")
+            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def unpacked(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of all members of a .gz, or all frames of a .zst.
+
+    Raises EOFError where the file ends within one, which the readers of both libraries may take for a good end.
+    """
+    frame, packed = begin(), b""
+    while packed := packed or file.read(PACKED_BYTES):
+        if frame is None:
+            packed = packed.lstrip(b"\0")  # gzip allows padding after a member
+            frame = begin() if packed else None
+            continue
+        content = frame.decompress(packed)
+        yield from (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
+        packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends in the middle of its data")
 
 
 def read_arrow(path: Path, keys: Sequence[str]) -> Iterator[Block]:
@@ -120,6 +166,11 @@ def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
     for name in names:
         if name not in schema.names:
             raise UserError(f"{path} has no column {name!r}; its columns: {', '.join(schema.names)}")
+        if schema.names.count(name) > 1:
+            raise UserError(
+                f"{path} has {schema.names.count(name)} columns named {name!r}, and nothing says which is meant; write "
+                "the file again with one"
+            )
         kind = schema.field(name).type
         if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
             raise UserError(f"{path}: column {name!r} holds {kind}; a column of strings is needed")
@@ -161,7 +212,7 @@ def offsets(texts: Any) -> NDArray[np.int64]:
 def columns(block: Block, keys: Sequence[str]) -> Columns:
     """Parse and check a block. Raises UserError that names the line or row of the first mistake."""
     if isinstance(block.content, bytes):
-        texts = parse_lines(block.content, keys) or parse_line_by_line(block, keys)
+        texts = jsonl.parse(block.content, keys, block.where, block.first)
         count = len(texts[keys[0]])
         return Columns(texts, pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), pa.array([ONE_SOURCE])))
     found = dict(zip(block.content.schema.names, block.content.columns, strict=True))
@@ -177,61 +228,3 @@ def columns(block: Block, keys: Sequence[str]) -> Columns:
         pa.array(np.zeros(len(block.content), dtype=np.int32))
     )  # fmt: skip
     return Columns({key: found[key] for key in keys}, sources.dictionary_encode())
-
-
-def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
-    """The strings under the keys, or None when some line is not plainly an object with strings under all of them."""
-    characters = np.frombuffer(data, dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(characters[:-1] == ord("\n")) + 1])
-    if len(data) > 1 << 30 or (characters[starts] != ord("{")).any():
-        return None
-    try:
-        table = arrow_json.read_json(
-            pa.BufferReader(data),
-            arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            arrow_json.ParseOptions(
-                explicit_schema=pa.schema([(key, pa.large_string()) for key in keys]),
-                unexpected_field_behavior="ignore",
-            ),
-        )
-        table.validate(full=True)
-    except pa.ArrowException:
-        return None
-    if table.num_rows != len(starts) or any(column.null_count for column in table.columns):
-        return None
-    return {key: table.column(key).chunk(0) for key in keys}
-
-
-def parse_line_by_line(block: Block, keys: Sequence[str]) -> dict[str, Any]:
-    """The same by Python's parser, which says where and what a mistake is."""
-    lines = block.content.removesuffix(b"\n").split(b"\n")
-    texts: dict[str, list[str]] = {key: [] for key in keys}
-    for number, line in enumerate(lines, block.first):
-        document = parse(line, f"{block.where} {number}")
-        for key in keys:
-            texts[key].append(text_of(document, key, f"{block.where} {number}"))
-    return {key: pa.array(values, pa.large_string()) for key, values in texts.items()}
-
-
-def parse(line: bytes, place: str) -> dict[str, Any]:
-    """One line of JSON lines."""
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
-    if not isinstance(document, dict):
-        raise UserError(f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}')
-    return document
-
-
-def text_of(document: dict[str, Any], key: str, place: str) -> str:
-    """The text under a key, checked."""
-    text = document.get(key)
-    if not isinstance(text, str):
-        found = f"{key!r} is {text!r:.40}" if key in document else f"there is no {key!r}, only {sorted(document)}"
-        raise UserError(f"{place}: {found}; each document needs a string, and --json_keys names its key")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: character {error.start + 1} of {key!r} is half a surrogate pair; mend it") from error
-    return text

@@ -26,8 +26,8 @@ SAMPLE_FIRST, SAMPLE_REST = 16, 512
 """One document in so many is also encoded by the tokenizer's own library: of the first block, of the others."""
 SAMPLE_CHARACTERS = 4096
 """Of each of them."""
-MEMORY_A_CHARACTER = 50
-"""Bytes that sentencepiece takes to encode a text in one piece."""
+MEMORY_A_CHARACTER = {"sentencepiece": 50, "tokenizers": 136}
+"""Bytes that the tokenizer's own library takes to encode a text in one piece."""
 
 Ids = tuple[NDArray[np.uint32], NDArray[np.int64]]
 """Ids back to back, and how many of them each text has."""
@@ -97,7 +97,7 @@ class Encoder:
             why = self.tokenizer.uncut or "it has no space to cut at"
             print(
                 f"A document has {characters / 1e6:.1f} million characters in one piece ({why}): encoding it takes "
-                f"about {characters * MEMORY_A_CHARACTER / 1e9:.2f} GB of memory.",
+                f"about {characters * MEMORY_A_CHARACTER[self.tokenizer.reference] / 1e9:.2f} GB of memory.",
                 file=sys.stderr,
                 flush=True,
             )

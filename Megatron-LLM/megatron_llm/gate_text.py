@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from megatron_llm import tokenizer
+from megatron_llm.documents import columns, read_blocks
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.indexed_dataset import IndexedDataset
 from megatron_llm.manifest import Manifest
@@ -60,17 +59,16 @@ def texts(path: Path) -> Iterator[str]:
     """The documents of an Arrow, jsonl or plain text file, in order."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; --input is a .arrow, .jsonl or .txt file")
+    if path.suffix == ".arrow" or ".jsonl" in path.suffixes:
+        for block in read_blocks(path, ["text"]):
+            yield from columns(block, ["text"]).texts["text"].to_pylist()
+        return
     try:
-        if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as source:
-                for batch in pa.ipc.open_stream(source):
-                    yield from batch.column("text").to_pylist()
-            return
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
             for line in file:
-                yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.rstrip("\n")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not {path.suffix} with a `text` field: {error}") from error
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def batches(source: Source, *, rows: int, length: int, count: int, vocab_size: int) -> list[Tensor]:

@@ -264,7 +264,7 @@ def test_unusable_inputs_are_named(tmp_path):
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"txt": "hej"}\n')
     code, _, err = verify(tmp_path, tmp_path / "megatron", source=["--input", wrong])
-    assert (code, "wrong.jsonl is not .jsonl with a `text` field" in err) == (2, True)
+    assert (code, "wrong.jsonl, line 1: there is no 'text', only ['txt']" in err) == (2, True)
     small = make_config(vocab_size=300)
     cut = {name: tensor[:300] if tensor.shape[0] == 420 else tensor for name, tensor in state.items()}
     megatron(tmp_path / "small", small, cut)

@@ -1,0 +1,148 @@
+"""Lines of JSON -> columns of text: Arrow parses a block at once; where it cannot be trusted, each line is read alone.
+
+Whatever its neighbours are, a line has one verdict: what Python's parser says of it alone, with two exceptions in which
+Arrow takes more, so that both say the same: whole numbers may have any number of digits, and brackets may lie MAX_DEPTH
+deep in one another whatever the interpreter's own limit is. snakmodel/jsonl.py, which reads raw files, keeps the same
+rules; tests/test_json_lines.py holds the two and all positions of a line against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import json as arrow_json
+
+from megatron_llm.files import UserError
+
+MAX_DEPTH = 500
+"""Brackets that may lie within one another in a line."""
+BOM = "\ufeff"
+"""The byte order mark, which may stand before a line where files were put together."""
+INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
+"""What Arrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity, which Python writes."""
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+DECODER = json.JSONDecoder(parse_int=float)
+KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
+
+
+def parse(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
+    """The strings under the keys, a document a line but for blank ones, as large_string arrays of one length.
+
+    Raises UserError that names the first line that is wrong: `where` and its number, of which `first` is the first.
+    """
+    return parse_lines(data, keys) or parse_line_by_line(data, keys, where, first)
+
+
+def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The strings under the keys, or None when some line is not plainly an object with strings under all of them."""
+    starts, ends = lines(data)
+    if not len(starts) or len(data) > 1 << 30 or not plain(data, starts, ends):
+        return None
+    try:
+        table = arrow_json.read_json(
+            pa.BufferReader(data),
+            arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            arrow_json.ParseOptions(
+                explicit_schema=pa.schema([(key, pa.large_string()) for key in keys]),
+                unexpected_field_behavior="ignore",
+            ),
+        )
+        table.validate(full=True)
+    except pa.ArrowException:
+        return None
+    if table.num_rows != len(starts) or any(column.null_count for column in table.columns):
+        return None
+    return {key: table.column(key).chunk(0) for key in keys}
+
+
+def lines(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the lines that are not empty start and end (n,), without their line ends."""
+    characters = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1] + 1])
+    ends = ends - ((ends > starts) & (characters[ends - 1] == ord("\r")))
+    return starts[ends > starts], ends[ends > starts]
+
+
+def plain(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether Arrow's parser, if it takes the block, takes what Python's takes, and as the same lines.
+
+    Arrow takes line ends for white space: one object over two lines, and two on one, must not pass as two lines.
+    Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    """
+    characters = np.frombuffer(data, dtype=np.uint8)
+    if (characters[starts] != ord("{")).any() or (characters[ends - 1] != ord("}")).any() or not is_utf8(data):
+        return False
+    if b"-NaN" in data or INF.search(data):
+        return False
+    opened = np.count_nonzero(characters == ord("[")) + np.count_nonzero(characters == ord("{"))
+    if opened - len(starts) < MAX_DEPTH:  # every line has one at least
+        return True
+    long = np.flatnonzero(ends - starts > 2 * MAX_DEPTH)
+    return not any(too_deep(data[starts[line] : ends[line]]) for line in long)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are valid UTF-8, without decoding them."""
+    borders = pa.py_buffer(np.array([0, len(data)], dtype=np.int64))
+    try:
+        pa.LargeStringArray.from_buffers(1, borders, pa.py_buffer(data)).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def too_deep(line: bytes) -> bool:
+    """Whether more than MAX_DEPTH brackets lie within one another."""
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
+    outside_strings = b"".join(line.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    brackets = np.frombuffer(outside_strings.translate(None, NO_BRACKETS), dtype=np.uint8)
+    depths = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
+    return bool(depths.max(initial=0) > MAX_DEPTH)
+
+
+def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
+    """The same by Python's parser, which says where and what a mistake is."""
+    texts: dict[str, list[str]] = {key: [] for key in keys}
+    for number, line in enumerate(data.split(b"\n"), first):
+        if (document := parse_line(line, f"{where} {number}")) is not None:
+            for key in keys:
+                texts[key].append(text_of(document, key, f"{where} {number}"))
+    return {key: pa.array(values, pa.large_string()) for key, values in texts.items()}
+
+
+def parse_line(line: bytes, place: str) -> dict[str, Any] | None:
+    """The object of one line; None for a blank one."""
+    if too_deep(line):
+        raise UserError(f"{place} is nested more than {MAX_DEPTH} levels deep; it starts {line[:40]!r}")
+    try:
+        text = line.decode().lstrip(BOM)
+        document = DECODER.decode(text) if text.strip() else {}
+    except ValueError as error:
+        raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
+    if not isinstance(document, dict):
+        raise UserError(f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}')
+    return document if text.strip() else None
+
+
+def text_of(document: dict[str, Any], key: str, place: str) -> str:
+    """The text under a key, checked."""
+    text = document.get(key)
+    if not isinstance(text, str):
+        kind = KINDS.get(type(text), "null")
+        found = f"{key!r} is {kind}" if key in document else f"there is no {key!r}, only {sorted(document)}"
+        raise UserError(f"{place}: {found}; each document needs a string, and --json_keys names its key")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: character {error.start + 1} of {key!r} is half a surrogate pair; mend it") from error
+    return text
