@@ -22,6 +22,8 @@ from megatron_llm.files import InputsMissing, UserError
 
 BLOCK_BYTES = 1 << 22
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".arrow")
+NEVER_EMPTY = (".gz", ".zst", ".arrow")
+"""Formats of which no valid file has 0 bytes."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
@@ -63,6 +65,8 @@ def find_inputs(pattern: str) -> list[Path]:
                 f"--input {path}: not a file of documents; valid are {', '.join(SUFFIXES)}. "
                 "Write plain text as JSON lines first"
             )
+        if path.name.endswith(NEVER_EMPTY) and not path.stat().st_size:
+            raise UserError(f"--input {path}: 0 bytes, which is no valid {path.suffix} file; fetch or pack it again")
     return paths
 
 

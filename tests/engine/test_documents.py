@@ -149,9 +149,20 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
 def test_inputs_are_found_by_name(tmp_path: Path) -> None:
     """A glob in the order of names; a missing file is InputsMissing, a kind that is not read an error."""
     for name in ("b.jsonl", "a.arrow", "c.txt"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     assert [path.name for path in find_inputs(f"{tmp_path}/[ab].*")] == ["a.arrow", "b.jsonl"]
     with pytest.raises(InputsMissing, match="no such file, and no file matches it"):
         find_inputs(f"{tmp_path}/d*")
     with pytest.raises(UserError, match=r"c\.txt: not a file of documents; valid are \.jsonl"):
         find_inputs(f"{tmp_path}/c.txt")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.arrow"])
+def test_files_that_can_never_be_empty(tmp_path: Path, name: str) -> None:
+    """0 bytes of a format with a header are a lost file, not an empty one; an empty .jsonl has no documents."""
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name}: 0 bytes, which is no valid {Path(name).suffix} file"):
+        find_inputs(f"{tmp_path}/*")
+    (tmp_path / name).unlink()
+    (tmp_path / "a.jsonl").touch()
+    assert find_inputs(f"{tmp_path}/*") == [tmp_path / "a.jsonl"]
