@@ -32,6 +32,8 @@ NOT_TEXT = {
 """What a file is by its first bytes, and what to do about it."""
 ZSTD_WINDOW = 1 << 31
 """The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
+NEVER_EMPTY = (".gz", ".zst", ".arrow")
+"""Formats of which no valid file has 0 bytes."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
@@ -75,6 +77,8 @@ def find_inputs(pattern: str) -> list[Path]:
             raise UserError(
                 f"--input {path}: not a file; give JSON lines or an Arrow stream, or a pattern of such files"
             )
+        if path.name.endswith(NEVER_EMPTY) and not path.stat().st_size:
+            raise UserError(f"--input {path}: 0 bytes, which is no valid {path.suffix} file; fetch or pack it again")
     return paths
 
 

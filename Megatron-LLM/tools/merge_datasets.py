@@ -64,7 +64,8 @@ def find_shards(folder: Path, output_prefix: Path) -> list[Path]:
         raise UserError(
             f"--output_prefix {output_prefix} lies in --input {folder}: the next merge would read it; move it"
         )
-    names = {path.stem for suffix in (".bin", ".idx") for path in folder.glob(f"[!.]*{suffix}")}
+    found = (path for suffix in (".bin", ".idx", "_document.json") for path in folder.glob(f"[!.]*{suffix}"))
+    names = {path.stem for path in found}  # a manifest alone is of a shard whose tokens are lost, which is then said
     if not names:
         raise InputsMissing(f"--input {folder} holds no .bin and .idx files; run preprocess_data.py first")
     return [folder / name for name in sorted(names)]

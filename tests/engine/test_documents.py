@@ -207,12 +207,12 @@ def test_one_line_over_many_pieces_is_read_in_linear_time(tmp_path: Path) -> Non
 def test_inputs_are_found_by_name(tmp_path: Path) -> None:
     """A glob in the order of names; a missing file is InputsMissing, a folder an error."""
     for name in ("b.jsonl", "a.arrow", "c.txt"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     assert [path.name for path in find_inputs(f"{tmp_path}/[ab].*")] == ["a.arrow", "b.jsonl"]
     with pytest.raises(InputsMissing, match="no such file, and no file matches it"):
         find_inputs(f"{tmp_path}/d*")
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match=r"/c: not a file; give JSON lines, an Arrow stream or a pattern"):
+    with pytest.raises(UserError, match=r"/c: not a file; give JSON lines or an Arrow stream, or a pattern"):
         find_inputs(f"{tmp_path}/c*")
 
 
@@ -225,3 +225,14 @@ def test_json_lines_are_read_whatever_their_name_is(tmp_path: Path, name: str) -
     path.write_text("plain text\n")
     with pytest.raises(UserError, match=rf"{name}, line 1 is not valid JSON.*; it starts b'plain text'"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.arrow"])
+def test_files_that_can_never_be_empty(tmp_path: Path, name: str) -> None:
+    """0 bytes of a format with a header are a lost file, not an empty one; an empty .jsonl has no documents."""
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name}: 0 bytes, which is no valid {Path(name).suffix} file"):
+        find_inputs(f"{tmp_path}/*")
+    (tmp_path / name).unlink()
+    (tmp_path / "a.jsonl").touch()
+    assert find_inputs(f"{tmp_path}/*") == [tmp_path / "a.jsonl"]

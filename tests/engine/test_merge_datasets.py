@@ -98,6 +98,13 @@ def test_a_missing_file_is_exit_3(shards: Path, suffix: str) -> None:
     check_refused(shards, rf"s-4_text_document{suffix} does not exist", 3)
 
 
+def test_a_manifest_alone_is_a_lost_shard(shards: Path) -> None:
+    """Where both files of a shard are gone and its manifest is not, the shard is not passed over."""
+    for suffix in (".bin", ".idx"):
+        (shards / f"s-4_text_document{suffix}").unlink()
+    check_refused(shards, r"s-4_text_document\.(bin|idx) does not exist", 3)
+
+
 def test_an_empty_folder_is_exit_3(tmp_path: Path) -> None:
     """Nothing to merge."""
     (tmp_path / "shards").mkdir()
