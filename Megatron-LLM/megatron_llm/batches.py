@@ -50,6 +50,7 @@ def identify(args: Arguments) -> DataIdentity:
             args.tokenizer_type,
             args.vocab_file,
             no_new_tokens=args.no_new_tokens,
+            vocab_extra_ids=args.vocab_extra_ids,
             vocab_extra_ids_list=args.vocab_extra_ids_list,
         )
         known[f"--vocab_file {args.vocab_file}"] = (built.fingerprint, built.vocab_size)

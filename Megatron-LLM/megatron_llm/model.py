@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from megatron_llm.tensor_parallel import (
     local,
     products,
 )
+
+if TYPE_CHECKING:
+    from megatron_llm.evaluation import Hits
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ class Llama(nn.Module):
         super().__init__()
         part = part or Part(range(config.num_layers), first=True, last=True)
         self.config, self.part, self.tp = config, part, tp
+        self.hits: Hits | None = None
+        """During an evaluation that counts right tokens."""
         if part.first:
             self.embedding = VocabEmbedding(config.vocab_size, config.hidden_size, tp)
         self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
@@ -195,7 +200,11 @@ class Llama(nn.Module):
             return x
         head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
         (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
-        return logits if targets is None else cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp)
+        if targets is None:
+            return logits
+        if self.hits:
+            self.hits.add(logits, targets, counted, self.config.vocab_size, self.tp)
+        return cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp)
 
 
 def shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -23,6 +23,8 @@ class Steps(Protocol):
 
     loss_scale: float
     """By what gradients are too large; see loss_scale.py."""
+    micro_batches: int
+    """Of the next global batch, on this rank."""
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """Take this rank's micro-batches (b, seq_length + 1) of one global batch; leave their gradients in the

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import NO_EFFECT, config_from_flags, parse
+from megatron_llm.arguments import parse
 from megatron_llm.files import UserError
 from megatron_llm.layout import batch_layout
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.model_flags import config_from_flags
 from megatron_llm.optimizer import Schedule
+from megatron_llm.original_flags import NO_EFFECT
 from megatron_llm.start import schedule
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
