@@ -302,9 +302,10 @@ def _iterations(values: dict[str, Any]) -> int:
     if (iterations is None) == (samples is None):
         raise UserError("give either --train_iters or --train_samples")
     ramp = values.get("rampup_batch_size")
-    if ramp and samples is None:
-        raise UserError("--rampup_batch_size counts in samples: give --train_samples instead of --train_iters")
-    if iterations is not None:
+    if samples is None:
+        if ramp:
+            raise UserError("--rampup_batch_size counts in samples: give --train_samples instead of --train_iters")
+        assert iterations is not None
         return int(iterations)
     if batch is None or not 0 < batch <= samples:
         raise UserError(f"--train_samples {samples} needs --global_batch_size, and at least so many samples")

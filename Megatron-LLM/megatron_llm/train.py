@@ -27,6 +27,7 @@ from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer, set_steps
 from megatron_llm.original_flags import NO_EFFECT
 from megatron_llm.parallel import World
+from megatron_llm.recompute import WholeLayers
 from megatron_llm.sample_log import Numbered, SampleLog
 from megatron_llm.saving import Saver
 from megatron_llm.signals import StopRequest
@@ -141,9 +142,10 @@ def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | Non
 def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
     """This rank's pipeline stages by their number, sharded, without values."""
     tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
+    whole = WholeLayers.of(args.recompute_method, args.recompute_num_layers)
     for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
-            models[number] = Llama(config, args.recompute_granularity, part, tp)
+            models[number] = Llama(config, args.recompute_granularity, part, tp, whole)
         if args.torch_compile:
             models[number].compile_layers()
         sharding.shard(models[number], world, bf16=args.bf16, fp16=args.fp16)
