@@ -85,9 +85,8 @@ def _build(path: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 def _beginning(bos: str, number: int) -> processors.TemplateProcessing:
     """Texts begin with this token."""
-    single, pair = (["$A:0"], ["$A:0", "$B:1"])
     return processors.TemplateProcessing(
-        single=[f"{bos}:0", *single], pair=[f"{bos}:0", pair[0], f"{bos}:1", pair[1]], special_tokens=[(bos, number)]
+        single=[f"{bos}:0", "$A:0"], pair=[f"{bos}:0", "$A:0", f"{bos}:1", "$B:1"], special_tokens=[(bos, number)]
     )
 
 
@@ -101,7 +100,9 @@ def save(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens
     special.add_to(tokenizer)
     names |= special.roles
     if bos := names.get("bos_token"):
-        tokenizer.post_processor = _beginning(bos, tokenizer.token_to_id(bos))
+        number = tokenizer.token_to_id(bos)
+        assert number is not None
+        tokenizer.post_processor = _beginning(bos, number)
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

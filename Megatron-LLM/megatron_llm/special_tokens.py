@@ -1,4 +1,4 @@
-"""What an exported tokenizer gets beside its vocabulary: new tokens with their ids, and other tokens in special roles."""
+"""What an exported tokenizer gets beside its vocabulary: new tokens with their ids, and other special roles."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, vocab_file: Path, extra: str | None, overrides: Sequence[str], vocab_size: int) -> SpecialTokens:
-        """From --vocab_extra_ids_list and --override_special_tokens. Raises UserError when they do not fit the model."""
+        """From --vocab_extra_ids_list and --override_special_tokens. Raises UserError when the model lacks them."""
         roles = dict(_role(override) for override in overrides)
         if not extra:
             return cls({}, roles)
         path = file_of(vocab_file)
         kind = "HuggingFaceTokenizer" if path.suffix == ".json" else "SentencePieceTokenizer"
-        added = tokenizer.build(kind, path, vocab_extra_ids_list=extra).added
+        added = tokenizer.build(kind, path, vocab_extra_ids_list=extra).new_ids
         if (size := max(added.values(), default=-1) + 1) > vocab_size:
             raise UserError(
-                f"--vocab_extra_ids_list {extra}: with {', '.join(added)} the tokenizer has {size} tokens and the model "
+                f"--vocab_extra_ids_list {extra}: with {', '.join(added)} there are {size} tokens and in the model "
                 f"only {vocab_size}; give the list that the data were tokenised with"
             )
         return cls(added, roles)
@@ -45,7 +45,7 @@ class SpecialTokens:
         return bool(self.added or self.roles)
 
     def add_to(self, backend: Tokenizer) -> None:
-        """Add the new tokens. Raises UserError when they get other ids, or a role names a token that is not there."""
+        """Add the new tokens. Raises UserError when they get other ids, or where the token of a role is missing."""
         backend.add_special_tokens(list(self.added))
         for token, number in self.added.items():
             if backend.token_to_id(token) != number:
@@ -53,7 +53,7 @@ class SpecialTokens:
         for role, token in self.roles.items():
             if backend.token_to_id(token) is None:
                 raise UserError(
-                    f"--override_special_tokens {role.removesuffix('_token')}={token}: the tokenizer has no such token; "
+                    f"--override_special_tokens {role.removesuffix('_token')}={token}: there is no such token; "
                     "name one that it has, or add it with --vocab_extra_ids_list"
                 )
 
@@ -74,7 +74,7 @@ class SpecialTokens:
         return int(number) if (number := find(token)) is not None else None
 
     def check(self, folder: Path) -> str | None:
-        """What of it the tokenizer in a folder, as Transformers loads it, does not have; None when it has all."""
+        """What a folder's tokenizer, as Transformers loads it, does not have of it; None when it has all."""
         from transformers import AutoTokenizer
 
         loaded = AutoTokenizer.from_pretrained(str(folder))
@@ -94,6 +94,6 @@ def _role(override: str) -> tuple[str, str]:
     role, separator, token = override.partition("=")
     if role not in ROLES or not separator or not token:
         raise UserError(
-            f"--override_special_tokens {override}: give ROLE=TOKEN, such as eos=<|im_end|>; roles are {', '.join(ROLES)}"
+            f"--override_special_tokens {override}: give ROLE=TOKEN, such as eos=<|im_end|>; roles: {', '.join(ROLES)}"
         )
     return f"{role}_token", token

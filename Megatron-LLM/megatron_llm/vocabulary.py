@@ -37,7 +37,7 @@ class Tokenizer(ABC):
     """The library that defines the ids."""
     vocab_size: int
     """True vocabulary with the added tokens, unpadded."""
-    added: dict[str, int]
+    new_ids: dict[str, int]
     """Tokens that the file lacks, and the ids that they were given, in ascending order."""
     eod: int
     bos: int | None
@@ -70,7 +70,7 @@ class Tokenizer(ABC):
             raise UserError(f"{vocab_file} has neither <EOD> nor {self._no_end()}; leave out --no_new_tokens")
         self.eod, self.bos = eod, self._ids.get(special[-2])
         self.vocab_size = max(self._ids.values()) + 1
-        self.added = {token: number for token, number in self._ids.items() if number >= first_new}
+        self.new_ids = {token: number for token, number in self._ids.items() if number >= first_new}
         self.extra = re.compile("|".join(map(re.escape, extra))) if extra else None
         hidden = [token for token in special if token not in extra]
         self._hide_from_text(hidden)

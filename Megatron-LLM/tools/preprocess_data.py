@@ -114,8 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--split_sentences",
         action=Refused,
         nargs=0,
-        help="refused: it needs NLTK's Punkt models, which are downloaded from the Internet when it runs; a document is "
-        "one sequence here, as a GPT's samples are cut by tokens anyway",
+        help="refused: it needs NLTK's Punkt models, which are downloaded from the Internet when it runs; a document "
+        "is one sequence here, as a GPT's samples are cut by tokens anyway",
     )
     parser.add_argument("--keep_newlines", action="store_true", help="no effect: a document keeps its newlines anyway")
     parser.add_argument("--lang", help="no effect: it belongs to --split_sentences, which is refused")
