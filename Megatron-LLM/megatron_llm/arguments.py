@@ -198,7 +198,9 @@ class Arguments:
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
     eval_only: Annotated[
-        bool, "only evaluate --load, or else the newest checkpoint in --save, on the first validation samples"
+        bool,
+        "only evaluate --load, or else the newest checkpoint in --save, on the first validation samples of a run with "
+        "these flags",
     ] = False
     metrics: Annotated[
         list[Literal["perplexity", "accuracy"]] | None,

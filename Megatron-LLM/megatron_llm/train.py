@@ -97,9 +97,9 @@ def _trainer(
     train, valid = world.on_every_rank(lambda: batches.datasets(args, sizes.full, indices))
     _set_random_state(args.seed, found.saved)
     models = models_of(args, world, found.config)
-    steps = _steps(args, world, models)
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
+    steps = _steps(args, world, models)
     progress = found.progress
     progress.memory.loss_scale = LossScale.of(args, progress.memory.loss_scale)
     first = progress.consumed_train_samples
@@ -153,6 +153,7 @@ def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, L
 
 
 def _steps(args: Arguments, world: World, models: dict[int, Llama]) -> Steps:
+    """How this rank computes, with models that have their values."""
     masks, (_, micro_batches) = world.on_rank0(lambda: Masks.of(args)), batch_layout(args, world.size)
     if args.pipeline_model_parallel_size > 1:
         return pipeline.Pipelined(models, args, world, micro_batches, masks)

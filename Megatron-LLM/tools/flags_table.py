@@ -33,9 +33,12 @@ MISSING = {"tools/preprocess_instruct_data.py": "instruction tuning is not done 
 """Programs of the original that are not here, and why."""
 INTRODUCTION = """# Flags of the original programs
 
-Every flag of epfLLM's Megatron-LLM, and what the program of the same name does with it here. **works**: with the
-original's meaning. **no effect**: accepted, so that a script need not be changed, but nothing depends on it. **refused**:
-an error that names the reason. `python Megatron-LLM/tools/flags_table.py > docs/flags.md` writes this file.
+Every flag of epfLLM's Megatron-LLM, and what the program of the same name does with it here.
+`python Megatron-LLM/tools/flags_table.py > docs/flags.md` writes this file.
+
+- **works**: with the original's meaning.
+- **no effect**: accepted, so that a script need not be changed, but nothing depends on it.
+- **refused**: an error that names the reason.
 
 The last column of finetune.py's tables says what happens when a run goes on (from `--save`, or from a training
 checkpoint in `--load` without `--finetune`) with another value: the same table decides it in the code
