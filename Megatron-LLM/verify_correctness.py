@@ -58,7 +58,7 @@ def their_device(text: str) -> str:
     return name
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags; those that describe the model are accepted, and the checkpoint is asked instead."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", required=True, choices=("llama", "llama2", "codellama", "mistral", "falcon"))
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     dtype.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16, default=torch.float32)
     dtype.add_argument("--fp16", dest="dtype", action="store_const", const=torch.float16)
     _add_model_flags(parser)
-    return parser.parse_args()
+    return parser
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -308,7 +308,7 @@ def default_tolerance(args: argparse.Namespace) -> float:
 
 def main() -> int:
     """Load both models, compare batch by batch, report; 1 when they disagree."""
-    args = parse_args()
+    args = make_parser().parse_args()
     here = Here(join(args))
     try:
         text = here.first(lambda: check_tokenizer(args))

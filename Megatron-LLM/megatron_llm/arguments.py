@@ -5,35 +5,25 @@ Each field of `Arguments` is a flag of the same name; its type, default and help
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
 
-from megatron_llm import argument_checks
+from megatron_llm import argument_checks, argument_parser
+from megatron_llm.argument_parser import Parser
+from megatron_llm.batch_sizes import BatchSizes
 from megatron_llm.files import UserError
 from megatron_llm.gpt_dataset import DataPaths
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.original_flags import NO_EFFECT
 
-NO_EFFECT = {
-    "use_flash_attn": "attention always runs through PyTorch's fused kernels",
-    "no_bias_gelu_fusion": "there is no such fusion here",
-    "no_bias_dropout_fusion": "there is no such fusion here",
-    "no_masked_softmax_fusion": "there is no such fusion here",
-    "no_gradient_accumulation_fusion": "there is no such fusion here",
-    "no_async_tensor_model_parallel_allreduce": "these sums are never overlapped here",
-    "no_persist_layer_norm": "there is no such kernel here",
-    "accumulate_allreduce_grads_in_fp32": "gradients are always reduced in fp32",
-    "use_distributed_optimizer": "the optimizer is always sharded over the data ranks",
-    "use_multiquery_attn": "the number of kv heads decides",
-    "exit_signal_handler": "SIGTERM, SIGINT and SIGUSR2 always save and exit 75",
-}
-"""Flags of published scripts that change nothing in this engine, and why."""
-GEOMETRY = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
+DERIVED = ("seq_length", "train_iters")
+"""Fields without a default that need not be given: the checkpoint's, and what --train_samples comes to."""
+NOT_FLAGS = ("no_effect", "given")
+"""Fields of Arguments that say something about the command line itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +48,24 @@ class Arguments:
     no_load_optim: Annotated[
         bool,
         "of a training checkpoint in --load do not take Adam's moments, nor how far the learning rate is: it warms up "
-        "again; a run found in --save is always continued whole",
+        "again; a run found in --save is always continued whole, but for what --no_save_optim left out",
     ] = False
     no_load_rng: Annotated[
         bool,
         "of a training checkpoint in --load do not take the random state but begin with --seed's; a run found in "
-        "--save is always continued whole",
+        "--save is always continued whole, but for what --no_save_rng left out",
     ] = False
-    use_checkpoint_args: Annotated[bool, "take the model's geometry from the checkpoint, not from flags"] = False
+    no_save_optim: Annotated[bool, "checkpoints without Adam's moments and the schedule; see --no_load_optim"] = False
+    no_save_rng: Annotated[bool, "checkpoints without the random state; see --no_load_rng"] = False
+    use_checkpoint_args: Annotated[
+        bool,
+        "take the model's geometry, and without --seq_length the length of samples, from the checkpoint; model flags "
+        "that are given must agree with it",
+    ] = False
+    override_model_args: Annotated[
+        bool,
+        "model flags that are given and that no weight's shape depends on (rope_theta, …) replace the checkpoint's",
+    ] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
     # model
@@ -80,7 +80,7 @@ class Arguments:
     num_attention_heads_kv: Annotated[int | None, "key/value heads; default: as many as query heads"] = None
     kv_channels: Annotated[int | None, "size of a head; default: hidden_size / num_attention_heads"] = None
     max_position_embeddings: Annotated[int | None, "longest sequence the model is made for"] = None
-    seq_length: Annotated[int, "tokens of a training sample"]
+    seq_length: Annotated[int, "tokens of a training sample; with --use_checkpoint_args by default the checkpoint's"]
     layernorm_epsilon: Annotated[float, "added to the variance in norms"] = 1e-05
     rope_theta: Annotated[float, "base of the rotary frequencies"] = 10000.0
     rope_scaling_factor: Annotated[float, "position interpolation"] = 1.0
@@ -102,6 +102,13 @@ class Arguments:
         Literal["none", "full", "selective"] | None,
         "compute again in the backward pass: whole layers (full) or attention and MLP activation (selective)",
     ] = None
+    recompute_activations: Annotated[bool, "the same as --recompute_granularity selective"] = False
+    recompute_method: Annotated[
+        Literal["uniform", "block"] | None,
+        "which layers --recompute_granularity full computes again: all, in groups of --recompute_num_layers (uniform), "
+        "or the first --recompute_num_layers of each pipeline stage (block); default: all, one by one",
+    ] = None
+    recompute_num_layers: Annotated[int, "see --recompute_method"] = 1
     torch_compile: Annotated[bool, "compile the layers: slower to begin, faster afterwards"] = False
     # parallelism and precision
     tensor_model_parallel_size: Annotated[int, "ranks that share each layer's matrices"] = 1
@@ -139,6 +146,7 @@ class Arguments:
         None
     )
     no_new_tokens: Annotated[bool, "add no special tokens to the vocabulary"] = False
+    vocab_extra_ids: Annotated[int, "so many tokens <extra_id_0>, <extra_id_1>, … added to the vocabulary"] = 0
     vocab_extra_ids_list: Annotated[str | None, "comma-separated tokens added to the vocabulary"] = None
     reset_position_ids: Annotated[bool, "positions begin again after each EOD"] = False
     reset_attention_mask: Annotated[bool, "attention does not reach over an EOD to the documents before"] = False
@@ -152,6 +160,11 @@ class Arguments:
     # training
     micro_batch_size: Annotated[int, "samples a rank computes at once"]
     global_batch_size: Annotated[int | None, "samples of an update; default: one micro-batch a rank"] = None
+    rampup_batch_size: Annotated[
+        list[int] | None,
+        "START INCREMENT SAMPLES: the first updates take START samples, and over the first SAMPLES samples this grows "
+        "in steps of INCREMENT to --global_batch_size; needs --train_samples",
+    ] = None
     train_iters: Annotated[int, "updates of the whole run, over all its restarts"]
     train_samples: Annotated[int | None, "the same in samples; needs --global_batch_size"] = None
     skip_iters: Annotated[list[int] | None, "iterations, as the log numbers them, whose samples are not trained on"] = (
@@ -170,12 +183,18 @@ class Arguments:
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
     log_interval: Annotated[int, "iterations between log lines"] = 100
     log_samples: Annotated[bool, "record which samples each iteration took, in SAVE/samples.jsonl"] = False
+    log_params_norm: Annotated[bool, "log the L2 norm of all weights"] = False
     tensorboard_dir: Annotated[Path | None, "where TensorBoard files go; default: none"] = None
+    log_timers_to_tensorboard: Annotated[bool, "seconds per iteration, and of waiting for data and checkpoints"] = False
+    log_batch_size_to_tensorboard: Annotated[bool, "samples of an update"] = False
+    log_memory_to_tensorboard: Annotated[bool, "bytes of memory allocated and reserved"] = False
+    log_world_size_to_tensorboard: Annotated[bool, "number of ranks"] = False
     wandb_logger: Annotated[
         bool, "send the numbers to Weights & Biases too; the key comes from WANDB_API_KEY or `wandb login`"
     ] = False
     wandb_project: Annotated[str | None, "W&B project; default: WANDB_PROJECT's, or W&B's own"] = None
     wandb_entity: Annotated[str | None, "W&B team or user; default: the key's"] = None
+    wandb_name: Annotated[str | None, "name that W&B shows for the run; default: one that W&B makes up"] = None
     wandb_id: Annotated[str | None, "id of the W&B run; default: the one noted in --save, or a new one"] = None
     peak_tflops: Annotated[
         float | None,
@@ -183,6 +202,15 @@ class Arguments:
     ] = None
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
+    eval_only: Annotated[
+        bool,
+        "only evaluate --load, or else the newest checkpoint in --save, on the first validation samples of a run with "
+        "these flags",
+    ] = False
+    metrics: Annotated[
+        list[Literal["perplexity", "accuracy"]] | None,
+        "what an evaluation says beside the loss: e to its power, and the share of tokens that are the likeliest",
+    ] = None
     # optimizer
     lr: Annotated[float, "highest learning rate"]
     min_lr: Annotated[float, "learning rate at the end of the decay"] = 0.0
@@ -201,12 +229,22 @@ class Arguments:
     lr_warmup_samples: Annotated[int, "the same in samples"] = 0
     lr_warmup_fraction: Annotated[float | None, "warm-up as a fraction of the decay iterations"] = None
     weight_decay: Annotated[float, "decoupled weight decay of matrices"] = 0.01
+    start_weight_decay: Annotated[float | None, "weight decay of the first update, with --weight_decay_incr_style"] = (
+        None
+    )
+    end_weight_decay: Annotated[float | None, "weight decay at the end of the run"] = None
+    weight_decay_incr_style: Annotated[
+        Literal["constant", "linear", "cosine"],
+        "how the weight decay grows from --start_weight_decay to --end_weight_decay over the run; constant: not",
+    ] = "constant"
     clip_grad: Annotated[float, "global gradient norm above which gradients are scaled down; 0: never"] = 1.0
     adam_beta1: Annotated[float, "decay of the first moment"] = 0.9
     adam_beta2: Annotated[float, "decay of the second moment"] = 0.999
     adam_eps: Annotated[float, "added to Adam's denominator"] = 1e-08
     no_effect: tuple[str, ...] = ()
     """The given ones among NO_EFFECT; not a flag."""
+    given: tuple[str, ...] = ()
+    """Names of all flags on the command line that have an effect; not a flag."""
 
     def data(self) -> DataPaths:
         """Where the documents of train, valid and test come from. Raises UserError."""
@@ -230,9 +268,10 @@ class Arguments:
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; run with --help for the list")
+def parser(*, optional: Collection[str] = (), **about: str) -> Parser:
+    """The parser of these flags; see `parse`."""
+    texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
+    return argument_parser.make(Arguments, NOT_FLAGS, (*optional, *DERIVED), **texts)
 
 
 def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) -> Arguments:
@@ -240,73 +279,41 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
 
     Another program that takes these flags says which it can do without, and its `prog` and `description`.
     """
-    if any(word.partition("=")[0] == "--wandb_api_key" for word in argv):
-        raise UserError("--wandb_api_key: a command line is no place for secrets; set WANDB_API_KEY or `wandb login`")
-    texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
-    parser = _Parser(**texts, allow_abbrev=False)  # type: ignore[arg-type]  # no other keyword is in `about`
-    hints = get_type_hints(Arguments, include_extras=True)
-    for entry in dataclasses.fields(Arguments):
-        if entry.name != "no_effect":
-            default = None if entry.name in (*optional, "train_iters") else entry.default
-            parser.add_argument(f"--{entry.name}", **_options(hints[entry.name], default))
-    for name, reason in NO_EFFECT.items():
-        parser.add_argument(f"--{name}", action="store_true", help=f"no effect: {reason}")
-    values = vars(parser.parse_args(argv))
-    no_effect = tuple(name for name in NO_EFFECT if values.pop(name))
+    values = vars(parser(optional=optional, **about).parse_args(argv))
+    given = tuple(sorted(name for name in values if name not in NO_EFFECT))
+    no_effect = tuple(name for name in NO_EFFECT if values.pop(name, None) is not None)
+    values = dict.fromkeys((*optional, *DERIVED)) | values
+    if values["seq_length"] is None and not values.get("use_checkpoint_args"):
+        raise UserError("--seq_length is missing; only with --use_checkpoint_args it is the checkpoint's")
+    _resolve_recomputation(values)
     values["train_iters"] = _iterations(values)
-    args = Arguments(**values, no_effect=no_effect)
+    args = Arguments(**values, no_effect=no_effect, given=given)
     argument_checks.check(args)
     return args
 
 
+def _resolve_recomputation(values: dict[str, Any]) -> None:
+    """--recompute_activations is the original's short word for --recompute_granularity selective."""
+    if not values.get("recompute_activations"):
+        return
+    if (granularity := values.setdefault("recompute_granularity", "selective")) != "selective":
+        raise UserError(
+            f"--recompute_activations means --recompute_granularity selective, and {granularity} is given; leave out "
+            "one of the two"
+        )
+
+
 def _iterations(values: dict[str, Any]) -> int:
-    """--train_iters, or --train_samples in whole global batches, as upstream counts them."""
-    iterations, samples, batch = (values[name] for name in ("train_iters", "train_samples", "global_batch_size"))
+    """--train_iters, or --train_samples in whole batches, as upstream counts them."""
+    iterations, samples, batch = (values.get(name) for name in ("train_iters", "train_samples", "global_batch_size"))
     if (iterations is None) == (samples is None):
         raise UserError("give either --train_iters or --train_samples")
+    ramp = values.get("rampup_batch_size")
     if samples is None:
+        if ramp:
+            raise UserError("--rampup_batch_size counts in samples: give --train_samples instead of --train_iters")
+        assert iterations is not None
         return int(iterations)
     if batch is None or not 0 < batch <= samples:
         raise UserError(f"--train_samples {samples} needs --global_batch_size, and at least so many samples")
-    return int(samples // batch)
-
-
-def _options(hint: Any, default: Any) -> dict[str, Any]:
-    """argparse options of a field: bool is a switch, list takes several, Literal is a choice, `| None` is optional."""
-    kind, text = get_args(hint)
-    kind = (
-        next((part for part in get_args(kind) if part is not type(None)), kind)
-        if type(None) in get_args(kind)
-        else kind
-    )
-    options: dict[str, Any] = {"help": text.replace("%", "%%")}
-    if kind is bool:
-        return options | {"action": "store_true"}
-    options |= {"required": True} if default is dataclasses.MISSING else {"default": default}
-    if get_origin(kind) is Literal:
-        return options | {"choices": get_args(kind)}
-    if get_origin(kind) is list:
-        return options | {"nargs": "+", "type": get_args(kind)[0]}
-    return options | {"type": kind}
-
-
-def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
-    """The geometry that the flags describe. Raises UserError when a part is missing or wrong."""
-    if missing := [f"--{name}" for name in GEOMETRY if getattr(args, name) is None]:
-        raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
-    falcon, heads = args.model_name == "falcon", args.num_attention_heads
-    assert heads is not None
-    derived: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "num_attention_heads_kv": args.num_attention_heads_kv or heads,
-        "kv_channels": args.kv_channels or (args.hidden_size or 0) // heads,
-        "tie_embed_logits": not args.no_tie_embed_logits,
-        "use_rms_norm": not falcon,
-        "glu_activation": None if falcon else args.glu_activation,
-        "parallel_attn": falcon,
-    }
-    flags: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(ModelConfig)}
-    try:
-        return ModelConfig(**flags | derived)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return BatchSizes.of(batch, ramp).iterations(samples)

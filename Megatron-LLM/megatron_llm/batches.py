@@ -45,11 +45,17 @@ def identify(args: Arguments) -> DataIdentity:
             print(f"{prefix}.json is missing: it is not checked that this data fits the tokenizer", flush=True)
         else:
             known[f"the data {prefix}"] = (manifest.tokenizer_fingerprint, manifest.vocab_size)
+            if "tokenizer_type" in args.given and args.tokenizer_type != manifest.tokenizer_type:
+                raise UserError(
+                    f"--tokenizer_type {args.tokenizer_type}, but the data {prefix} were tokenised with "
+                    f"{manifest.tokenizer_type}; give that, or leave the flag out"
+                )
     if args.vocab_file:
         built = tokenizer.build(
             args.tokenizer_type,
             args.vocab_file,
             no_new_tokens=args.no_new_tokens,
+            vocab_extra_ids=args.vocab_extra_ids,
             vocab_extra_ids_list=args.vocab_extra_ids_list,
         )
         known[f"--vocab_file {args.vocab_file}"] = (built.fingerprint, built.vocab_size)

@@ -178,10 +178,10 @@ def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimi
     return tensors
 
 
-def needed_bytes(config: ModelConfig, ranks: int) -> int:
-    """Size of a checkpoint on disk, at most a little less: fp32 weights and moments, and what surrounds each slice."""
+def needed_bytes(config: ModelConfig, ranks: int, *, with_optimizer: bool = True) -> int:
+    """Upper bound of a checkpoint's size on disk: fp32 weights and moments, and what surrounds each slice."""
     numbers = [shape.numel() for shape in shapes(config).values()]
-    return (1 + len(MOMENTS)) * (4 * sum(numbers) + SLICE_OVERHEAD * len(numbers) * ranks)
+    return (1 + with_optimizer * len(MOMENTS)) * (4 * sum(numbers) + SLICE_OVERHEAD * len(numbers) * ranks)
 
 
 def write(

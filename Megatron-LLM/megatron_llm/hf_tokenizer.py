@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from megatron_llm import tokenizer_check
 from megatron_llm.files import UserError
+from megatron_llm.special_tokens import NONE, SpecialTokens
 from megatron_llm.tokenizer_check import PROBES
 from megatron_llm.tokenizer_files import (
     SPACE,
@@ -87,18 +88,21 @@ def _build(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in controls])
     defined = [piece.piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED]
     tokenizer.add_tokens([AddedToken(piece.replace(SPACE, " "), normalized=False) for piece in defined])
-    if bos := names.get("bos_token"):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, processor.bos_id())]
-        )
     return tokenizer, names
 
 
-def save(folder: Path, vocab_file: Path, max_length: int) -> None:
+def _beginning(bos: str, number: int) -> processors.TemplateProcessing:
+    """Texts begin with this token."""
+    return processors.TemplateProcessing(
+        single=[f"{bos}:0", "$A:0"], pair=[f"{bos}:0", "$A:0", f"{bos}:1", "$B:1"], special_tokens=[(bos, number)]
+    )
+
+
+def save(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens = NONE) -> None:
     """Write the tokenizer files into `folder` and check them against sentencepiece, or against the tokenizer.json."""
     vocab_file = file_of(vocab_file)
     if vocab_file.suffix == ".json":
-        _save_json(folder, vocab_file, max_length)
+        _save_json(folder, vocab_file, max_length, special)
         return
     tokenizer, names = _build(vocab_file)
     if lost := added_beside(vocab_file):
@@ -107,6 +111,12 @@ def save(folder: Path, vocab_file: Path, max_length: int) -> None:
             "are not exported; give that file as --vocab_file to export them",
             flush=True,
         )
+    special.add_to(tokenizer)
+    names |= special.roles
+    if bos := names.get("bos_token"):
+        number = tokenizer.token_to_id(bos)
+        assert number is not None
+        tokenizer.post_processor = _beginning(bos, number)
     shutil.copyfile(vocab_file, folder / "tokenizer.model")
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -120,14 +130,17 @@ def save(folder: Path, vocab_file: Path, max_length: int) -> None:
         "model_max_length": max_length,
         **names,
     }
-    _write_config_that_agrees(folder, vocab_file, config)
+    _write_config_that_agrees(folder, vocab_file, config, special)
 
 
-def _write_config_that_agrees(folder: Path, vocab_file: Path, config: Mapping[str, Any]) -> None:
+def _write_config_that_agrees(
+    folder: Path, vocab_file: Path, config: Mapping[str, Any], special: SpecialTokens
+) -> None:
     """Write tokenizer_config.json with the first class that gives sentencepiece's ids; UserError when none does."""
     for name in CLASSES:
         _write_config(folder, {"tokenizer_class": name, **config})
-        if (difference := tokenizer_check.difference(folder, vocab_file)) is None:
+        difference = tokenizer_check.difference(folder, vocab_file) or (special.check(folder) if special else None)
+        if difference is None:
             print(f"tokenizer class {name}: the ids of {vocab_file.name}", flush=True)
             return
         print(f"tokenizer class {name}: other ids {difference}", flush=True)
@@ -141,14 +154,20 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def _save_json(folder: Path, vocab_file: Path, max_length: int) -> None:
+def _save_json(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens) -> None:
     """Copy a tokenizer.json, and its configuration with the class that takes it as it stands; compare the two."""
     from transformers import AutoTokenizer
 
     shutil.copyfile(vocab_file, folder / "tokenizer.json")
+    if special:
+        changed = read_json(vocab_file)
+        special.add_to(changed)
+        changed.save(str(folder / "tokenizer.json"))
     kept = {name: value for name, value in read_config(vocab_file).items() if name != "auto_map"}
-    config = {**kept, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
-    _write_config(folder, config)
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **special.roles}
+    _write_config(folder, {**kept, **own})
+    if special and (difference := special.check(folder)):
+        raise UserError(f"{vocab_file}: the exported tokenizer differs {difference}")
     original, loaded = read_json(vocab_file), AutoTokenizer.from_pretrained(str(folder))
     original.no_truncation()
     for text in PROBES:

@@ -40,6 +40,7 @@ from megatron_llm.reshard import (
     equal,
     expected_shapes,
 )
+from megatron_llm.special_tokens import NONE, SpecialTokens
 
 LAYER_NAMES = {
     "input_layernorm": "input_layernorm",
@@ -288,6 +289,7 @@ def save(
     dtype: torch.dtype,
     vocab_file: Path,
     max_shard_size: str = "10GB",
+    special: SpecialTokens = NONE,
 ) -> None:
     """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
 
@@ -296,11 +298,11 @@ def save(
     """
     tokenizer_files.check_fits(vocab_file, config.vocab_size)
     folder.mkdir(parents=True)
-    bos, eos = tokenizer_files.sentence_ids(vocab_file)
+    bos, eos = special.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
     _write_json(folder / "generation_config.json", _generation(vocab_file, bos, eos))
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))
-    hf_tokenizer.save(folder, vocab_file, config.max_position_embeddings)
+    hf_tokenizer.save(folder, vocab_file, config.max_position_embeddings, special)
 
 
 def _generation(vocab_file: Path, bos: int | None, eos: int | None) -> dict[str, object]:
@@ -326,10 +328,13 @@ def export(
     dtype: torch.dtype,
     vocab_file: Path,
     max_shard_size: str = "10GB",
+    special: SpecialTokens = NONE,
 ) -> None:
     """Publish a whole Hugging Face folder, read back and compared first. Raises UserError when it holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM):
         raise UserError(f"{folder} is not empty; give another folder, or move it away")
     with publishing(folder) as (temporary,):
-        save(temporary, config, state, dtype=dtype, vocab_file=vocab_file, max_shard_size=max_shard_size)
+        save(
+            temporary, config, state, dtype=dtype, vocab_file=vocab_file, max_shard_size=max_shard_size, special=special
+        )
         check_written(temporary, config, state, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_llm.arguments import Arguments
+from megatron_llm.batch_sizes import BatchSizes
 from megatron_llm.files import UserError
 from megatron_llm.model_config import ModelConfig
 
@@ -18,21 +19,32 @@ def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
         )
     copies = ranks // (tensor * pipeline)
     together = args.micro_batch_size * copies
-    total = args.global_batch_size or together * pipeline
-    if total % together:
-        raise UserError(
-            f"--global_batch_size {total} is not a multiple of {together} "
-            f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
-        )
-    micro_batches = total // together
-    interleaved = args.num_layers_per_virtual_pipeline_stage is not None
+    sizes = batch_sizes(args, ranks)
+    for size in sizes.all():
+        flag = "--rampup_batch_size: a batch size of" if sizes.ramp else "--global_batch_size"
+        if size % together:
+            raise UserError(
+                f"{flag} {size} is not a multiple of {together} "
+                f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
+            )
+        _check_micro_batches(flag, size, size // together, args)
+    return sizes.full, sizes.full // together
+
+
+def batch_sizes(args: Arguments, ranks: int) -> BatchSizes:
+    """The sizes of all updates: by default a micro-batch for each data rank and pipeline stage."""
+    full = args.global_batch_size or args.micro_batch_size * (ranks // args.tensor_model_parallel_size)
+    return BatchSizes.of(full, args.rampup_batch_size)
+
+
+def _check_micro_batches(flag: str, size: int, micro_batches: int, args: Arguments) -> None:
+    pipeline, interleaved = args.pipeline_model_parallel_size, args.num_layers_per_virtual_pipeline_stage is not None
     if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
         kind = "a multiple of" if interleaved else "at least"
         raise UserError(
-            f"--global_batch_size {total} gives each rank {micro_batches} micro-batches an update; a pipeline of "
-            f"{pipeline} stages needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
+            f"{flag} {size} gives each rank {micro_batches} micro-batches an update; a pipeline of {pipeline} stages "
+            f"needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
         )
-    return total, micro_batches
 
 
 def check(config: ModelConfig, args: Arguments, ranks: int) -> None:

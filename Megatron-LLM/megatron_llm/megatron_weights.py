@@ -26,6 +26,13 @@ TRACKER = "latest_checkpointed_iteration.txt"
 CHECKPOINT_VERSION = 3.0
 FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
 """The second is what upstream's trainer writes with its distributed optimizer."""
+TRAINING_STATE = {
+    "optimizer": "Adam's moments",
+    "opt_param_scheduler": "the state of the schedule",
+    "lr_scheduler": "the state of the schedule",
+    "rng_state": "the random state",
+}
+"""Parts of a file that only the original's trainer goes on from, and what they are."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Spelling: TypeAlias = Literal["converter", "trainer"]
 KNOWN_PARTS = {
@@ -126,6 +133,15 @@ def read_file(path: Path) -> dict[str, Any]:
     if content.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise UserError(f"{path} has checkpoint_version {content.get('checkpoint_version')}; only 3.0 is readable")
     return content
+
+
+def training_state(folder: Path) -> list[str]:
+    """What a checkpoint of the original's trainer holds beside the weights, and is not read here."""
+    path = _rank_files(folder)[0, 0]
+    names = [name for name in read_file(path) if name in TRAINING_STATE]
+    return [TRAINING_STATE[name] for name in names] + [
+        f"Adam's moments ({other.name})" for other in sorted(path.parent.glob("optim*.pt"))
+    ]
 
 
 def _neutral(model: Mapping[str, Any], where: Path) -> reshard.State:

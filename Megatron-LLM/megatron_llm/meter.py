@@ -34,7 +34,7 @@ class Work:
     """What each rank computes in an iteration, and at most could."""
 
     tera_flops: float
-    """Model FLOPs / 10^12 of an iteration, a rank's equal part."""
+    """Model FLOPs / 10^12 of a full global batch, a rank's equal part."""
     peak: float | None
     """TFLOP/s of its device, None when unknown."""
 
@@ -46,9 +46,9 @@ class Work:
             peak = peak_tflops(torch.cuda.get_device_name())
         return cls(training_flops(config, args.seq_length, global_batch) / ranks / 1e12, peak)
 
-    def rate(self, seconds: float) -> tuple[float, float | None]:
-        """(TFLOP/s of a rank, share of the peak or None) when an iteration takes so long."""
-        reached = self.tera_flops / seconds
+    def rate(self, seconds: float, part: float = 1.0) -> tuple[float, float | None]:
+        """(TFLOP/s of a rank, share of the peak or None) when this part of a full global batch takes so long."""
+        reached = self.tera_flops * part / seconds
         return reached, reached / self.peak if self.peak else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,31 @@ from megatron_llm.wandb_run import WandbRun
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
+    from megatron_llm.evaluation import Result
+
 METRICS = "metrics.jsonl"
 BOARD = {
     "lm_loss": "lm-loss-training/lm loss",
     "learning_rate": "learning-rate/learning-rate",
     "grad_norm": "grad-norm/grad-norm",
     "loss_scale": "loss-scale/loss-scale",
+    "params_norm": "params-norm/params-norm",
 }
 """Upstream's names in TensorBoard; others are `numbers/NAME`."""
+ON_REQUEST: dict[str, dict[str, Callable[[Interval], float]]] = {
+    "log_timers_to_tensorboard": {
+        "iteration-time/iteration-time": lambda one: one.seconds_per_iteration,
+        "batch-generator-time/batch-generator-time": lambda one: one.data_wait * one.seconds_per_iteration,
+        "save-checkpoint-time/save-checkpoint-time": lambda one: one.checkpoint_stall,
+    },
+    "log_batch_size_to_tensorboard": {"batch-size/batch-size": lambda one: one.batch_size},
+    "log_memory_to_tensorboard": {
+        "mem-allocated-bytes/mem-allocated-bytes": lambda one: one.memory,
+        "mem-reserved-bytes/mem-reserved-bytes": lambda one: one.reserved,
+    },
+    "log_world_size_to_tensorboard": {"world-size/world-size": lambda one: one.ranks},
+}
+"""Flags that add numbers to TensorBoard, under upstream's names."""
 MAX_EXPONENT = 20
 """Perplexities are capped at e^20, as upstream does."""
 
@@ -57,14 +75,21 @@ class Interval:
     reserved: int
     """Bytes that PyTorch has reserved at most on a GPU; else the same."""
 
-    def line(self, train_iters: int, global_batch_size: int) -> str:
+    batch_size: int
+    """Samples of the last iteration."""
+    ranks: int
+    params_norm: float | None = None
+    """Of all weights, with --log_params_norm."""
+
+    def line(self, train_iters: int) -> str:
         """The log line that people's scripts parse. A non-finite step stops the run, so there is no nan iteration."""
+        weights = "" if self.params_norm is None else f"params norm: {self.params_norm:.3f} | "
         return (
             f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
             f"elapsed time per iteration (ms): {1000 * self.seconds_per_iteration:.1f} | "
             f"rate (tokens/sec): {self.tokens_per_second:.2f} | learning rate: {self.learning_rate:.3E} | "
-            f"global batch size: {global_batch_size:5d} | lm loss: {self.lm_loss:.6E} | "
-            f"loss scale: {self.loss_scale:.1f} | grad norm: {self.grad_norm:.3f} | "
+            f"global batch size: {self.batch_size:5d} | lm loss: {self.lm_loss:.6E} | "
+            f"loss scale: {self.loss_scale:.1f} | grad norm: {self.grad_norm:.3f} | {weights}"
             f"number of skipped iterations: {self.skipped:3d} | number of nan iterations: {0:3d} |"
         )
 
@@ -87,6 +112,8 @@ class Interval:
             "loss_scale": self.loss_scale,
             "skipped_iterations": self.skipped,
         }
+        if self.params_norm is not None:
+            record["params_norm"] = self.params_norm
         speeds = {
             "tokens_per_second": round(self.tokens_per_second, 2),
             "tflops_per_rank": round(self.tflops, 5),
@@ -106,7 +133,10 @@ class Metrics:
 
     def __init__(self, args: Arguments, iteration: int, evaluation_due: bool) -> None:
         args.save.mkdir(parents=True, exist_ok=True)
-        self.path = args.save / METRICS
+        self.args, self.path = args, args.save / METRICS
+        self.more = {
+            name: get for flag, found in ON_REQUEST.items() if getattr(args, flag) for name, get in found.items()
+        }
         cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
         self.board: SummaryWriter | None = None
         if args.tensorboard_dir:
@@ -119,16 +149,18 @@ class Metrics:
         """Record a log line's numbers."""
         record = interval.record()
         self._append(record)
-        self._scalars({BOARD.get(name, f"numbers/{name}"): value for name, value in record.items()}, interval.iteration)
+        scalars = {BOARD.get(name, f"numbers/{name}"): value for name, value in record.items()}
+        self._scalars(scalars | {name: get(interval) for name, get in self.more.items()}, interval.iteration)
 
-    def log_validation(self, iteration: int, loss: float) -> str:
+    def log_validation(self, iteration: int, result: Result) -> str:
         """Record an evaluation and give the line to print."""
-        perplexity = math.exp(min(MAX_EXPONENT, loss))
-        self._append({"iteration": iteration, "validation_loss": loss, "validation_perplexity": perplexity})
-        self._scalars({"lm-loss-validation/lm loss validation": loss, "ppl/validation": perplexity}, iteration)
-        return (
-            f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
-        )
+        found = {"validation_loss": result.loss, "validation_perplexity": perplexity(result.loss)}
+        scalars = {"lm-loss-validation/lm loss validation": result.loss, "ppl/validation": perplexity(result.loss)}
+        if result.accuracy is not None:
+            found["validation_accuracy"] = scalars["lm accuracy validation/lm accuracy validation"] = result.accuracy
+        self._append({"iteration": iteration, **found})
+        self._scalars(scalars, iteration)
+        return validation_line(iteration, result, self.args)
 
     def close(self, *, failed: bool) -> None:
         """Flush what has not been written or sent."""
@@ -150,6 +182,22 @@ class Metrics:
         for name, value in values.items():
             if self.board:
                 self.board.add_scalar(name, value, iteration)
+
+
+def perplexity(loss: float) -> float:
+    """e to the power of a loss."""
+    return math.exp(min(MAX_EXPONENT, loss))
+
+
+def validation_line(iteration: int, result: Result, args: Arguments) -> str:
+    """The line that an evaluation prints, with what --metrics asks for."""
+    line = (
+        f" validation loss at iteration {iteration} | lm loss value: {result.loss:.6E} | "
+        f"lm loss PPL: {perplexity(result.loss):.6E} |"
+    )
+    if "perplexity" in (args.metrics or ()):
+        line += f" ppl value: {perplexity(result.loss):.6E} |"
+    return line + ("" if result.accuracy is None else f" lm accuracy value: {result.accuracy:.6E} |")
 
 
 def cut_off(path: Path, iteration: int, *, keep_last_validation: bool) -> None:

@@ -6,9 +6,10 @@ part of each matrix (tensor parallelism); names and whole shapes stay those of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from megatron_llm.attention import Attention, attention_mask, rotary_angles
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.recompute import Recompute, recomputed
+from megatron_llm.recompute import EACH, Recompute, WholeLayers, recomputed
 from megatron_llm.tensor_parallel import (
     ALONE,
     ColumnLinear,
@@ -28,6 +29,9 @@ from megatron_llm.tensor_parallel import (
     local,
     products,
 )
+
+if TYPE_CHECKING:
+    from megatron_llm.evaluation import Hits
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,25 @@ class Llama(nn.Module):
         recompute: Recompute = None,
         part: Part | None = None,
         tp: TensorParallel = ALONE,
+        whole: WholeLayers = EACH,
     ) -> None:
+        """recompute: what backward passes compute again; whole: of which layers, where it is `full`."""
         super().__init__()
         part = part or Part(range(config.num_layers), first=True, last=True)
         self.config, self.part, self.tp = config, part, tp
+        self.hits: Hits | None = None
+        """During an evaluation that counts right tokens."""
         if part.first:
             self.embedding = VocabEmbedding(config.vocab_size, config.hidden_size, tp)
-        self.layers = nn.ModuleDict({str(n): Layer(config, recompute, tp) for n in part.layers})
+        grouped = recompute == "full" and whole.group > 1
+        self.group = whole.group if grouped else 1
+        kinds = [
+            None if grouped or (recompute == "full" and whole.first is not None and place >= whole.first) else recompute
+            for place in range(len(part.layers))
+        ]
+        self.layers = nn.ModuleDict(
+            {str(n): Layer(config, kind, tp) for n, kind in zip(part.layers, kinds, strict=True)}
+        )
         if part.last:
             self.final_layernorm = norm(config, tp)
             if not (config.tie_embed_logits and part.first):
@@ -190,15 +206,27 @@ class Llama(nn.Module):
         angles = rotary_angles(self.config, length, x.device, positions)
         cos, sin = (angle.to(x.dtype) for angle in angles)
         mask = attention_mask(self.config.sliding_window_size, length, documents, x.device, x.dtype)
-        for layer in self.layers.values():
-            x = layer(x, cos, sin, mask)
+        layers = list(self.layers.values())
+        for first in range(0, len(layers), self.group):
+            x = recomputed(
+                partial(_through, layers[first : first + self.group]), x, cos, sin, mask, when=self.group > 1
+            )
         if not self.part.last:
             return x
         head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
         (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
         if targets is None:
             return logits
+        if self.hits:
+            self.hits.add(logits, targets, counted, self.config.vocab_size, self.tp)
         return cross_entropy(logits, targets, counted, self.config.vocab_size, self.tp, divisor)
+
+
+def _through(layers: Sequence[nn.Module], x: Tensor, *more: Tensor | None) -> Tensor:
+    """The layers one after another."""
+    for layer in layers:
+        x = layer(x, *more)
+    return x
 
 
 def shapes(config: ModelConfig) -> dict[str, torch.Size]:

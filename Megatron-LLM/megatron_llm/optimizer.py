@@ -25,7 +25,7 @@ SHARES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0 to max_lr, then decay to min_lr. Everything is counted in samples."""
+    """Linear warm-up from 0 to max_lr, then decay to min_lr; and how the weight decay grows. All counted in samples."""
 
     max_lr: float
     min_lr: float
@@ -36,6 +36,12 @@ class Schedule:
     """WSD: of the decay at the end."""
     wsd_samples: float = 0
     """WSD: length of that decay, whose end is the end of the schedule."""
+    start_weight_decay: float = 0.01
+    end_weight_decay: float = 0.01
+    weight_decay_style: str = "constant"
+    """How the weight decay grows from one to the other: constant (not at all), linear or cosine."""
+    weight_decay_samples: float = 0
+    """Samples over which it grows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.max_lr:
@@ -68,15 +74,29 @@ class Schedule:
             share = SHARES[self.style]((samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples))
         return self.min_lr + share * (self.max_lr - self.min_lr)
 
+    def weight_decay(self, samples: int) -> float:
+        """Weight decay of the update that comes after `samples` samples."""
+        if self.weight_decay_style == "constant" or samples > self.weight_decay_samples:
+            return self.end_weight_decay
+        share = 1.0 - SHARES[self.weight_decay_style](samples / self.weight_decay_samples)
+        return self.start_weight_decay + share * (self.end_weight_decay - self.start_weight_decay)
+
     def resumed(self, saved: dict[str, Any], *, use_checkpoint: bool, override: bool) -> Schedule:
         """The schedule to go on with, given the one in the checkpoint; raises UserError when they silently differ."""
-        before = Schedule(**saved)  # one of before WSD lacks its fields
-        if override or before == self:
+        before = Schedule(**saved)  # one of before WSD, or before the weight decay grew, lacks these fields
+        if before == self:
             return self
-        if use_checkpoint:
-            return before
         now = asdict(self)
         found = ", ".join(f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name])
+        if override:
+            print(f"the schedule is the flags' (--override_opt_param_scheduler): {found}", flush=True)
+            return self
+        if use_checkpoint:
+            print(
+                f"the schedule stays the checkpoint's (--use_checkpoint_opt_param_scheduler), not the flags': {found}",
+                flush=True,
+            )
+            return before
         raise UserError(
             f"the learning-rate schedule differs from the checkpoint's ({found}); pass "
             "--use_checkpoint_opt_param_scheduler to keep the old or --override_opt_param_scheduler to take the new one"
@@ -105,10 +125,12 @@ def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
         state["step"].fill_(steps)
 
 
-def update(optimizer: torch.optim.AdamW, lr: float) -> None:
-    """One step with this learning rate, then drop the gradients."""
+def update(optimizer: torch.optim.AdamW, lr: float, weight_decay: float | None = None) -> None:
+    """One step with this learning rate and weight decay (by default as before), then drop the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if weight_decay is not None:
+        optimizer.param_groups[0]["weight_decay"] = weight_decay  # of matrices; the other group has none
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -116,18 +138,25 @@ def update(optimizer: torch.optim.AdamW, lr: float) -> None:
 def gradient_norm(
     parameters: Iterable[nn.Parameter], total: Callable[[Tensor], Tensor], *, count_copies: bool
 ) -> Tensor:
-    """Global L2 norm of all gradients, fp32, the same number on every rank.
-
-    total: sums a number over all ranks. Of gradients that tensor ranks hold copies of, only one rank may count its own.
-    """
+    """Global L2 norm of all gradients, fp32, the same number on every rank; see `_norm`."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    counted = [gradient for gradient in gradients if count_copies or not _is_copied(gradient)]
-    norm = nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in counted])
+    return _norm(gradients, total, count_copies=count_copies)
+
+
+def weight_norm(parameters: Iterable[nn.Parameter], total: Callable[[Tensor], Tensor], *, count_copies: bool) -> Tensor:
+    """Global L2 norm of all weights, fp32, the same number on every rank; see `_norm`."""
+    return _norm([parameter.detach() for parameter in parameters], total, count_copies=count_copies)
+
+
+def _norm(tensors: list[Tensor], total: Callable[[Tensor], Tensor], *, count_copies: bool) -> Tensor:
+    """total: sums a number over all ranks. Of what tensor ranks hold copies of, only one rank may count its own."""
+    counted = [tensor for tensor in tensors if count_copies or not _is_copied(tensor)]
+    norm = nn.utils.get_total_norm([part.to_local() if isinstance(part, DTensor) else part for part in counted])
     return total(norm.double().square()).sqrt().float()
 
 
-def _is_copied(gradient: Tensor) -> bool:
-    return isinstance(gradient, DTensor) and any(placement.is_replicate() for placement in gradient.placements)
+def _is_copied(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and any(placement.is_replicate() for placement in tensor.placements)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:

@@ -94,19 +94,29 @@ class Pipelined:
     def __init__(
         self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks = NONE
     ) -> None:
-        """models: this rank's stages by number, with their values; micro_batches: of a global batch, on this rank."""
+        """models: this rank's stages by number, with their values; micro_batches: of the first global batch, here."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
-        self.intake = Intake(self.models[0].config.vocab_size, micro_batches, world, masks)
+        self.intake = Intake(self.models[0].config.vocab_size, world, masks)
         self.tied = TiedEmbedding(self.models, world.mesh.get_group("pp"))
         self.tied.share()
         self.loss_scale = 1.0
         count = args.pipeline_model_parallel_size * len(models)
-        own = [_stage(model, number, count, args, world) for number, model in models.items()]
-        self.schedule: Schedule1F1B | ScheduleInterleaved1F1B
-        if len(own) == 1:
-            self.schedule = Schedule1F1B(own[0], micro_batches, loss_fn=self._share, scale_grads=False)
-        else:
-            self.schedule = ScheduleInterleaved1F1B([*own], micro_batches, loss_fn=self._share, scale_grads=False)
+        self.stages = [_stage(model, number, count, args, world) for number, model in models.items()]
+        self.schedules: dict[int, Schedule1F1B | ScheduleInterleaved1F1B] = {}
+        """By their number of micro-batches, which grows with --rampup_batch_size."""
+
+    @property
+    def schedule(self) -> Schedule1F1B | ScheduleInterleaved1F1B:
+        """The order of the stages' work for the next global batch."""
+        count = self.micro_batches
+        if count not in self.schedules:
+            own = self.stages
+            self.schedules = {
+                count: Schedule1F1B(own[0], count, loss_fn=self._share, scale_grads=False)
+                if len(own) == 1
+                else ScheduleInterleaved1F1B([*own], count, loss_fn=self._share, scale_grads=False)
+            }
+        return self.schedules[count]
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See steps.Steps."""
@@ -137,7 +147,7 @@ class Pipelined:
     def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """What this rank's first stage takes from outside (nothing unless it is the model's first), and what all take:
         the schedule cuts both into micro-batches."""
-        tokens, targets, named = self.intake.together(batches)
+        tokens, targets, named = self.intake.together(batches, self.micro_batches)
         return ((tokens,) if self.models[0].part.first else ()), {"target": targets, "targets": targets, **named}
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:

@@ -168,6 +168,10 @@ def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Ar
         except UserError as error:
             raise UserError(f"{path}: training: {error}") from error
     args = _parse([*flags, *rest])
+    if args.seq_length is None:
+        raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
+    if args.recompute_method is not None:
+        raise UserError("--recompute_method: only whole layers one by one are planned for; leave it out")
     return args if args.recompute_granularity in AMOUNTS else replace(args, recompute_granularity=None)
 
 

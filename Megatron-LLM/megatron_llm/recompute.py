@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -11,6 +12,24 @@ from torch.utils.checkpoint import checkpoint
 
 Recompute = Literal["none", "selective", "full"] | None
 """Nothing; norms, rotary embeddings, the attention core and the MLP's activation; or whole layers."""
+
+
+@dataclass(frozen=True)
+class WholeLayers:
+    """Which layers of a pipeline stage `full` recomputation is for, and how many are computed again together."""
+
+    first: int | None = None
+    """Only the first so many (--recompute_method block); None: all."""
+    group: int = 1
+    """Neighbours of which only the first one's input is kept (--recompute_method uniform)."""
+
+    @classmethod
+    def of(cls, method: Literal["uniform", "block"] | None, layers: int) -> WholeLayers:
+        """From --recompute_method and --recompute_num_layers."""
+        return cls(first=layers) if method == "block" else cls(group=layers) if method == "uniform" else cls()
+
+
+EACH = WholeLayers()
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, when: bool) -> Tensor:

@@ -39,7 +39,7 @@ class Saver:
 
     def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
         self.args, self.world, self.config = args, world, config
-        self.needed = checkpoint.needed_bytes(config, world.size)
+        self.needed = checkpoint.needed_bytes(config, world.size, with_optimizer=not args.no_save_optim)
         self.group = dist.new_group(backend=GLOO, timeout=TIMEOUT)
         self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
         self.job: Future[bool | None] | None = None
@@ -51,7 +51,7 @@ class Saver:
         """Memory for this rank's tensors, used again by each save."""
 
     def begin(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
     ) -> None:
         """Wait for the save before, copy this rank's tensors and let the thread write them as state["iteration"].
 

@@ -30,6 +30,8 @@ class Steps(Protocol):
 
     loss_scale: float
     """By what gradients are too large; see loss_scale.py."""
+    micro_batches: int
+    """Of the next global batch, on this rank."""
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """Take this rank's micro-batches (b, seq_length + 1) of one global batch; leave their gradients in the
@@ -49,6 +51,14 @@ class Steps(Protocol):
         ...
 
 
+def agreed_mean(world: World, steps: Steps, loss: Tensor) -> float:
+    """A loss's mean over the data ranks; if any rank met a mistake in its batches, raise that on all. Collective."""
+    mean = world.mean(loss)
+    if math.isnan(mean):
+        world.on_every_rank(steps.check)
+    return mean
+
+
 class Intake:
     """Takes this rank's micro-batches of a global batch from the data.
 
@@ -56,24 +66,24 @@ class Intake:
     leave the others waiting. The loss becomes NaN, which reaches all ranks, and they ask each other what was wrong.
     """
 
-    def __init__(self, vocab_size: int, micro_batches: int, world: World, masks: Masks = NONE) -> None:
-        self.vocab_size, self.count, self.world, self.masks = vocab_size, micro_batches, world, masks
+    def __init__(self, vocab_size: int, world: World, masks: Masks = NONE) -> None:
+        self.vocab_size, self.world, self.masks = vocab_size, world, masks
         self.mistake: UserError | None = None
 
-    def one_by_one(self, batches: Iterator[Tensor]) -> Iterator[Inputs]:
-        """The micro-batches, each when its turn comes, unless what counts in all of them must be known first."""
-        own: Iterable[Tensor] = islice(batches, self.count)
+    def one_by_one(self, batches: Iterator[Tensor], count: int) -> Iterator[Inputs]:
+        """So many micro-batches, each when its turn comes, unless what counts in all of them must be known first."""
+        own: Iterable[Tensor] = islice(batches, count)
         divisor = None
         if self.masks.over_global_batch:
             own = list(own)
-            divisor = self._divisor(torch.cat(own))
+            divisor = self._divisor(torch.cat(own), count)
         for batch in own:
             yield self._inputs(batch, divisor)
 
-    def together(self, batches: Iterator[Tensor]) -> Inputs:
-        """All of them, one below the other."""
-        own = torch.cat(list(islice(batches, self.count)))
-        return self._inputs(own, self._divisor(own))
+    def together(self, batches: Iterator[Tensor], count: int) -> Inputs:
+        """So many micro-batches, one below the other."""
+        own = torch.cat(list(islice(batches, count)))
+        return self._inputs(own, self._divisor(own, count))
 
     def check(self) -> None:
         """See Steps."""
@@ -84,13 +94,13 @@ class Intake:
         """The loss, or NaN where `check` has an error."""
         return loss * math.nan if self.mistake else loss
 
-    def _divisor(self, batch: Tensor) -> float | None:
+    def _divisor(self, batch: Tensor, count: int) -> float | None:
         """By what each micro-batch's sum is divided so that the mean over micro-batches and data ranks is the sum over
         the global batch by the number of its counted tokens. None: by the micro-batch's own number. Collective."""
         if not self.masks.over_global_batch:
             return None
         number = self.world.data_total(self.masks.number(batch[:, :-1]))
-        return max(number, 1) / (self.count * self.world.data_size)
+        return max(number, 1) / (count * self.world.data_size)
 
     def _inputs(self, batch: Tensor, divisor: float | None) -> Inputs:
         lowest, highest = (int(bound) for bound in batch.aminmax())
@@ -111,13 +121,13 @@ class Direct:
 
     def __init__(self, model: Llama, micro_batches: int, world: World, masks: Masks = NONE) -> None:
         self.model, self.micro_batches, self.device = model, micro_batches, world.device
-        self.intake = Intake(model.config.vocab_size, micro_batches, world, masks)
+        self.intake = Intake(model.config.vocab_size, world, masks)
         self.loss_scale = 1.0
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps. Gradients are reduced over the ranks once, with the last micro-batch."""
         total = torch.zeros((), device=self.device)
-        for number, inputs in enumerate(self.intake.one_by_one(batches)):
+        for number, inputs in enumerate(self.intake.one_by_one(batches, self.micro_batches)):
             synchronise_gradients(self.model, now=number == self.micro_batches - 1)
             loss = self._loss(inputs)
             (loss / self.micro_batches * self.loss_scale).backward()  # type: ignore[no-untyped-call]
@@ -126,7 +136,7 @@ class Direct:
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
         """See Steps."""
-        losses = [self._loss(inputs) for inputs in self.intake.one_by_one(batches)]
+        losses = [self._loss(inputs) for inputs in self.intake.one_by_one(batches, self.micro_batches)]
         return self.intake.judged(torch.stack(losses).mean())
 
     def check(self) -> None:

@@ -6,26 +6,30 @@ import base64
 import os
 import platform
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megatron_llm import batches, pipeline, sharding, start
-from megatron_llm.arguments import NO_EFFECT, Arguments
+from megatron_llm.arguments import Arguments
 from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.evaluation import Evaluation
 from megatron_llm.files import UserError, check_outputs, write_json
 from megatron_llm.heartbeat import Heartbeat
-from megatron_llm.layout import batch_layout
+from megatron_llm.layout import batch_layout, batch_sizes
 from megatron_llm.loss_scale import LossScale
 from megatron_llm.masks import Masks, with_normalisation
 from megatron_llm.meter import Waited, Work
-from megatron_llm.metrics import Metrics
+from megatron_llm.metrics import Metrics, validation_line
 from megatron_llm.model import Llama
 from megatron_llm.model_card import HARDWARE
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer, set_steps
+from megatron_llm.original_flags import NO_EFFECT
 from megatron_llm.parallel import World
+from megatron_llm.recompute import WholeLayers
 from megatron_llm.sample_log import Numbered, SampleLog
 from megatron_llm.saving import Saver
 from megatron_llm.signals import StopRequest
@@ -38,18 +42,22 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
     """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
     heartbeat = Heartbeat()
     heartbeat.beat("start", 0)
+    if not {"hidden_dropout", "attention_dropout"} & set(args.given):
+        world.say("--hidden_dropout and --attention_dropout are 0, where Megatron's default is 0.1")
     for name in args.no_effect:
         world.say(f"--{name} has no effect: {NO_EFFECT[name]}")
     if args.sequence_parallel and args.tensor_model_parallel_size == 1:
         world.say("--sequence_parallel has no effect: it needs --tensor_model_parallel_size above 1")
     if args.torch_compile and world.device.type == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
         raise UserError(f"--torch_compile needs a C++ compiler and there is no {compiler}; install one or leave it out")
-    global_batch, _ = batch_layout(args, world.size)
+    sizes = batch_sizes(args, world.size)
     identity = world.on_rank0(lambda: batches.identify(args))
     weights: dict[str, Tensor] = {}
-    found = world.on_rank0(lambda: start.find(args, identity, global_batch, world.size, weights))
+    found = world.on_rank0(lambda: start.find(args, identity, sizes, world.size, weights))
     world.on_every_rank(lambda: check_outputs(stop.lost))
-    args = with_normalisation(args, found.saved)
+    args = replace(with_normalisation(args, found.saved), seq_length=found.seq_length)
+    if args.eval_only:
+        return _evaluate_only(args, world, found, weights)
     if found.progress.iteration >= args.train_iters and not found.progress.evaluation_due:
         world.say(f"already at iteration {found.progress.iteration} of {args.train_iters}: nothing to do")
         return 0
@@ -86,19 +94,19 @@ def _trainer(
 ) -> Trainer:
     """Data, model and optimizer, standing where the run was found."""
     metrics = _metrics(args, world, found.progress)
-    global_batch, micro_batches = batch_layout(args, world.size)
-    schedule = start.schedule(args, global_batch, found.saved)
-    indices = world.on_rank0(lambda: batches.find_indices(args, global_batch))
-    train, valid = world.on_every_rank(lambda: batches.datasets(args, global_batch, indices))
+    sizes = batch_sizes(args, world.size)
+    schedule = world.on_rank0(lambda: start.schedule(args, sizes.full, found.saved))
+    indices = world.on_rank0(lambda: batches.find_indices(args, sizes.full))
+    train, valid = world.on_every_rank(lambda: batches.datasets(args, sizes.full, indices))
     _set_random_state(args.seed, found.saved)
-    masks = world.on_rank0(lambda: Masks.of(args))
     models = models_of(args, world, found.config)
     parameters = sharding.parameters_by_name(models.values())
     optimizer = _filled_optimizer(args, world, found, weights, parameters)
+    steps = _steps(args, world, models)
     progress = found.progress
     progress.memory.loss_scale = LossScale.of(args, progress.memory.loss_scale)
     first = progress.consumed_train_samples
-    last = first + (args.train_iters - progress.iteration) * global_batch
+    last = sizes.consumed(first, args.train_iters - progress.iteration)
     share = Share(first, last, args.micro_batch_size, world.data_rank, world.data_size)
     sample_log = SampleLog(args.save, world, progress.iteration) if args.log_samples else None
     train_batches = batches.load(Numbered(train) if sample_log else train, share, args.num_workers)
@@ -110,16 +118,16 @@ def _trainer(
         heartbeat=heartbeat,
         stop=stop,
         identity=identity,
-        global_batch=global_batch,
+        sizes=sizes,
         config=found.config,
         parameters=parameters,
-        steps=_steps(args, world, models, micro_batches, masks),
+        steps=steps,
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
         train_batches=Waited(sample_log.watched(train_batches) if sample_log else train_batches),
-        work=Work.of(args, found.config, global_batch, world.size),
-        valid=valid,
+        work=Work.of(args, found.config, sizes.full, world.size),
+        evaluation=Evaluation(args, world, steps, list(models.values()), valid) if valid else None,
         metrics=metrics,
         saver=saver,
         sample_log=sample_log,
@@ -145,19 +153,38 @@ def _hardware(world: World) -> dict[str, Any]:
 def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
     """This rank's pipeline stages by their number, sharded, without values."""
     tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
+    whole = WholeLayers.of(args.recompute_method, args.recompute_num_layers)
     for number, part in pipeline.stages(config, args, world).items():
         with torch.device("meta"):
-            models[number] = Llama(config, args.recompute_granularity, part, tp)
+            models[number] = Llama(config, args.recompute_granularity, part, tp, whole)
         if args.torch_compile:
             models[number].compile_layers()
         sharding.shard(models[number], world, bf16=args.bf16, fp16=args.fp16)
     return models
 
 
-def _steps(args: Arguments, world: World, models: dict[int, Llama], micro_batches: int, masks: Masks) -> Steps:
+def _steps(args: Arguments, world: World, models: dict[int, Llama]) -> Steps:
+    """How this rank computes, with models that have their values."""
+    masks, (_, micro_batches) = world.on_rank0(lambda: Masks.of(args)), batch_layout(args, world.size)
     if args.pipeline_model_parallel_size > 1:
         return pipeline.Pipelined(models, args, world, micro_batches, masks)
     return Direct(models[0], micro_batches, world, masks)
+
+
+def _evaluate_only(args: Arguments, world: World, found: Start, weights: dict[str, Tensor]) -> int:
+    """--eval_only: the loss on the first validation samples; --save stays as it is."""
+    sizes = batch_sizes(args, world.size)
+    indices = world.on_rank0(lambda: batches.find_indices(args, sizes.full))
+    _, valid = world.on_every_rank(lambda: batches.datasets(args, sizes.full, indices))
+    assert valid, "argument_checks wants --eval_iters above 0"
+    models = models_of(args, world, found.config)
+    start.load_model(sharding.parameters_by_name(models.values()), None, found, weights, args, world)
+    evaluation = Evaluation(args, world, _steps(args, world, models), list(models.values()), valid)
+    world.limit_waiting(args.distributed_timeout_minutes)
+    result = evaluation.run(0, sizes.full)
+    assert result, "nothing gives it up"
+    world.say(validation_line(found.progress.iteration, result, args))
+    return 0
 
 
 def _filled_optimizer(

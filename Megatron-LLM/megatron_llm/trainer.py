@@ -7,23 +7,21 @@ together. What a run computes does not depend on how often it was interrupted.
 from __future__ import annotations
 
 import base64
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from megatron_llm import batches
 from megatron_llm.arguments import Arguments
-from megatron_llm.batches import DataIdentity, Share
+from megatron_llm.batch_sizes import BatchSizes
+from megatron_llm.batches import DataIdentity
+from megatron_llm.evaluation import Evaluation
 from megatron_llm.files import EXIT_AGAIN, EXIT_STOPPED, UserError, check_outputs, remove
-from megatron_llm.gpt_dataset import Samples
 from megatron_llm.guards import Diverged, Place, objection
 from megatron_llm.heartbeat import Heartbeat
-from megatron_llm.layout import batch_layout
 from megatron_llm.meter import Waited, Work, peak_memory
 from megatron_llm.metrics import Interval, Metrics
 from megatron_llm.model_config import ModelConfig
@@ -32,13 +30,14 @@ from megatron_llm.optimizer import (
     clip_gradients,
     gradient_norm,
     update,
+    weight_norm,
 )
 from megatron_llm.parallel import World
 from megatron_llm.sample_log import SampleLog
 from megatron_llm.saving import IDLE, Saver
 from megatron_llm.signals import StopRequest
 from megatron_llm.start import Progress
-from megatron_llm.steps import Steps
+from megatron_llm.steps import Steps, agreed_mean
 
 GO_ON, SAVE, OUTPUT_LOST, SIGNALLED, STOP = range(5)
 """Requests; ranks agree on the largest."""
@@ -55,7 +54,7 @@ class Trainer:
     heartbeat: Heartbeat
     stop: StopRequest
     identity: DataIdentity
-    global_batch: int
+    sizes: BatchSizes
     config: ModelConfig
     parameters: dict[str, nn.Parameter]
     """This rank's slices, by their names in the whole model."""
@@ -65,7 +64,8 @@ class Trainer:
     progress: Progress
     train_batches: Waited
     work: Work
-    valid: Samples | None
+    evaluation: Evaluation | None
+    """None with --eval_iters 0."""
     metrics: Metrics | None
     """Rank 0 only."""
     saver: Saver
@@ -76,6 +76,7 @@ class Trainer:
     seconds: float = 0.0
     """Spent in steps since the last log line."""
     steps_timed: int = 0
+    samples_timed: int = 0
     save_seconds: float = 0.0
     """In which training stood still for checkpoints, since the last log line."""
     began: float = field(default_factory=time.monotonic)
@@ -153,11 +154,19 @@ class Trainer:
         self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
         return EXIT_STOPPED if request == STOP else EXIT_AGAIN
 
+    def batch_size(self) -> int:
+        """Samples of the next update."""
+        return self.sizes.at(self.progress.consumed_train_samples)
+
+    def micro_batches(self, batch_size: int) -> int:
+        """How many of them a rank computes for a global batch of this size."""
+        return batch_size // (self.args.micro_batch_size * self.world.data_size)
+
     def step(self) -> None:
         """One update from one global batch, unless a guard objects. Raises Diverged before one that ends the run."""
         began, scale = time.perf_counter(), self.progress.memory.loss_scale
-        self.steps.loss_scale = self.loss_scale()
-        mean = self.mean(self.steps.train(self.train_batches))
+        self.steps.loss_scale, self.steps.micro_batches = self.loss_scale(), self.micro_batches(self.batch_size())
+        mean = agreed_mean(self.world, self.steps, self.steps.train(self.train_batches))
         if scale:
             scale.divide(self.parameters.values())
         first = self.world.mesh.get_local_rank("tp") == 0
@@ -167,30 +176,23 @@ class Trainer:
             self.pass_over(reason, began)
             return
         clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
-        update(self.optimizer, self.learning_rate())
+        update(self.optimizer, self.learning_rate(), self.schedule.weight_decay(self.scheduled_samples()))
         self.seconds += time.perf_counter() - began
         self.progress.optimizer_steps += 1
         self.progress.losses_since_log.append(mean)
         self.advance()
 
-    def mean(self, loss: Tensor) -> float:
-        """A loss's mean over the data ranks; if any rank met a mistake in its batches, raise that on all of them."""
-        mean = self.world.mean(loss)
-        if math.isnan(mean):
-            self.world.on_every_rank(self.steps.check)
-        return mean
-
     def skip(self) -> None:
         """Pass over the samples of an iteration without an update."""
         began = time.perf_counter()
-        for _ in range(batch_layout(self.args, self.world.size)[1]):
+        for _ in range(self.micro_batches(self.batch_size())):
             next(self.train_batches)
         self.pass_over("--skip_iters", began)
 
     def pass_over(self, reason: str, began: float) -> None:
         """Count an iteration that made no update; the schedule does not."""
         self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
-        self.progress.skipped_train_samples += self.global_batch
+        self.progress.skipped_train_samples += self.batch_size()
         self.progress.memory.skips_since_log += 1
         self.seconds += time.perf_counter() - began
         self.advance()
@@ -203,26 +205,30 @@ class Trainer:
     def place(self) -> Place:
         """The next iteration to be finished, and its samples."""
         first = self.progress.consumed_train_samples
-        return Place(self.progress.iteration + 1, range(first, first + self.global_batch))
+        return Place(self.progress.iteration + 1, range(first, first + self.batch_size()))
+
+    def scheduled_samples(self) -> int:
+        """Where the schedule stands: skipped samples do not count."""
+        return self.progress.consumed_train_samples - self.progress.skipped_train_samples
 
     def learning_rate(self) -> float:
         """Of the next update."""
-        return self.schedule.at(self.progress.consumed_train_samples - self.progress.skipped_train_samples)
+        return self.schedule.at(self.scheduled_samples())
 
     def advance(self) -> None:
         """Count a finished iteration, and log when the interval is full."""
-        progress = self.progress
+        progress, size = self.progress, self.batch_size()
         progress.iteration += 1
-        progress.consumed_train_samples += self.global_batch
-        self.steps_timed += 1
+        progress.consumed_train_samples += size
+        self.steps_timed, self.samples_timed = self.steps_timed + 1, self.samples_timed + size
         if self.sample_log:
             self.sample_log.write(progress.iteration, progress.optimizer_steps)
         last = progress.iteration == self.args.train_iters
-        progress.evaluation_due = self.valid is not None and (last or self.divides(self.args.eval_interval))
+        progress.evaluation_due = self.evaluation is not None and (last or self.divides(self.args.eval_interval))
         if self.divides(self.args.log_interval):
             if progress.losses_since_log:
                 self.log()
-            progress.losses_since_log, self.seconds, self.steps_timed = [], 0.0, 0
+            progress.losses_since_log, self.seconds, self.steps_timed, self.samples_timed = [], 0.0, 0, 0
             self.train_batches.seconds = 0.0
 
     def log(self) -> None:
@@ -230,12 +236,12 @@ class Trainer:
         progress, seconds = self.progress, self.seconds / self.steps_timed
         wait = self.train_batches.seconds / self.seconds
         wait, memory, reserved = self.world.largest([wait, *peak_memory(self.world.device)])
-        tflops, utilisation = self.work.rate(seconds)
+        tflops, utilisation = self.work.rate(self.seconds, self.samples_timed / self.sizes.full)
         interval = Interval(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_train_samples,
             seconds_per_iteration=seconds,
-            tokens_per_second=self.global_batch * self.args.seq_length / seconds,
+            tokens_per_second=self.samples_timed * self.args.seq_length / self.seconds,
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=progress.memory.norm,
@@ -247,30 +253,30 @@ class Trainer:
             checkpoint_stall=self.save_seconds,
             memory=int(memory),
             reserved=int(reserved),
+            batch_size=self.sizes.last(progress.consumed_train_samples),
+            ranks=self.world.size,
+            params_norm=self.params_norm() if self.args.log_params_norm else None,
         )
         self.save_seconds, progress.memory.skips_since_log = 0.0, 0
-        self.world.say(f"{interval.line(self.args.train_iters, self.global_batch)}\n{interval.second_line()}")
+        self.world.say(f"{interval.line(self.args.train_iters)}\n{interval.second_line()}")
         self.record(lambda metrics: metrics.log_interval(interval))
 
-    @torch.no_grad()
+    def params_norm(self) -> float:
+        """L2 norm of all weights. Collective."""
+        first = self.world.mesh.get_local_rank("tp") == 0
+        return float(weight_norm(self.parameters.values(), self.world.total, count_copies=first))
+
     def evaluate(self) -> None:
-        """Mean validation loss over eval_iters global batches; given up, to be repeated whole, when asked to stop."""
-        assert self.valid is not None
-        first = self.progress.consumed_valid_samples
-        last = first + self.args.eval_iters * self.global_batch
-        share = Share(first, last, self.args.micro_batch_size, self.world.data_rank, self.world.data_size)
-        micro = batches.load(self.valid, share, 0)
-        total = torch.zeros((), device=self.world.device)
-        for _ in range(self.args.eval_iters):
-            self.heartbeat.beat("evaluation", self.progress.iteration)
-            if self.request() >= OUTPUT_LOST:
-                self.steps.free()
-                return
-            total += self.steps.evaluate(micro)
-        self.steps.free()
-        loss = self.mean(total / self.args.eval_iters)
-        self.progress.consumed_valid_samples, self.progress.evaluation_due = last, False
-        self.record(lambda metrics: print(metrics.log_validation(self.progress.iteration, loss), flush=True))
+        """Mean validation loss over eval_iters global batches; given up, to be repeated whole, when asked to stop.
+
+        They are as large as that of the last update, as in Megatron.
+        """
+        assert self.evaluation
+        size = self.sizes.last(self.progress.consumed_train_samples)
+        if result := self.evaluation.run(self.progress.consumed_valid_samples, size, self.stops_evaluation):
+            self.progress.consumed_valid_samples += self.args.eval_iters * size
+            self.progress.evaluation_due = False
+            self.record(lambda metrics: print(metrics.log_validation(self.progress.iteration, result), flush=True))
 
     def record(self, write: Callable[[Metrics], None]) -> None:
         """On rank 0, add to the metrics. A disk that cannot take them is a request to stop, as a failing output is."""
@@ -280,13 +286,22 @@ class Trainer:
             except OSError as error:
                 self.stop.lose("the files of metrics", error)
 
+    def stops_evaluation(self) -> bool:
+        """Whether an evaluation is given up. Collective."""
+        self.heartbeat.beat("evaluation", self.progress.iteration)
+        return self.request() >= OUTPUT_LOST
+
     def save_if_new(self) -> None:
         """Begin a checkpoint of this iteration unless there is one."""
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
         self.heartbeat.beat("checkpoint", self.progress.iteration)
-        self.stand_still(lambda: self.saver.begin(self.parameters, self.optimizer, self.state()))
+        self.stand_still(lambda: self.saver.begin(self.parameters, self.saved_optimizer(), self.state()))
         self.saved_iteration = self.progress.iteration
+
+    def saved_optimizer(self) -> torch.optim.AdamW | None:
+        """What of the optimizer checkpoints hold."""
+        return None if self.args.no_save_optim else self.optimizer
 
     def finish_saving(self) -> None:
         """Wait until what was begun is published."""
@@ -301,11 +316,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What state.json holds besides the geometry and the files."""
-        return {
+        state = {
             **asdict(self.progress),
-            "global_batch_size": self.global_batch,
+            "global_batch_size": self.sizes.full,
             "data": asdict(self.identity),
-            "schedule": asdict(self.schedule),
-            "rng": {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()},
             "arguments": self.args.as_json(),
         }
+        if not self.args.no_save_optim:
+            state["schedule"] = asdict(self.schedule)
+        if not self.args.no_save_rng:
+            state["rng"] = {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()}
+        return state

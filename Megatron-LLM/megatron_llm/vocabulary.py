@@ -37,6 +37,8 @@ class Tokenizer(ABC):
     """The library that defines the ids."""
     vocab_size: int
     """True vocabulary with the added tokens, unpadded."""
+    new_ids: dict[str, int]
+    """Tokens that the file lacks, and the ids that they were given, in ascending order."""
     eod: int
     bos: int | None
     fingerprint: str
@@ -53,6 +55,7 @@ class Tokenizer(ABC):
     def __init__(self, vocab_file: Path, *, new_tokens: bool, extra: Sequence[str]) -> None:
         self.vocab_file, self.content = vocab_file, read_file(vocab_file)
         self._ids = self._open()
+        first_new = max(self._ids.values()) + 1
         special = [*NEW_TOKENS, *self._sentence_tokens()]
         for token in [*special, *extra]:
             if new_tokens:
@@ -67,6 +70,7 @@ class Tokenizer(ABC):
             raise UserError(f"{vocab_file} has neither <EOD> nor {self._no_end()}; leave out --no_new_tokens")
         self.eod, self.bos = eod, self._ids.get(special[-2])
         self.vocab_size = max(self._ids.values()) + 1
+        self.new_ids = {token: number for token, number in self._ids.items() if number >= first_new}
         self.extra = re.compile("|".join(map(re.escape, extra))) if extra else None
         hidden = [token for token in special if token not in extra]
         self._hide_from_text(hidden)

@@ -40,6 +40,7 @@ class WandbRun:
                 project=args.wandb_project,
                 entity=args.wandb_entity,
                 id=name,
+                **({"name": args.wandb_name} if args.wandb_name else {}),
                 resume="allow",
                 dir=str(args.save),
                 config=args.as_json(),

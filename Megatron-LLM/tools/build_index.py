@@ -24,6 +24,8 @@ NOT_NEEDED = ("save", "lr", "micro_batch_size")
 def main() -> None:
     """Plan the three splits, then build what is missing."""
     args = arguments.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
+    if args.seq_length is None:
+        raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
     if args.global_batch_size is None:
         raise UserError("--global_batch_size is missing: the number of samples of the run depends on it")
     paths = args.data()

@@ -32,7 +32,7 @@ NO_EFFECT = {
 """Upstream's flags that change nothing here, and why."""
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -46,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--save_dir", type=Path, required=True)
     parser.add_argument("--model_type", required=True, choices=("llama", "llama2", "codellama", "mistral", "falcon"))
     parser.add_argument(
-        "--true_vocab_size", type=int, help="vocabulary without padding; compared with the checkpoint's"
+        "--true_vocab_size",
+        type=int,
+        help="vocabulary without padding, compared with the checkpoint's; a larger one makes room for new tokens",
     )
     parser.add_argument(
         "--vocab_file",
@@ -61,21 +63,37 @@ def parse_args() -> argparse.Namespace:
     for name, reason in NO_EFFECT.items():
         switch: dict[str, Any] = {"action": "store_true"} if name == "no_checking" else {}
         parser.add_argument(f"--{name}", help=f"no effect: {reason}", **switch)
-    return parser.parse_args()
+    return parser
 
 
 def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
-    """Cut a vocabulary whose true size the checkpoint does not record; raise UserError when the sizes contradict."""
+    """Cut a vocabulary whose true size the checkpoint does not record, or add rows for new tokens.
+
+    A new row is the mean of all rows that there are. Raises UserError when a recorded vocabulary would be cut.
+    """
     found = loaded.config.vocab_size
     if size == found:
         return loaded
-    if size > found or loaded.args.get("true_vocab_size"):
-        raise UserError(f"--true_vocab_size {size} but {loaded.folder} has a vocabulary of {found}; give {found}")
+    if size < found and loaded.args.get("true_vocab_size"):
+        raise UserError(
+            f"--true_vocab_size {size} but {loaded.folder} has a vocabulary of {found}; give {found}, or more for new "
+            "tokens"
+        )
+    if size > found:
+        print(f"--true_vocab_size {size}: {size - found} new rows, each the mean of the {found} that there are")
 
-    def cut(name: str) -> Tensor:
-        return loaded.state[name][:size] if name in (EMBEDDING, HEAD) else loaded.state[name]
+    def resized(name: str) -> Tensor:
+        return resize(loaded.state[name], size) if name in (EMBEDDING, HEAD) else loaded.state[name]
 
-    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=LazyState(loaded.state, cut))
+    return replace(loaded, config=replace(loaded.config, vocab_size=size), state=LazyState(loaded.state, resized))
+
+
+def resize(rows: Tensor, size: int) -> Tensor:
+    """A vocabulary's rows (n, h) cut to a size, or filled up to it by their mean."""
+    if size <= len(rows):
+        return rows[:size]
+    mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+    return torch.cat([rows, mean.expand(size - len(rows), -1)])
 
 
 def check_source(args: argparse.Namespace, loaded: Loaded) -> None:
@@ -121,7 +139,7 @@ def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) ->
 
 def main() -> None:
     """Load, cut, publish."""
-    args = parse_args()
+    args = make_parser().parse_args()
     for name, reason in NO_EFFECT.items():
         if getattr(args, name):
             print(f"--{name} has no effect: {reason}")

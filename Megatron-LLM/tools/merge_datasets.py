@@ -34,7 +34,7 @@ class Shard:
 
 def main() -> None:
     """Check all shards, join them, and check the result."""
-    args = parse_args()
+    args = make_parser().parse_args()
     prefixes = find_shards(args.input, args.output_prefix)
     with_manifests = any(beside(prefix, ".json").exists() for prefix in prefixes)
     shards = [check_shard(prefix, with_manifests) for prefix in prefixes]
@@ -50,12 +50,12 @@ def main() -> None:
             write_json(paths[2], manifest.as_dict())
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, type=Path, help="folder of .bin, .idx and .json files")
     parser.add_argument("--output_prefix", required=True, type=Path, help="outputs are PREFIX.{bin,idx,json}")
-    return parser.parse_args()
+    return parser
 
 
 def find_shards(folder: Path, output_prefix: Path) -> list[Path]:

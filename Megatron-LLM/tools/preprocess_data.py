@@ -61,7 +61,8 @@ class Policy:
 
 def main() -> None:
     """Tokenise the input into one .bin, .idx and .json a key."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    args.json_keys = tuple(dict.fromkeys(args.json_keys))
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and what was written is removed
     inputs = find_inputs(args.input)
@@ -79,7 +80,7 @@ def text_size(inputs: list[Path]) -> int:
     return sum(path.stat().st_size * (4 if path.suffix in (".gz", ".zst") else 1) for path in inputs)
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags, and --prepend_bos and --tokenizer_backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="a .jsonl, .jsonl.gz, .jsonl.zst or .arrow file, or a glob")
@@ -91,6 +92,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--append_eod", action="store_true", help="end each document with the EOD id")
     parser.add_argument("--prepend_bos", action="store_true", help="begin each document with the BOS id")
     parser.add_argument("--no_new_tokens", action="store_true", help="add no special tokens to the vocabulary")
+    parser.add_argument(
+        "--vocab_extra_ids",
+        type=int,
+        default=0,
+        help="so many tokens <extra_id_0>, <extra_id_1>, … that are matched in text",
+    )
     parser.add_argument("--vocab_extra_ids_list", help="tokens, comma-separated, that are matched in text")
     parser.add_argument(
         "--tokenizer_backend",
@@ -100,15 +107,21 @@ def parse_args() -> argparse.Namespace:
         "sentencepiece: only that library (`tokenizers` for a tokenizer.json). The ids are the same",
     )
     parser.add_argument("--workers", type=positive, default=1, help="threads that tokenise")
-    parser.add_argument("--chunk_size", type=positive, help="upstream's flag, without effect: work is cut by bytes")
+    parser.add_argument("--chunk_size", type=positive, help="no effect: work is cut by bytes")
     parser.add_argument("--log_interval", type=positive, default=10_000, help="documents between two progress lines")
-    for flag in ("--split_sentences", "--keep_newlines"):
-        parser.add_argument(flag, action=Refused, nargs=0, help="not supported: a document is one sequence")
-    parser.add_argument("--lang", help="upstream's flag for --split_sentences, without effect")
-    parser.add_argument("--merge_file", action=Refused, help="not supported: give a tokenizer.json as --vocab_file")
-    args = parser.parse_args()
-    args.json_keys = tuple(dict.fromkeys(args.json_keys))
-    return args
+    parser.add_argument(
+        "--split_sentences",
+        action=Refused,
+        nargs=0,
+        help="refused: it needs NLTK's Punkt models, which are downloaded from the Internet when it runs; a document "
+        "is one sequence here, as a GPT's samples are cut by tokens anyway",
+    )
+    parser.add_argument("--keep_newlines", action="store_true", help="no effect: a document keeps its newlines anyway")
+    parser.add_argument("--lang", help="no effect: it belongs to --split_sentences, which is refused")
+    parser.add_argument(
+        "--merge_file", action=Refused, help="refused: give a tokenizer.json as --vocab_file in its place"
+    )
+    return parser
 
 
 def open_vocabulary(args: argparse.Namespace) -> Tokenizer:
@@ -117,6 +130,7 @@ def open_vocabulary(args: argparse.Namespace) -> Tokenizer:
         args.tokenizer_type,
         args.vocab_file,
         no_new_tokens=args.no_new_tokens,
+        vocab_extra_ids=args.vocab_extra_ids,
         vocab_extra_ids_list=args.vocab_extra_ids_list,
     )
     if args.prepend_bos and vocabulary.bos is None:

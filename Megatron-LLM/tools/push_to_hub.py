@@ -62,7 +62,7 @@ class Refuse(argparse.Action):
         raise UserError(f"--{self.dest} is refused: {REFUSED[self.dest]}")
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags, a token file and a revision."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--auth_token", action=Refuse, help="refused: see --token_file")
     parser.add_argument("--trust_remote_code", action=Refuse, nargs=0, help="refused: no code of a model is run")
     parser.add_argument("--unsafe", action=Refuse, nargs=0, help="refused: only safetensors are written")
-    return parser.parse_args()
+    return parser
 
 
 def read_token(path: Path | None) -> str | None:
@@ -206,7 +206,7 @@ def upload(folder: Path, args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Copy, check, upload; 1 when the Hub cannot be reached, so that a launcher tries again."""
-    args = parse_args()
+    args = make_parser().parse_args()
     if args.rope_scaling_factor is not None and args.rope_scaling_factor < 1:
         raise UserError(f"--rope_scaling_factor {args.rope_scaling_factor}: must be at least 1")
     if args.rope_scaling_type and args.rope_scaling_factor is None:

@@ -21,7 +21,7 @@ from megatron_llm.reshard import EMBEDDING, parameters
 SIZE_TOLERANCE = 0.15
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("llama", "llama2", "codellama", "mistral", "falcon"))
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--rope_scaling_factor", type=float, help="Meta's layout: that of use_scaled_rope, which params.json lacks"
     )
-    return parser.parse_args()
+    return parser
 
 
 def check_size(config: ModelConfig, size: int) -> None:
@@ -77,7 +77,7 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
 
 def main() -> None:
     """Load, check, publish."""
-    args = parse_args()
+    args = make_parser().parse_args()
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
     config, state = load(folder, args.model, args.rope_scaling_factor)
     if args.size is not None:

@@ -15,9 +15,10 @@ from megatron_llm import any_weights, hf_weights, reshard, tokenizer_files
 from megatron_llm.files import UserError, run_main
 from megatron_llm.megatron_weights import DTYPES
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.special_tokens import ROLES, SpecialTokens
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Upstream's flags, and the iteration, dtype and shard size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with latest_checkpointed_iteration.txt")
@@ -36,7 +37,18 @@ def parse_args() -> argparse.Namespace:
         "--model", choices=("llama", "llama2", "codellama", "mistral", "falcon"), help="compared with the checkpoint"
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="by default as stored")
-    return parser.parse_args()
+    parser.add_argument(
+        "--vocab_extra_ids_list", help="comma-separated tokens that training added, as preprocess_data.py had them"
+    )
+    parser.add_argument(
+        "--override_special_tokens",
+        nargs="*",
+        default=[],
+        metavar="ROLE=TOKEN",
+        help=f"other tokens in the tokenizer's special roles, such as eos=<|im_end|>; roles: {', '.join(ROLES)}",
+    )
+    parser.add_argument("--cache_dir", help="no effect: the tokenizer is never downloaded, see --vocab_file")
+    return parser
 
 
 def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.dtype) -> str:
@@ -51,7 +63,7 @@ def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.d
 
 def main() -> None:
     """Load, write beside, read back, publish."""
-    args = parse_args()
+    args = make_parser().parse_args()
     loaded = any_weights.load(args.input_dir, args.load_iters)
     any_weights.check_family(loaded, args.model, "--model")
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
@@ -64,6 +76,9 @@ def main() -> None:
         dtype=dtype,
         vocab_file=vocab_file,
         max_shard_size=max_shard_size(args, loaded.config, dtype),
+        special=SpecialTokens.of(
+            vocab_file, args.vocab_extra_ids_list, args.override_special_tokens, loaded.config.vocab_size
+        ),
     )
     print(f"wrote {args.output_dir} from {loaded.folder} ({dtype}); read back equal, tokenizer checked")
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import NO_EFFECT, config_from_flags, parse
+from megatron_llm.arguments import parse
 from megatron_llm.files import UserError
 from megatron_llm.layout import batch_layout
 from megatron_llm.model_config import ModelConfig
+from megatron_llm.model_flags import config_from_flags
 from megatron_llm.optimizer import Schedule
+from megatron_llm.original_flags import NO_EFFECT
 from megatron_llm.start import schedule
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
@@ -96,6 +98,15 @@ def test_flags_without_a_meaning_here_are_accepted() -> None:
     assert all(NO_EFFECT[name] for name in names)
 
 
+def test_flags_know_whether_they_were_given() -> None:
+    """A flag that is given its default can be told from one that is not given; short words set what they stand for."""
+    args = parse([*REQUIRED, "--rope_theta", "10000.0", "--recompute_activations", "--DDP_impl", "torch"])
+    required = REQUIRED_FLAGS.replace("--", "").split()[::2]
+    assert args.given == tuple(sorted([*required, "recompute_activations", "rope_theta"]))
+    assert args.recompute_granularity == "selective"
+    assert args.no_effect == ("DDP_impl",)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -131,6 +142,27 @@ def test_flags_without_a_meaning_here_are_accepted() -> None:
         ("--lr_decay_style WSD --lr_wsd_decay_iters 2 --lr_wsd_decay_samples 8", "exclude each other"),
         ("--lr_wsd_decay_style 1-sqrt", "choose from"),
         ("--lr_warmup_samples -1", "must not be negative"),
+        ("--weight_decay_incr_style linear", "belong together: give all three"),
+        ("--start_weight_decay 0.1 --end_weight_decay 0.2", "belong together: give all three"),
+        (
+            "--weight_decay_incr_style cosine --start_weight_decay 0.3 --end_weight_decay 0.2",
+            "--start_weight_decay 0.3 is more than --end_weight_decay 0.2",
+        ),
+        (
+            "--weight_decay_incr_style cosine --start_weight_decay 0 --end_weight_decay 0.2 --weight_decay 0.1",
+            "--weight_decay 0.1 has no meaning with",
+        ),
+        ("--recompute_activations --recompute_granularity full", "leave out one of the two"),
+        ("--recompute_method block", "give --recompute_granularity full too"),
+        ("--recompute_granularity full --recompute_num_layers 2", "needs --recompute_method"),
+        ("--recompute_granularity full --recompute_method block --recompute_num_layers 0", "must be at least 1"),
+        ("--dataloader_type cyclic", "cyclic is refused, only single is possible: cyclic shuffles each data rank's"),
+        ("--optimizer sgd", "AdamW is the only optimizer"),
+        ("--metrics all", "choose from"),
+        ("--eval_only --eval_iters 0", "nothing is left to do"),
+        ("--override_model_args", "--override_model_args needs a checkpoint; give --load"),
+        ("--fp8_e4m3", "--fp8_e4m3 is refused: fp8 needs Transformer Engine"),
+        ("--vocab_extra_ids -1", "must not be negative"),
     ],
 )
 def test_wrong_flags_are_refused(flags: str, message: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from megatron_llm.attention import rotary_frequencies
 from megatron_llm.model import Llama, initial_weights
 from megatron_llm.model_config import ModelConfig
-from megatron_llm.recompute import Recompute
+from megatron_llm.recompute import EACH, Recompute, WholeLayers
 
 FALCON = {
     "use_rms_norm": False,
@@ -74,9 +74,9 @@ def test_every_rotary_frequency_matters_in_the_llama_3_variant(tiny_config: Mode
     assert ((ratio > 1.01) & (ratio < 7.99)).any()
 
 
-def saved_bytes(config: ModelConfig, recompute: Any, batch: torch.Tensor) -> int:
+def saved_bytes(config: ModelConfig, recompute: Any, batch: torch.Tensor, whole: WholeLayers = EACH) -> int:
     """Bytes of distinct tensors, parameters not counted, that the backward pass keeps."""
-    model = Llama(config, recompute)
+    model = Llama(config, recompute, whole=whole)
     model.load_state_dict(dict(initial_weights(config, 1, 0.02)))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -108,13 +108,28 @@ def test_recomputing_keeps_fewer_bytes(
     assert config.num_layers * hidden < full < (config.num_layers + 6) * hidden + 2 * logits < selective / 2
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recomputing_changes_nothing(tiny_config: ModelConfig, recompute: Any) -> None:
+def test_recomputing_some_whole_layers(tiny_config: ModelConfig) -> None:
+    """Of 8 layers, `block` 2 saves a quarter of what all save; `uniform` 4 keeps 2 inputs instead of 8."""
+    config = replace(tiny_config, num_layers=8)
+    batch = torch.randint(0, config.vocab_size, (2, 65))
+    none, full = (saved_bytes(config, mode, batch) for mode in (None, "full"))
+    block, uniform = (
+        saved_bytes(config, "full", batch, WholeLayers.of(*way)) for way in (("block", 2), ("uniform", 4))
+    )
+    assert none - block == pytest.approx((none - full) / 4, rel=0.02)
+    assert full - uniform == 6 * 4 * 2 * 64 * config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("recompute", "whole"),
+    [("selective", EACH), ("full", EACH), ("full", WholeLayers(first=1)), ("full", WholeLayers(group=3))],
+)
+def test_recomputing_changes_nothing(tiny_config: ModelConfig, recompute: Any, whole: WholeLayers) -> None:
     """Gradients are bit for bit those of the model that keeps its activations."""
     tokens = torch.randint(0, tiny_config.vocab_size, (2, 16))
     gradients = []
     for mode in (None, recompute):
-        model = Llama(tiny_config, mode)
+        model = Llama(tiny_config, mode, whole=whole)
         model.load_state_dict(dict(initial_weights(tiny_config, 1, 0.02)))
         model(tokens).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])

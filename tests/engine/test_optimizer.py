@@ -97,6 +97,26 @@ def test_schedules_of_checkpoints_from_before_wsd() -> None:
         other.resumed(saved, use_checkpoint=False, override=False)
 
 
+@pytest.mark.parametrize(
+    ("style", "samples", "expected"),
+    [
+        ("constant", 0, 0.3),
+        ("linear", 0, 0.1),
+        ("linear", 50, 0.15),
+        ("linear", 200, 0.3),
+        ("linear", 201, 0.3),
+        ("cosine", 0, 0.1),
+        ("cosine", 100, 0.2),
+        ("cosine", 50, 0.1 + 0.2 * 0.5 * (math.cos(math.pi * 0.75) + 1)),
+        ("cosine", 999, 0.3),
+    ],
+)
+def test_weight_decay_grows_as_megatrons(style: str, samples: int, expected: float) -> None:
+    """From one value to another over 200 samples, as OptimizerParamScheduler.get_wd has it."""
+    schedule = Schedule(1.0, 0.0, 0, 100, "linear", "", 0, 0.1, 0.3, style, 200)
+    assert schedule.weight_decay(samples) == pytest.approx(expected, abs=1e-12)
+
+
 class Small(nn.Module):
     """One matrix and one vector."""
 
@@ -116,11 +136,12 @@ def test_updates_are_decoupled_adam_without_decay_of_vectors() -> None:
         gradients, lr = [0.3 * step, -0.2, 0.5 / step], 0.01 * step
         model.matrix.grad = torch.tensor([gradients[:2]], dtype=torch.float64)
         model.vector.grad = torch.tensor(gradients[2:], dtype=torch.float64)
-        update(optimizer, lr)
+        decay = 0.1 * step
+        update(optimizer, lr, decay)
         for i, g in enumerate(gradients):
             m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g * g
             direction = (m[i] / (1 - 0.9**step)) / (math.sqrt(v[i] / (1 - 0.999**step)) + 1e-8)
-            expected[i] -= lr * (direction + (0.1 * expected[i] if i < 2 else 0.0))
+            expected[i] -= lr * (direction + (decay * expected[i] if i < 2 else 0.0))
     assert [*model.matrix[0].tolist(), *model.vector.tolist()] == pytest.approx(expected, rel=1e-12)
 
 

@@ -25,6 +25,7 @@ from megatron_llm.optimizer import MOMENTS
 TP, PP = "--tensor_model_parallel_size", "--pipeline_model_parallel_size"
 VIRTUAL = "--num_layers_per_virtual_pipeline_stage"
 SEQUENCE = "--sequence_parallel"
+FULL = ("--recompute_granularity", "full")
 SHORT = ("--train_iters", 20, "--eval_interval", 20, "--log_samples")
 LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
     1: {"1,1,1": ()},
@@ -40,7 +41,7 @@ LAYOUTS: dict[int, dict[str, tuple[object, ...]]] = {
     4: {
         "4,1,1 with 2 kv heads": (TP, 4, SEQUENCE),
         "2,2,1 interleaved": (TP, 2, PP, 2, VIRTUAL, 1, SEQUENCE),
-        "1,2,2 full": (PP, 2, "--recompute_granularity", "full"),
+        "1,2,2 full": (PP, 2, *FULL, "--recompute_method", "block", "--recompute_num_layers", 1),
     },
     8: {"2,2,2": (TP, 2, PP, 2, SEQUENCE, "--recompute_granularity", "selective")},
 }
@@ -52,7 +53,7 @@ TIED: dict[int, dict[str, tuple[object, ...]]] = {
     2: {"2,1,1": (TP, 2, SEQUENCE), "1,2,1": (PP, 2), "1,2,1 interleaved": (PP, 2, VIRTUAL, 1)},
     4: {
         "2,2,1 interleaved": (TP, 2, PP, 2, VIRTUAL, 1, SEQUENCE),
-        "1,2,2 full": (PP, 2, "--recompute_granularity", "full"),
+        "1,2,2 full": (PP, 2, *FULL, "--recompute_method", "uniform", "--recompute_num_layers", 2),
         "1,4,1": (PP, 4),
     },
 }

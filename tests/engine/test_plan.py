@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_llm import arguments, checkpoint, megatron_weights, memory, plan, planning
+from megatron_llm import arguments, checkpoint, megatron_weights, memory, model_flags, plan, planning
 from megatron_llm.files import InputsMissing, UserError
 from megatron_llm.memory import Setting
 from megatron_llm.model import Llama, initial_weights
@@ -207,7 +207,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str,
         ]
         for (name, argv), own in zip(argvs.items(), zip(*lines, strict=True), strict=True):
             args = arguments.parse([str(part) for part in argv])
-            setting = Setting.of(arguments.config_from_flags(args, VOCABULARY), args, size)
+            setting = Setting.of(model_flags.config_from_flags(args, VOCABULARY), args, size)
             found[name] = Held(setting, args, [json.loads(line.removeprefix("watched ")) for line in own])
     return found
 

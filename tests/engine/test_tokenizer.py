@@ -232,3 +232,13 @@ def test_extra_tokens_match_across_the_places_of_cuts(tmp_path: Path, monkeypatc
     for length in range(30):
         text = "en hane gol "[: length % 12] * 3
         assert tokenizer.encode(f"{text}<a b>{text}") == [*encode(text), 335, *encode(text)]
+
+
+def test_numbered_extra_tokens(plain: Path) -> None:
+    """--vocab_extra_ids adds <extra_id_0>, … after Megatron's own tokens and before the listed ones, as it does."""
+    tokenizer = build("SentencePieceTokenizer", plain, vocab_extra_ids=2, vocab_extra_ids_list="<a>")
+    listed = build("SentencePieceTokenizer", plain, vocab_extra_ids_list="<extra_id_0>,<extra_id_1>,<a>")
+    assert list(tokenizer.new_ids)[-3:] == ["<extra_id_0>", "<extra_id_1>", "<a>"]
+    assert tokenizer.encode("x <extra_id_1>")[-1] == tokenizer.new_ids["<extra_id_1>"]
+    assert tokenizer.fingerprint == listed.fingerprint
+    assert tokenizer.vocab_size == listed.vocab_size

@@ -71,9 +71,11 @@ def test_a_run_that_is_continued_is_one_run(tmp_path: Path, tiny_data: Path) -> 
 
 def test_a_given_id_and_a_run_that_fails(tmp_path: Path, tiny_data: Path) -> None:
     """--wandb_id is used and noted; a run that diverges is finished as failed."""
-    codes, text, calls = run(tmp_path, tiny_data, "--wandb_id", "mine", "--lr", "1e30", "--lr_warmup_iters", 0)
+    named = ("--wandb_id", "mine", "--wandb_name", "second try")
+    codes, text, calls = run(tmp_path, tiny_data, *named, "--lr", "1e30", "--lr_warmup_iters", 0)
     assert codes == [1, 1], text
     assert calls[0][2]["id"] == (tmp_path / "save" / "wandb_run_id.txt").read_text().strip() == "mine"
+    assert calls[0][2]["name"] == "second try"
     assert calls[-1] == ["0", "finish", 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import sys
 import pytest
 import torch
 from small_llama import ENGINE, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run, same
+from transformers import AutoTokenizer
 
 from megatron_llm import hf_weights, megatron_weights, reshard
 from megatron_llm.model import Llama
+from megatron_llm.tokenizer import build
 
 CONVERT = "weights_conversion/hf_to_megatron.py"
 SHARD = "tools/checkpoint_util.py"
@@ -343,6 +346,65 @@ def test_a_vocabulary_whose_true_size_is_unknown_is_cut(tmp_path):
     found_config, found, _ = megatron_weights.load(tmp_path / "cut")
     assert found_config == config
     assert same(found, state)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_room_for_new_tokens(tmp_path, tied):
+    """A larger --true_vocab_size adds rows that are the mean of all others; the old ones stay to the bit."""
+    config = make_config(tie_embed_logits=tied)
+    state = make_state(config, torch.bfloat16)
+    megatron_weights.save(tmp_path / "in", "release", config, state, tp=2, pp=1, dtype=torch.bfloat16, extra_args={})
+    code, out, err = run(SHARD, *shard_flags(tmp_path / "in", tmp_path / "out", 1, 2, "--true_vocab_size", 425))
+    assert code == 0, err
+    assert "--true_vocab_size 425: 5 new rows, each the mean of the 420 that there are" in out
+    found_config, found, args = megatron_weights.load(tmp_path / "out")
+    assert (found_config.vocab_size, args.true_vocab_size) == (425, 425)
+    for name in ("embedding.weight", *(() if tied else ("lm_head.weight",))):
+        assert torch.equal(found[name][:420], state[name])
+        mean = state[name].float().mean(0).bfloat16()
+        assert torch.equal(found[name][420:], mean.expand(5, -1))
+    assert torch.equal(found["layers.3.mlp.w2.weight"], state["layers.3.mlp.w2.weight"])
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_special_tokens_in_an_export(tmp_path, kind):
+    """New tokens get the ids that the data have, and others take roles, in the tokenizer and in config.json."""
+    make_hf(tmp_path / "base", make_config())
+    vocab_file = tmp_path / "base" / kind
+    new = build(
+        "SentencePieceTokenizer" if kind.endswith("model") else "HuggingFaceTokenizer",
+        vocab_file,
+        vocab_extra_ids_list="<|im_start|>,<|im_end|>",
+    ).new_ids
+    size = max(new.values()) + 1
+    config = make_config(vocab_size=size)
+    megatron_weights.save(
+        tmp_path / "in", "release", config, make_state(config), tp=1, pp=1, dtype=torch.float32, extra_args={}
+    )
+    where = (f"--input_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'hf'}", "--vocab_file", vocab_file)
+    extra = ("--vocab_extra_ids_list", "<|im_start|>,<|im_end|>", "--cache_dir", "x")
+    roles = ("--override_special_tokens", "eos=<|im_end|>", "pad=<PAD>")
+    code, _, err = run(EXPORT, *where, *extra, *roles)
+    assert code == 0, err
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in new} == new
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<PAD>")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text())["eos_token_id"] == new["<|im_end|>"]
+    plain = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert tokenizer("rødgrød med fløde <|im_end|>", add_special_tokens=False)["input_ids"] == [
+        *plain("rødgrød med fløde ", add_special_tokens=False)["input_ids"],
+        new["<|im_end|>"],
+    ]
+    for flags, message in (
+        (("--override_special_tokens", "eos=<|none|>"), "there is no such token"),
+        (("--override_special_tokens", "end=</s>"), "give ROLE=TOKEN"),
+        (("--vocab_extra_ids_list", "<a>,<b>,<c>"), "in the model only"),
+    ):
+        code, _, err = run(EXPORT, *where[:1], f"--output_dir={tmp_path / 'no'}", *where[2:], *flags)
+        assert code == 2
+        assert message in err
+        assert not (tmp_path / "no").exists()
 
 
 def test_a_superseded_attempt_publishes_nothing(tmp_path, monkeypatch):
