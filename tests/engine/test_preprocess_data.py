@@ -6,21 +6,26 @@ import gzip
 import json
 import os
 import resource
+import runpy
 import signal
 import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import sentencepiece
 import tokenizers
 import zstandard
 
+from megatron_llm.documents import columns, read_blocks
 from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, bounded
 
 TOOL = Path(__file__).parents[2] / "Megatron-LLM/tools/preprocess_data.py"
 TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)]
@@ -212,6 +217,44 @@ def test_flags_of_upstream_that_would_change_the_result_are_refused(tmp_path: Pa
     result = run(tmp_path / "none", tmp_path / "none.jsonl", tmp_path / "out", *flags)
     assert result.returncode == 2
     assert f"{flags[0]} is not supported" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([{"url": "a"}, None, {"url": "b"}], pa.struct([("url", pa.string())]), {"all": 3}),
+        ([["a"], [], None], pa.list_(pa.string()), {"all": 3}),
+        ([b"\xff", b"a", None], pa.binary(), {"all": 3}),
+        ([1, 2, None], pa.timestamp("us"), {"all": 3}),
+        (["a", None, "a"], pa.string(), {"a": 2, "(no source)": 1}),
+        (["b", None, "a"], pa.dictionary(pa.int8(), pa.string()), {"b": 1, "(no source)": 1, "a": 1}),
+    ],
+)
+def test_the_source_column_may_hold_anything(tmp_path: Path, values: list[Any], kind: Any, expected: Any) -> None:
+    """Documents are counted by it where it holds strings, with or without nulls; else they are all of one source."""
+    path = tmp_path / "x.arrow"
+    table = pa.table({"text": ["et", "to", "tre"], "source": pa.array(values, kind), "other": pa.nulls(3)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (block,) = read_blocks(path, ["text"])
+    found = columns(block, ["text"])
+    assert found.texts["text"].to_pylist() == ["et", "to", "tre"]
+    assert Counter(found.sources.to_pylist()) == expected
+
+
+def test_too_many_sources_are_counted_together() -> None:
+    """Beyond the limit only the sum is kept, whether it is passed in a block or by the sum of two shards."""
+    ones = {name: np.ones(MOST_SOURCES + 1, np.int64) for name in COUNTS}
+    names = pa.array([f"s{number}" for number in range(MOST_SOURCES + 1)])
+    together = {MANY_SOURCES: dict.fromkeys(COUNTS, MOST_SOURCES + 1)}
+    by_source = runpy.run_path(str(TOOL))["by_source"]
+    assert by_source(names.dictionary_encode(), ones) == together
+    few = by_source(names[:-1].dictionary_encode(), {name: values[:-1] for name, values in ones.items()})
+    assert bounded(few) == few
+    assert len(few) == MOST_SOURCES
+    last = by_source(names[-1:].dictionary_encode(), {name: values[-1:] for name, values in ones.items()})
+    assert bounded({**few, **last}) == together
+    assert bounded({**together, **last}) == {MANY_SOURCES: dict.fromkeys(COUNTS, MOST_SOURCES + 2)}
 
 
 def test_counts_by_source(vocab: Path, tmp_path: Path) -> None:
