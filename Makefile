@@ -1,11 +1,13 @@
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
-# Both run files side by side, since the Slurm tests mostly wait. One alone: .venv/bin/python -m pytest tests/test_local.py
+# Both run files side by side. One alone: .venv/bin/python -m pytest tests/test_local.py
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?=
+# Workers: two more than there are cores, since the Slurm tests mostly wait; those of test-slurm wait most of all
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)) + 2, 8))')
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --durations 15
 ifeq ($(DATA),)
 DEMO_TEXT := demo/text
@@ -34,11 +36,11 @@ demo: setup
 
 test: setup
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m "not slow" -n 3 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(SIDE_BY_SIDE)
 
 test-slurm: setup
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m slow -n 3 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow -n 6 $(SIDE_BY_SIDE)
 
 check: setup
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def command(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) ->
 
 def run(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    return subprocess.run(command(vocab, source, prefix, *flags), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command(vocab, source, prefix, *flags), capture_output=True, text=True, timeout=600)
 
 
 def write_jsonl(path: Path, texts: list[str], **more: str) -> Path:
@@ -347,7 +347,7 @@ def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
     """A write that the system refuses ends in one line and no output."""
     source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
     result = subprocess.run(
-        command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=60,
+        command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )  # fmt: skip
     check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
@@ -377,7 +377,7 @@ def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, large:
     """TERM to every process at once, as Slurm sends it: exit code 75, no output, no process; then it runs again."""
     process = start(vocab, large, tmp_path / "out")
     os.killpg(process.pid, signal.SIGTERM)
-    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert "Traceback" not in process.communicate(timeout=600)[1]
     assert process.returncode == 75
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
@@ -390,7 +390,7 @@ def test_nothing_outlives_a_kill(vocab: Path, large: Path, tmp_path: Path) -> No
     """KILL in the middle: every process is gone, and nothing is published."""
     process = start(vocab, large, tmp_path / "out")
     process.kill()
-    process.communicate(timeout=60)  # returns when the last holder of stderr is gone
+    process.communicate(timeout=600)  # returns when the last holder of stderr is gone
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert not list(tmp_path.glob("out*"))
