@@ -3,7 +3,7 @@
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
-# Both run files side by side, since the Slurm tests mostly wait. One alone: .venv/bin/python -m pytest tests/test_local.py
+# Both run files side by side. One alone: .venv/bin/python -m pytest tests/test_local.py
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,6 +13,8 @@ else
 INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 endif
 DATA   ?=
+# Workers: two more than there are cores, since the Slurm tests mostly wait; those of test-slurm wait most of all
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)) + 2, 8))')
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --durations 15
 ifeq ($(DATA),)
 DEMO_TEXT := demo/text
@@ -53,11 +55,11 @@ demo: setup
 
 test: setup-dev
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m "not slow" -n 3 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(SIDE_BY_SIDE)
 
 test-slurm: setup-dev
 	@sbatch/install_slurm.sh
-	$(BIN)/python -m pytest -m slow -n 3 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow -n 6 $(SIDE_BY_SIDE)
 
 check: setup-dev
 	$(BIN)/ruff check .

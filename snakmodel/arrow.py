@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from snakmodel.publish import InputsMissing, UserError, checksum
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 SCHEMA = pa.schema([("text", pa.large_string()), ("source", pa.string())])
 """large_string: a batch may hold a single document of more than 2 GiB."""
+
+NO_SOURCE = "(no source)"
+"""The source of documents whose `source` is null."""
 
 
 @contextmanager
@@ -92,6 +98,22 @@ def batches(reader: Any, rows: Rows) -> Iterator[Any]:
         first += batch.num_rows
         if rows.stop is not None and first >= rows.stop:
             return
+
+
+def source_names(batch: Any) -> tuple[list[str], NDArray[np.int64]] | None:
+    """The names in the column `source`, and for each document the position of its own, (n,).
+
+    None without a column of strings of this name: another program may have used it for anything.
+    """
+    index = batch.schema.get_field_index("source")
+    values = batch.column(index) if index >= 0 else pa.nulls(0)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not any(kind(values.type) for kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        return None
+    found = pc.fill_null(values.cast(pa.large_binary()), NO_SOURCE.encode()).dictionary_encode()
+    names = [name.decode(errors="backslashreplace") for name in found.dictionary.to_pylist()]
+    return names, found.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def columns(rows: Rows, column: str) -> Iterator[Any]:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from snakmodel.arrow import Rows, batches, open_stream, write_stream
+from snakmodel.amounts import bounded
+from snakmodel.arrow import Rows, batches, open_stream, source_names, write_stream
 from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.signature_file import read_array
 
@@ -46,9 +47,10 @@ def kept_batches(found: Iterator[Any], rows: NDArray[Any], counts: dict[str, Any
         first += batch.num_rows
         batch = batch.filter(mask(keep))
         counts["documents"] += batch.num_rows
-        if "source" in batch.schema.names:
-            for entry in batch.column("source").value_counts().to_pylist():
-                counts["sources"][entry["values"]] = counts["sources"].get(entry["values"], 0) + entry["counts"]
+        if (sources := source_names(batch)) is not None:
+            for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
+                counts["sources"][name] = counts["sources"].get(name, 0) + count
+            counts["sources"] = bounded(counts["sources"])
         if batch.num_rows:
             yield batch
 

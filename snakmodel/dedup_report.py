@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from snakmodel.arrow import Rows, batches, column_index, open_stream
+from snakmodel.amounts import MANY_SOURCES, MOST_SOURCES
+from snakmodel.arrow import NO_SOURCE, Rows, batches, column_index, open_stream, source_names
 from snakmodel.dedup_components import DROPPED
 from snakmodel.dedup_figure import draw
 from snakmodel.dedup_verify import Texts
@@ -25,7 +25,6 @@ from snakmodel.publish import InputsMissing, UserError, publishing, write_json
 from snakmodel.signature_file import Numbers
 
 _EXCERPT = 160
-_UNNAMED = "(no source)"
 
 
 def report(shards: list[Rows], column: str, components: Path, output: Path) -> dict[str, Any]:
@@ -42,8 +41,8 @@ def report(shards: list[Rows], column: str, components: Path, output: Path) -> d
     counted = [0]
     with progress("report", len(labels), "documents") as advance:
         for shard in shards:
-            for sources, lengths in described(shard, column):
-                tally.add(sources, lengths)
+            for names, codes, lengths in described(shard, column):
+                tally.add(names, codes, lengths)
                 advance(len(lengths))
             counted.append(tally.documents)
     if tally.documents != len(labels):
@@ -67,46 +66,38 @@ def report(shards: list[Rows], column: str, components: Path, output: Path) -> d
     return removed
 
 
-def described(shard: Rows, column: str) -> Iterator[tuple[Any, Numbers]]:
-    """The sources (a dictionary array) and the lengths in bytes of the documents, batch by batch."""
+def described(shard: Rows, column: str) -> Iterator[tuple[list[str], Numbers, Numbers]]:
+    """Batch by batch the names of sources, and of each document the position of its own and the length in bytes."""
     with open_stream(shard.path) as reader:
         index = column_index(reader, column, shard.path)
-        sourced = "source" in reader.schema.names
         for batch in batches(reader, shard):
             lengths = pc.binary_length(batch.column(index)).to_numpy(zero_copy_only=False).astype(np.int64)
-            if sourced:
-                sources = pc.fill_null(batch.column("source").cast(pa.string()), _UNNAMED)
-            else:
-                sources = pa.repeat(_UNNAMED, batch.num_rows)
-            yield sources.dictionary_encode(), lengths
+            names, codes = source_names(batch) or ([NO_SOURCE], np.zeros(batch.num_rows, np.int64))
+            yield names, codes, lengths
 
 
 class Tally:
-    """Sums over documents, which come in the order of their numbers."""
+    """Sums over documents, which come in the order of their numbers, by source or, of too many, of all together."""
 
     def __init__(self, labels: NDArray[Any]) -> None:
         self.labels = labels
         self.documents = 0
         self.names: dict[str, int] = {}
         self.codes = np.empty(len(labels), np.int32)
-        self.sums: dict[int, Numbers] = {}
+        self.sums = np.zeros((4, 0), np.int64)
         self.pairs: dict[tuple[int, int], int] = {}
 
-    def add(self, sources: Any, lengths: Numbers) -> None:
-        """A batch of documents: their sources and their bytes."""
+    def add(self, names: list[str], places: Numbers, lengths: Numbers) -> None:
+        """A batch of documents: the names of sources, and of each document the place of its own and its bytes."""
         first, self.documents = self.documents, self.documents + len(lengths)
         if self.documents > len(self.labels):
             return
-        known = np.array([self.names.setdefault(name, len(self.names)) for name in sources.dictionary.to_pylist()])
-        codes = known[sources.indices.to_numpy(zero_copy_only=False)]
+        codes = self.number(names)[places]
         self.codes[first : self.documents] = codes
         labels = self.labels[first : self.documents]
         kept = labels == np.arange(first, self.documents)
-        for code in np.unique(codes).tolist():
-            here = codes == code
-            both = here & kept
-            sums = [here.sum(), lengths[here].sum(), both.sum(), lengths[both].sum()]
-            self.sums[code] = self.sums.get(code, np.zeros(4, np.int64)) + np.array(sums)
+        for sums, weights in zip(self.sums, (np.ones(len(codes)), lengths, kept, lengths * kept), strict=True):
+            sums += np.bincount(codes, weights, len(sums)).astype(np.int64)
         twice = ~kept & (labels != DROPPED)  # the survivor came earlier: its source is known
         pairs, counts = np.unique(
             np.stack([self.codes[labels[twice]], codes[twice]], axis=1), axis=0, return_counts=True
@@ -114,10 +105,22 @@ class Tally:
         for (survivor, removed), count in zip(pairs.tolist(), counts.tolist(), strict=True):
             self.pairs[survivor, removed] = self.pairs.get((survivor, removed), 0) + count
 
+    def number(self, names: list[str]) -> Numbers:
+        """The numbers of these sources, new ones among them."""
+        if MANY_SOURCES not in self.names:
+            for name in names:
+                self.names.setdefault(name, len(self.names))
+            self.sums = np.pad(self.sums, ((0, 0), (0, len(self.names) - self.sums.shape[1])))
+        if len(self.names) > MOST_SOURCES:
+            self.names, self.sums = {MANY_SOURCES: 0}, self.sums.sum(1, keepdims=True)
+            self.codes[:] = 0
+            self.pairs = {(0, 0): sum(self.pairs.values())}
+        return np.array([self.names.get(name, 0) for name in names])
+
     def by_source(self) -> dict[str, dict[str, int]]:
         """Documents and bytes, before and after, of each source."""
         names = ("documents", "bytes", "kept_documents", "kept_bytes")
-        return {name: dict(zip(names, self.sums[code].tolist(), strict=True)) for name, code in self.names.items()}
+        return {name: dict(zip(names, self.sums[:, code].tolist(), strict=True)) for name, code in self.names.items()}
 
     def matrix(self) -> dict[str, dict[str, int]]:
         """Source of the survivor -> source of the removed duplicate -> documents; zeros are left out."""

@@ -1,8 +1,9 @@
 """The second pass over buckets: documents that share a key are linked only if their similarity reaches the threshold.
 
 Similarity is the Jaccard index of the documents' sets of n-grams, cut by the tokens of the signature. What is linked in
-the end equals the connected components of all pairs of a bucket that pass; pairs that are connected already, and those
-whose sizes alone rule the threshold out, are not compared.
+the end equals the connected components of all pairs of a bucket that pass, without comparing all pairs: see
+dedup_similar.py. The counts are therefore of links, not of comparisons: without the texts n - 1 links would connect a
+bucket of n documents; some of them are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from snakmodel.arrow import Rows, columns
+from snakmodel.dedup_similar import similar_pairs
 from snakmodel.publish import UserError
 from snakmodel.signature_file import Numbers
 
@@ -88,9 +90,13 @@ class Verifier:
                     distinct.append((number, grams))
                     continue
             found.append((number, same))
-        self.counts["checked"] += len(found)
+        distinct.sort(key=lambda one: (len(one[1]), one[0]))
+        pairs = similar_pairs([grams for _, grams in distinct], self.threshold)
+        found += [(distinct[new][0], distinct[other][0]) for new, other in pairs]
+        self.counts["checked"] += len(numbers) - 1
         self.counts["kept"] += len(found)
-        return found + self._compare(sorted(distinct, key=lambda one: (len(one[1]), one[0])))
+        self.counts["rejected"] += len(numbers) - 1 - len(found)
+        return found
 
     def tokens(self, text: str) -> list[str]:
         """The words that the signature is made of."""
@@ -102,40 +108,3 @@ class Verifier:
         count = max(1, len(words) - self.ngram + 1)
         grams = {" ".join(words[first : first + self.ngram]) for first in range(count)}
         return np.sort(np.fromiter((xxhash.xxh3_64_intdigest(gram.encode()) for gram in grams), np.uint64, len(grams)))
-
-    def _compare(self, distinct: Sequence[tuple[int, NDArray[np.uint64]]]) -> list[tuple[int, int]]:
-        """Links between documents of different sets, which come in the order of their sizes.
-
-        A document meets every group of connected ones, the largest members first, until one of them passes.
-        """
-        found: list[tuple[int, int]] = []
-        groups: list[list[int]] = []
-        for newest in range(len(distinct)):
-            apart, joined = [], [newest]
-            for group in groups:
-                other = self._first_similar(distinct, group, newest)
-                if other is None:
-                    apart.append(group)
-                else:
-                    found.append((distinct[newest][0], distinct[other][0]))
-                    joined = sorted(group + joined)
-            groups = [*apart, joined]
-        return found
-
-    def _first_similar(
-        self, distinct: Sequence[tuple[int, NDArray[np.uint64]]], group: list[int], new: int
-    ) -> int | None:
-        grams = distinct[new][1]
-        for position in range(len(group) - 1, -1, -1):
-            other = distinct[group[position]][1]
-            if len(other) / len(grams) < self.threshold:  # and so are all that come before it: they are smaller
-                self.counts["checked"] += position + 1
-                self.counts["rejected"] += position + 1
-                return None
-            both = len(np.intersect1d(grams, other, assume_unique=True))
-            self.counts["checked"] += 1
-            if both / (len(grams) + len(other) - both) >= self.threshold:
-                self.counts["kept"] += 1
-                return group[position]
-            self.counts["rejected"] += 1
-        return None

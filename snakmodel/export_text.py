@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from snakmodel.amounts import Amounts
-from snakmodel.arrow import column_index, open_stream
+from snakmodel.arrow import column_index, open_stream, source_names
 from snakmodel.publish import InputsMissing, UserError, append_file, publishing, run_main, write_json
 
 FORMATS = ("jsonl", "txt")
@@ -63,7 +63,7 @@ def export_shard(source: Path, output: Path) -> Counts:
 
 
 def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
-    """(documents, their sources or None) of each record batch that has any, as Arrow arrays."""
+    """(documents, the names of their sources and each one's position among them, or None) of every record batch."""
     with open_stream(path) as reader:
         column = column_index(reader, "text", path)
         for batch in reader:
@@ -75,17 +75,18 @@ def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
             except pa.ArrowInvalid as error:
                 raise UserError(f"{path}: a document is not UTF-8 ({error}). Make the shard again") from error
             if len(texts):
-                yield texts, batch.column("source") if "source" in batch.schema.names else None
+                yield texts, source_names(batch)
 
 
 def _measured(texts: Any, sources: Any) -> Counts:
     columns = {"characters": pc.utf8_length(texts), "bytes": pc.binary_length(texts)}
     found = Counts(len(texts), *(pc.sum(values).as_py() for values in columns.values()))
     if sources is not None:
-        totals = [(name, "sum") for name in columns] + [("source", "count")]
-        for row in pa.table({"source": sources, **columns}).group_by("source").aggregate(totals).to_pylist():
-            sums = {"documents": row["source_count"]} | {name: row[f"{name}_sum"] for name in columns}
-            found.sources[row["source"]] = sums
+        names, codes = sources
+        sums = {"documents": np.bincount(codes)}
+        sums |= {name: np.bincount(codes, values.to_numpy(zero_copy_only=False)) for name, values in columns.items()}
+        for place, source in enumerate(names):
+            found.sources[source] = {name: int(values[place]) for name, values in sums.items()}
     return found
 
 

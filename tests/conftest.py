@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+PATIENCE = 600
+"""Seconds that a test waits for what is bound to happen: only a limit to hanging, however busy the machine is."""
 PROJECT = Path(__file__).resolve().parent.parent
-LONGEST = ("test_demo", "test_families", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_two_nodes", "slurm/")
+LONGEST = (
+    *("test_demo", "test_families", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_limits"),
+    *("slurm/test_batch_files", "slurm/test_two_nodes", "slurm/"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,10 +36,15 @@ def _no_hub() -> None:
 
 @pytest.fixture(scope="session")
 def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration's base model and tokenizer, made once."""
-    folder = tmp_path_factory.mktemp("base") / "demo-base"
-    command = [sys.executable, "demo/base_model.py", "--text", "demo/text", "--output", str(folder)]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    """The demonstration's base model and tokenizer, made once for all workers (pytest-xdist). No test changes it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "demo-base"
+    with (shared / "demo-base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            command = [sys.executable, "demo/base_model.py", "--text", "demo/text", "--output", str(folder)]
+            subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     return folder
 
 

@@ -67,7 +67,7 @@ def launched(plan: Plan, run: dict[str, str]) -> dict[str, str]:
 def bash(step: str, env: dict[str, str], *words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     """Run a batch file without Slurm."""
     command = ["bash", str(PROJECT / "sbatch" / f"{step}.sbatch"), *words]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_steps_are_the_chain() -> None:

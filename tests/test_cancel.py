@@ -28,11 +28,11 @@ def cancel(*arguments: str | Path, answer: str | None = None) -> subprocess.Comp
     """Run jobs/cancel.py, at a terminal that answers if an answer is given."""
     command = [sys.executable, str(PROJECT / "jobs" / "cancel.py"), *map(str, arguments)]
     if answer is None:
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
     person, terminal = pty.openpty()
     try:
         os.write(person, f"{answer}\n".encode())
-        return subprocess.run(command, capture_output=True, text=True, stdin=terminal, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, stdin=terminal, timeout=600)
     finally:
         os.close(person)
         os.close(terminal)
@@ -54,7 +54,7 @@ def test_a_local_run_is_told_to_stop(tmp_path: Path) -> None:
         done = cancel(root, answer="y")
         assert done.returncode == 0, done.stderr
         assert f"process {process.pid} was told to stop" in done.stdout
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=600) != 0
         assert not alive(child)
     finally:
         process.kill()

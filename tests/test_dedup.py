@@ -5,14 +5,18 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from snakmodel.arrow import SCHEMA, Rows, write_stream
+from snakmodel.amounts import MANY_SOURCES, MOST_SOURCES, Amounts
+from snakmodel.arrow import NO_SOURCE, SCHEMA, Rows, write_stream
 from snakmodel.dedup_filter import filter_shard
 from snakmodel.dedup_signatures import signatures
+from snakmodel.export_text import export_shard, read_counts
 from snakmodel.minhash import Parameters
-from snakmodel.publish import InputsMissing, UserError
+from snakmodel.publish import InputsMissing, UserError, write_json
+from snakmodel.signature_file import write_array
 from tests.dedup_run import ENVIRONMENT, arrow_shards, corpus, join, keep, kept, labels, link, sign, whole, write_shards
 
 
@@ -239,3 +243,43 @@ def test_a_hundred_thousand_identical_documents(tmp_path: Path) -> None:
         assert (stats["kept"], stats["clusters"], stats["sizes"]) == (1, 1, [(100_000, 1)])
     assert stats["verified"] == {"checked": bands * 99_999, "kept": bands * 99_999, "rejected": 0}
     assert [keep(tmp_path, shard)["documents"] for shard in range(2)] == [1, 0]
+
+
+def test_too_many_sources_are_counted_together(tmp_path: Path) -> None:
+    """Up to the limit by source, nulls and bytes that are no UTF-8 among them; beyond it only the sum is kept."""
+    for sources in (MOST_SOURCES, MOST_SOURCES + 1):
+        run = tmp_path / str(sources)
+        (run / "removed").mkdir(parents=True)
+        names: list[bytes | None] = [None, b"\xff", *(f"s{number}".encode() for number in range(sources - 2))] * 2
+        column = pa.array(names, pa.binary()).view(pa.string())
+        batches = pa.table({"text": pa.array(["x"] * len(names), pa.large_string()), "source": column}).to_batches(300)
+        write_stream(run / "in.arrow", SCHEMA, batches)
+        write_array(run / "removed.npy", np.array([0], np.uint32))
+        about = {"documents": len(names), "removed": 1, "input": Rows(run / "in.arrow").identity()}
+        write_json(run / "removed.json", about)
+        counts = filter_shard(Rows(run / "in.arrow"), run / "removed.npy", run / "out")
+        exported = export_shard(run / "out.arrow", run / "text")
+        if sources == MOST_SOURCES:
+            expected = {NO_SOURCE: 1, "\\xff": 2, **{f"s{number}": 2 for number in range(sources - 2)}}
+        else:
+            expected = {MANY_SOURCES: len(names) - 1}
+        assert counts["sources"] == expected
+        assert {name: one["documents"] for name, one in exported.sources.items()} == expected
+        assert read_counts(run / "text.json") == exported
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_counts_are_bounded_however_they_are_cut(parts: int) -> None:
+    """What the parts of a corpus sum up gives the corpus's own counts, below the limit and above."""
+    for sources in (MOST_SOURCES, MOST_SOURCES + 1, 3 * MOST_SOURCES):
+        total = Amounts()
+        for part in range(parts):
+            one = Amounts()
+            for number in range(part, sources, parts):
+                one.add(Amounts(1, 2, 3, {f"s{number}": {"documents": 1}}))
+            total.add(one)
+        assert total.documents == sources
+        if sources > MOST_SOURCES:
+            assert total.sources == {MANY_SOURCES: {"documents": sources}}
+        else:
+            assert total.sources == {f"s{number}": {"documents": 1} for number in range(sources)}

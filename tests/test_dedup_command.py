@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,39 @@ def test_a_path_that_is_no_dataset(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="is not a complete Arrow stream"):
         deduplicate(["--path", str(tmp_path / "in"), *words])
+
+
+INSTANT = datetime(2020, 2, 29, 12)
+SOURCES: dict[str, tuple[Any, list[Any]]] = {
+    "struct": (pa.struct([("url", pa.string()), ("at", pa.timestamp("us"))]), [{"url": "a", "at": INSTANT}, None]),
+    "list": (pa.list_(pa.string()), [["a", None], []]),
+    "bytes": (pa.binary(), [b"\xff\x00", None]),
+    "timestamp": (pa.timestamp("ns", "UTC"), [INSTANT, None]),
+    "string": (pa.string(), ["a", None]),
+    "float": (pa.float64(), [float("inf"), None]),
+    "nulls": (pa.null(), [None, None]),
+}
+
+
+@pytest.mark.parametrize("whole_file", [True, False])
+def test_columns_beside_the_text_are_carried_as_they_are(tmp_path: Path, whole_file: bool) -> None:
+    """Whatever `source` holds, and other columns of every kind; read from the dataset's file or from a part of it."""
+    words = [f"ord{number}" for number in range(30)]
+    texts = [" ".join(words), " ".join(words[::-1]), " ".join(words), "nej"]
+    for kind, (arrow_type, values) in SOURCES.items():
+        others = {name: pa.array(both * 2, type_) for name, (type_, both) in SOURCES.items()}
+        table = pa.table({"text": texts, "source": pa.array(values * 2, arrow_type), **others})
+        data = datasets.Dataset(table)
+        folder = tmp_path / kind
+        data.save_to_disk(str(folder / "in"))
+        given = str(folder / "in")
+        if not whole_file:
+            shuffled = datasets.load_from_disk(given).select([3, 0, 1, 2])
+            shuffled.save_to_disk(str(folder / "part"))
+            given = str(folder / "part")
+        argv = ["--path", given, "--local", "--output", str(folder / "out"), "--column", "text", "--num_proc", "1"]
+        deduplicate([*argv, "--short_docs", "keep"])
+        made = datasets.load_from_disk(str(folder / "out")).with_format("arrow")[:]
+        wanted = table.take([0, 1, 3] if whole_file else [3, 0, 1])
+        assert made.schema.types == table.schema.types
+        assert made.to_pydict() == wanted.to_pydict()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from snakmodel import lock
 from snakmodel.lock import holder, run_lock
 from snakmodel.publish import UserError
+from tests.conftest import PATIENCE
 
 ELSEWHERE = {"host": "login7", "pid": 17, "process_start": "1", "since": "2026-01-01 00:00:00"}
 
@@ -29,10 +29,15 @@ def test_held_and_released(tmp_path: Path) -> None:
 def test_with_patience(tmp_path: Path) -> None:
     """A continuation waits until the launcher before it has ended."""
     (tmp_path / "lock").write_text(json.dumps(ELSEWHERE))
-    threading.Timer(1.5, (tmp_path / "lock").unlink).start()
-    started = time.monotonic()
-    with run_lock(tmp_path, patience=60):
-        assert time.monotonic() - started > 1.4
+    ended = threading.Event()
+
+    def end() -> None:
+        ended.set()
+        (tmp_path / "lock").unlink()
+
+    threading.Timer(0.5, end).start()
+    with run_lock(tmp_path, patience=PATIENCE):
+        assert ended.is_set()
 
 
 def test_a_lock_that_was_made_meanwhile_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

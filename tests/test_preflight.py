@@ -197,7 +197,7 @@ def preflight(folder: Path, base: Path, *flags: str) -> subprocess.CompletedProc
     if not settings.exists():
         settings.write_text(f"scheduler: local\nruns: {folder}/runs\nlogs: {folder}/logs\n")
     command = ["env", f"DEMO_BASE={base}", sys.executable, "jobs/preflight.py", "--cluster", str(settings), *flags]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
 
 
 def test_local_preflight(tmp_path: Path, demo_base: Path) -> None:

@@ -36,7 +36,7 @@ BROKEN = (
 
 def status(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "jobs" / "status.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600)
 
 
 def shown(root: Path) -> str:
@@ -59,7 +59,7 @@ def test_failure_blocks_what_waits_and_repair_ends_it(tmp_path: Path) -> None:
     assert "  | broken shard\n" in done.stdout
     assert "What to do next: repair what the log of first says" in done.stdout
     (root / "repaired").touch()
-    assert launcher(root, BROKEN).wait(timeout=60) == 0
+    assert launcher(root, BROKEN).wait(timeout=600) == 0
     assert "What to do next: nothing: every task is done." in status(root).stdout
 
 
@@ -107,7 +107,7 @@ def test_an_interrupted_launcher(tmp_path: Path) -> None:
     process = launcher(root, SLOW)
     wait_for(root / "a" / "0.txt.started")
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
+    process.wait(timeout=600)
     output = shown(root)
     assert row(output, "first")["failed"] == "-"
     assert "Run the launcher again" in output
@@ -200,7 +200,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     plan = toy.plan(root, toy.two_stages(root))
     plan.write_task_list(plan.chain["first"], sys.executable)
     command = f"{shlex.quote(sys.executable)} jobs/status.py {shlex.quote(str(root))} | true"
-    done = subprocess.run(["sh", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.stderr == ""
 
 

@@ -45,7 +45,7 @@ class Desk:
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(self.cluster))
         command = [sys.executable, "jobs/submit_all.py", "--recipe", str(self.folder / "recipe.yaml")]
         command += ["--cluster", str(self.folder / "cluster.yaml"), *flags]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
 
     def refused(self, *flags: str) -> str:
         """Submit, and expect one clear error, no traceback and no marker; returns the error."""

@@ -7,6 +7,7 @@ parsed by jsonl.py.
 from __future__ import annotations
 
 import glob
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import zstandard
 from numpy.typing import NDArray
 
@@ -38,7 +40,9 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
 ONE_SOURCE = "all"
-"""The source of documents that name none."""
+"""The source of documents in a file that names none."""
+NO_SOURCE = "(no source)"
+"""The source of documents whose own is null."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,8 @@ def read_arrow(path: Path, keys: Sequence[str]) -> Iterator[Block]:
     try:
         check_whole(path)
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            names = [*keys, *([SOURCE] if SOURCE in reader.schema.names and SOURCE not in keys else [])]
-            check_columns(path, reader.schema, names)
+            check_columns(path, reader.schema, keys)
+            names = [*keys, *([SOURCE] if SOURCE not in keys and names_sources(path, reader.schema) else [])]
             for batch in regrouped(reader, names):
                 yield Block(f"{path}, row", first, batch)
                 first += len(batch)
@@ -178,6 +182,19 @@ def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
         kind = schema.field(name).type
         if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
             raise UserError(f"{path}: column {name!r} holds {kind}; a column of strings is needed")
+
+
+def names_sources(path: Path, schema: Any) -> bool:
+    """Whether there is one column of strings by which documents are counted; what else it holds is nobody's concern."""
+    index = schema.get_field_index(SOURCE)
+    if index < 0:
+        return False
+    kind = schema.field(index).type
+    strings = kind.value_type if pa.types.is_dictionary(kind) else kind
+    named = any(is_kind(strings) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    if not named:
+        print(f"note: {path}: {SOURCE!r} holds {kind}, so documents are not counted by source", file=sys.stderr)
+    return named
 
 
 def regrouped(batches: Any, names: Sequence[str]) -> Iterator[Any]:
@@ -218,9 +235,10 @@ def columns(block: Block, keys: Sequence[str]) -> Columns:
     if isinstance(block.content, bytes):
         texts = jsonl.parse(block.content, keys, block.where, block.first)
         count = len(texts[keys[0]])
-        return Columns(texts, pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), pa.array([ONE_SOURCE])))
+        return Columns(texts, named(None, count))
     found = dict(zip(block.content.schema.names, block.content.columns, strict=True))
-    for name, column in found.items():
+    for name in keys:
+        column = found[name]
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise UserError(f"{block.where} {block.first + row}: {name!r} is None; each document needs a string")
@@ -228,7 +246,18 @@ def columns(block: Block, keys: Sequence[str]) -> Columns:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
             raise UserError(f"{block.where}s from {block.first} on, {name!r}: {error}; write the file again") from error
-    sources = found[SOURCE] if SOURCE in found else pa.array([ONE_SOURCE], pa.large_string()).take(
-        pa.array(np.zeros(len(block.content), dtype=np.int32))
-    )  # fmt: skip
-    return Columns({key: found[key] for key in keys}, sources.dictionary_encode())
+    return Columns({key: found[key] for key in keys}, named(found.get(SOURCE), len(block.content)))
+
+
+def named(column: Any, count: int) -> Any:
+    """The sources of so many documents, dictionary-encoded strings, given their column of large_string, if any.
+
+    A null is a document without a source; bytes that are no UTF-8 are escaped.
+    """
+    if column is None:
+        return pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), pa.array([ONE_SOURCE]))
+    found = pc.fill_null(column.cast(pa.large_binary()), NO_SOURCE.encode()).dictionary_encode()
+    names = [name.decode(errors="backslashreplace") for name in found.dictionary.to_pylist()]
+    distinct = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([distinct[name] for name in names], dtype=np.int32)[found.indices.to_numpy()]
+    return pa.DictionaryArray.from_arrays(codes, pa.array(list(distinct)))

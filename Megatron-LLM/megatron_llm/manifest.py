@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ COUNTS = (
 """What is counted, in total and for each source."""
 SUMMED = (*COUNTS, "sources", "backends", "why_not_fast", "sample_mismatches")
 """What adds up over shards; all else must be the same in them."""
+MOST_SOURCES = 1000
+MANY_SOURCES = f"(more than {MOST_SOURCES} sources)"
 RATES = ("tokens_per_byte", "fallback_rate")
 """What is written beside the counts for people to read; worked out, never read back."""
 
@@ -58,7 +61,7 @@ class Manifest:
     byte_tokens: int = 0
     """Single bytes that stand for text which the vocabulary has no piece for."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Source of documents -> its counts."""
+    """Source of documents -> its counts; see `bounded`."""
     backends: dict[str, int] = field(default_factory=dict)
     """Library -> documents that it encoded. The ids do not depend on it."""
     why_not_fast: tuple[str, ...] = ()
@@ -92,7 +95,8 @@ class Manifest:
         other.check_same(self)
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         names = sorted({*self.sources, *other.sources})
-        sums["sources"] = {name: added(self.sources.get(name, {}), other.sources.get(name, {})) for name in names}
+        together = {name: added(self.sources.get(name, {}), other.sources.get(name, {})) for name in names}
+        sums["sources"] = bounded(together)
         sums["backends"] = added(self.backends, other.backends)
         sums["sample_mismatches"] = self.sample_mismatches + other.sample_mismatches
         sums["why_not_fast"] = tuple(sorted({*self.why_not_fast, *other.why_not_fast}))
@@ -117,6 +121,16 @@ class Manifest:
 def added(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
     """Two sets of counts together, the names in order."""
     return {name: a.get(name, 0) + b.get(name, 0) for name in sorted({*a, *b})}
+
+
+def bounded(sources: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Counts by source; with more than MOST_SOURCES sources only their sum, under a name that says so.
+
+    Whether they are summed up before or after counts are added makes no difference.
+    """
+    if len(sources) <= MOST_SOURCES and MANY_SOURCES not in sources:
+        return sources
+    return {MANY_SOURCES: reduce(added, sources.values())}
 
 
 def rates(counts: Mapping[str, Any]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from megatron_llm.encoding import BACKENDS, Encoder, open_encoder
 from megatron_llm.fast_tokenizer import Differs, Unfit
 from megatron_llm.files import EXIT_AGAIN, UserError, publishing, run_main, write_json
 from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
-from megatron_llm.manifest import COUNTS, Manifest, added, beside
+from megatron_llm.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, Manifest, added, beside, bounded
 from megatron_llm.vocabulary import Tokenizer
 
 Counts = dict[str, dict[str, int]]
@@ -163,6 +163,8 @@ def run(args: argparse.Namespace, inputs: list[Path], encoder: Encoder) -> None:
         encoded = encode_blocks(encoder, policy, blocks, args.workers)
         totals = write(encoder, log_progress(encoded, args.log_interval), triples)
         for triple, (sources, backends) in zip(triples, totals, strict=True):
+            if MANY_SOURCES in sources:
+                print("note: too many sources to count by source: documents are counted together", file=sys.stderr)
             write_json(triple[2], manifest(args, encoder, sources, backends).as_dict())
 
 
@@ -246,6 +248,8 @@ def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:
     codes, names = sources.indices.to_numpy(), sources.dictionary.to_pylist()
     if len(names) == 1:
         return {names[0]: {name: int(values.sum()) for name, values in counts.items()}}
+    if len(names) > MOST_SOURCES:
+        return {MANY_SOURCES: {name: int(values.sum()) for name, values in counts.items()}}
     sums = {name: np.bincount(codes, values, len(names)).astype(np.int64) for name, values in counts.items()}
     return {source: {name: int(sums[name][i]) for name in COUNTS} for i, source in enumerate(names)}
 
@@ -255,16 +259,19 @@ def write(
 ) -> list[tuple[Counts, dict[str, int]]]:
     """Write each key's .bin and .idx; return its counts by source and by library."""
     dtype = token_dtype(encoder.tokenizer.vocab_size)
-    totals: list[tuple[Counts, Counter[str]]] = [({}, Counter()) for _ in triples]
+    sources: list[Counts] = [{} for _ in triples]
+    backends: list[Counter[str]] = [Counter() for _ in triples]
     with ExitStack() as stack:
         writers = [stack.enter_context(IndexedDatasetWriter(triple[0], triple[1], dtype)) for triple in triples]
         for results in encoded:
-            for writer, (sources, backends), result in zip(writers, totals, results, strict=True):
-                writer.add(result.tokens, result.sizes)
-                backends.update(result.backends)
+            for number, result in enumerate(results):
+                writers[number].add(result.tokens, result.sizes)
+                backends[number].update(result.backends)
                 for name, counts in result.sources.items():
-                    sources[name] = added(sources.get(name, {}), counts)
-    return [(sources, {name: n for name, n in sorted(backends.items()) if n}) for sources, backends in totals]
+                    sources[number][name] = added(sources[number].get(name, {}), counts)
+                sources[number] = bounded(sources[number])
+    libraries = [{name: n for name, n in sorted(used.items()) if n} for used in backends]
+    return list(zip(sources, libraries, strict=True))
 
 
 def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backends: dict[str, int]) -> Manifest:

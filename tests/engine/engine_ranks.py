@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 FINETUNE = Path(__file__).parents[2] / "Megatron-LLM" / "finetune.py"
-TIMEOUT = 60.0
+TIMEOUT = 600.0
+"""Seconds after which a rank hangs: far more than any needs on the busiest machine."""
 
 
 def _finetune(argv: Sequence[str]) -> None:

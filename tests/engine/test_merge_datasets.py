@@ -27,7 +27,7 @@ SUFFIXES = (".bin", ".idx", ".json")
 def tool(name: str, *flags: object) -> subprocess.CompletedProcess[str]:
     """Run one of the tools."""
     argv = [sys.executable, str(TOOLS / name), *map(str, flags)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_a_full_disk_publishes_nothing(shards: Path) -> None:
     """A write that the system refuses ends in one line, and no output."""
     argv = [sys.executable, str(TOOLS / "merge_datasets.py"), "--input", str(shards)]
     result = subprocess.run(
-        [*argv, "--output_prefix", str(shards.parent / "merged")], capture_output=True, text=True, timeout=60,
+        [*argv, "--output_prefix", str(shards.parent / "merged")], capture_output=True, text=True, timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)),
     )  # fmt: skip
     assert result.returncode == 2

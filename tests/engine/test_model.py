@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -149,8 +150,13 @@ def test_initial_weights_are_megatrons(tiny_config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("recompute", [None, "selective", "full"])
-def test_compiled_layers(tiny_config: ModelConfig, recompute: Recompute) -> None:
-    """One compiled graph serves all layers, and gives the loss and the gradients of the layers as they are written."""
+def test_compiled_layers(monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig, recompute: Recompute) -> None:
+    """One compiled graph serves all layers, and gives the loss and the gradients of the layers as they are written.
+
+    With recomputation the graphs are made but not turned into machine code, which takes a quarter of a minute each.
+    """
+    if recompute:
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     batch = torch.randint(0, tiny_config.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
     plain, compiled = Llama(tiny_config, recompute), Llama(tiny_config, recompute)
     weights = dict(initial_weights(tiny_config, 1, 0.1))

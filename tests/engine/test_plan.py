@@ -201,7 +201,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str,
         common = (*GEOMETRY.split(), *RUN.split(), "--data_path", tiny_data)
         argvs = {name: [*common, *more, "--save", folder / name] for name, more in layouts.items()}
         ranks = Ranks(folder, list(argvs.values()), size, {}, main=watched)
-        assert ranks.wait(120.0) == [0] * size, ranks.text()
+        assert ranks.wait() == [0] * size, ranks.text()
         lines = [
             [line for line in ranks.text(rank).splitlines() if line.startswith("watched ")] for rank in range(size)
         ]

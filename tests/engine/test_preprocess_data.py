@@ -12,9 +12,11 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import sentencepiece
@@ -23,9 +25,11 @@ import zstandard
 
 from megatron_llm import documents as documents_module
 from megatron_llm import encoding
+from megatron_llm.documents import columns, read_blocks
 from megatron_llm.fast_tokenizer import Fast
 from megatron_llm.files import UserError
 from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, bounded
 
 TOOL = Path(__file__).parents[2] / "Megatron-LLM/tools/preprocess_data.py"
 TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)]
@@ -58,7 +62,7 @@ def command(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) ->
 
 def run(vocab: Path, source: Path | str, prefix: Path | str, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    return subprocess.run(command(vocab, source, prefix, *flags), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command(vocab, source, prefix, *flags), capture_output=True, text=True, timeout=600)
 
 
 def write_jsonl(path: Path, texts: list[str], **more: str) -> Path:
@@ -219,6 +223,44 @@ def test_flags_of_upstream_that_would_change_the_result_are_refused(tmp_path: Pa
     assert f"{flags[0]} is refused: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([{"url": "a"}, None, {"url": "b"}], pa.struct([("url", pa.string())]), {"all": 3}),
+        ([["a"], [], None], pa.list_(pa.string()), {"all": 3}),
+        ([b"\xff", b"a", None], pa.binary(), {"all": 3}),
+        ([1, 2, None], pa.timestamp("us"), {"all": 3}),
+        (["a", None, "a"], pa.string(), {"a": 2, "(no source)": 1}),
+        (["b", None, "a"], pa.dictionary(pa.int8(), pa.string()), {"b": 1, "(no source)": 1, "a": 1}),
+    ],
+)
+def test_the_source_column_may_hold_anything(tmp_path: Path, values: list[Any], kind: Any, expected: Any) -> None:
+    """Documents are counted by it where it holds strings, with or without nulls; else they are all of one source."""
+    path = tmp_path / "x.arrow"
+    table = pa.table({"text": ["et", "to", "tre"], "source": pa.array(values, kind), "other": pa.nulls(3)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (block,) = read_blocks(path, ["text"])
+    found = columns(block, ["text"])
+    assert found.texts["text"].to_pylist() == ["et", "to", "tre"]
+    assert Counter(found.sources.to_pylist()) == expected
+
+
+def test_too_many_sources_are_counted_together() -> None:
+    """Beyond the limit only the sum is kept, whether it is passed in a block or by the sum of two shards."""
+    ones = {name: np.ones(MOST_SOURCES + 1, np.int64) for name in COUNTS}
+    names = pa.array([f"s{number}" for number in range(MOST_SOURCES + 1)])
+    together = {MANY_SOURCES: dict.fromkeys(COUNTS, MOST_SOURCES + 1)}
+    by_source = runpy.run_path(str(TOOL))["by_source"]
+    assert by_source(names.dictionary_encode(), ones) == together
+    few = by_source(names[:-1].dictionary_encode(), {name: values[:-1] for name, values in ones.items()})
+    assert bounded(few) == few
+    assert len(few) == MOST_SOURCES
+    last = by_source(names[-1:].dictionary_encode(), {name: values[-1:] for name, values in ones.items()})
+    assert bounded({**few, **last}) == together
+    assert bounded({**together, **last}) == {MANY_SOURCES: dict.fromkeys(COUNTS, MOST_SOURCES + 2)}
+
+
 def test_counts_by_source(vocab: Path, tmp_path: Path) -> None:
     """Each source's documents, characters, bytes, tokens and byte tokens, against counts made one by one."""
     sources = [("news", "forum", "tales")[i * i % 3 if i < 200 else 2] for i in range(300)]
@@ -361,7 +403,7 @@ def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
     """A write that the system refuses ends in one line and no output."""
     source = write_jsonl(tmp_path / "x.jsonl", TEXTS)
     result = subprocess.run(
-        command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=60,
+        command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )  # fmt: skip
     check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
@@ -391,7 +433,7 @@ def test_sigterm_leaves_nothing_and_the_next_run_is_complete(vocab: Path, large:
     """TERM to every process at once, as Slurm sends it: exit code 75, no output, no process; then it runs again."""
     process = start(vocab, large, tmp_path / "out")
     os.killpg(process.pid, signal.SIGTERM)
-    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert "Traceback" not in process.communicate(timeout=600)[1]
     assert process.returncode == 75
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
@@ -404,7 +446,7 @@ def test_nothing_outlives_a_kill(vocab: Path, large: Path, tmp_path: Path) -> No
     """KILL in the middle: every process is gone, and nothing is published."""
     process = start(vocab, large, tmp_path / "out")
     process.kill()
-    process.communicate(timeout=60)  # returns when the last holder of stderr is gone
+    process.communicate(timeout=600)  # returns when the last holder of stderr is gone
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert not list(tmp_path.glob("out*"))

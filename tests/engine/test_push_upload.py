@@ -99,7 +99,7 @@ def test_the_saved_login(hub, push, tmp_path, monkeypatch):
 def test_no_token_in_what_is_printed_or_written(hub, model, tmp_path):
     """With huggingface_hub's own debug output on, the token is in no line, no file of the copy and nothing uploaded."""
     process = start(hub, model, tmp_path, "--output_folder", tmp_path / "copy", HF_DEBUG="1")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     assert "Request" in err, "there is no debug output"
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -111,7 +111,7 @@ def test_killed_in_the_middle_goes_on_where_it_stopped(hub, model, push, tmp_pat
     """After SIGKILL during the third file nothing is visible; the next run sends the rest only, and then commits."""
     hub.hang_after = 2
     process = start(hub, model, tmp_path)
-    assert hub.hanging.wait(60)
+    assert hub.hanging.wait(600)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert hub.files(REPO) == {}

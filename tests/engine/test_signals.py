@@ -82,7 +82,7 @@ def test_stopped_in_every_phase(tmp_path: Path, tiny_data: Path, straight: dict[
     victim = 0 if layout == "tp 2" else size - 1
     with held(tmp_path, argv, size, "write", victim) as ranks:
         os.kill(ranks.pid(victim), signal.SIGKILL)
-        assert ranks.wait(30) == [-signal.SIGKILL if rank == victim else 1 for rank in range(size)], ranks.text()
+        assert ranks.wait() == [-signal.SIGKILL if rank == victim else 1 for rank in range(size)], ranks.text()
     assert published(save) == stopped
     assert list(save.glob(".iter_*.tmp-*"))
 
@@ -116,5 +116,5 @@ def test_killed_while_the_last_save_is_waited_for(tmp_path: Path, tiny_data: Pat
     with held(tmp_path, argv, 2, "write", 1) as ranks:
         ranks.wait_for(" iteration        3/")
         os.kill(ranks.pid(1), signal.SIGKILL)
-        assert ranks.wait(30) == [1, -signal.SIGKILL], ranks.text()
+        assert ranks.wait() == [1, -signal.SIGKILL], ranks.text()
     assert "stopped after" not in ranks.text()

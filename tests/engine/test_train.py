@@ -158,13 +158,15 @@ def test_a_damaged_newest_checkpoint_costs_only_the_way_back(
 
 def test_an_interrupted_evaluation_is_repeated_whole(tmp_path: Path, tiny_data: Path) -> None:
     """A signal during a long evaluation does not wait for its end; afterwards the same samples are evaluated again."""
-    argv = ["--eval_iters", 60, "--train_iters", 2, "--eval_interval", 1, "--lr_warmup_iters", 0]
+    argv = ["--eval_iters", 4, "--train_iters", 2, "--eval_interval", 1, "--lr_warmup_iters", 0]
     calm, save = tmp_path / "calm", tmp_path / "save"
     assert engine_ranks.run(tmp_path, flags(tiny_data, calm, *argv))[0] == [0, 0]
-    ranks = Ranks(tmp_path, flags(tiny_data, save, *argv), 2, {})
-    ranks.wait_for(" iteration        1/")
-    time.sleep(0.05)
+    hold = tmp_path / "held"
+    hold.write_text("evaluate 0")
+    ranks = Ranks(tmp_path, flags(tiny_data, save, *argv), 2, {"HELD": str(hold)}, engine_ranks.held_finetune)
+    ranks.wait_for("at evaluate")
     os.kill(ranks.pid(0), signal.SIGUSR2)
+    hold.unlink()
     assert ranks.wait() == [75, 75]
     state = json.loads((save / "iter_0000001" / "state.json").read_text())
     assert (state["evaluation_due"], state["consumed_valid_samples"]) == (True, 0)

@@ -44,7 +44,7 @@ def test_transformers_4_reads_what_is_written(tmp_path, install_apart):
         make_hf(tmp_path / name, make_config(**changes), torch.bfloat16)
     command = [sys.executable, "-c", READ, str(tmp_path), json.dumps(list(EXPORTS)), json.dumps(TEXTS)]
     environment = {**os.environ, "PYTHONPATH": str(install_apart(*PACKAGES)), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     for name, theirs in json.loads((tmp_path / "found.json").read_text()).items():
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name).float().eval()

@@ -22,11 +22,11 @@ from megatron_llm.parallel import World
 @pytest.mark.parametrize("layout", ["", "--tensor_model_parallel_size 2", "--pipeline_model_parallel_size 2"])
 def test_a_rank_that_stands_still_ends_the_others(tmp_path: Path, tiny_data: Path, layout: str) -> None:
     """One rank of two is stopped; the other exits 1 in time and names the iteration, however they share the work."""
-    argv = flags(tiny_data, tmp_path / "save", "--train_iters", 4000, "--distributed_timeout_minutes", "0.05")
+    argv = flags(tiny_data, tmp_path / "save", "--train_iters", 4000, "--distributed_timeout_minutes", "0.15")
     ranks = Ranks(tmp_path, [*argv, *layout.split()], 2, {})
     ranks.wait_for(" iteration        2/", rank=0)
     os.kill(ranks.pid(1), signal.SIGSTOP)
-    ranks.processes[0].join(30)
+    ranks.processes[0].join(engine_ranks.TIMEOUT)
     code = ranks.processes[0].exitcode
     os.kill(ranks.pid(1), signal.SIGKILL)
     ranks.wait()

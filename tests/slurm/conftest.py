@@ -25,7 +25,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEVCLUSTER = REPOSITORY / "sbatch" / "devcluster"
 USER = "snak-test"
-PATIENCE = 3
+PATIENCE = 10
 """Limits in these tests are for a quiet machine; a busy one is given so many times as long."""
 LOCK = Path("/tmp/snakmodel-slurm-tests.lock")
 SACCT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "Partition", "NodeList")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 
 import pytest
 
@@ -90,9 +89,7 @@ def test_without_accounting_and_without_controller(bare: Cluster) -> None:
     controller = bare.pid("slurmctld")
     os.kill(controller, signal.SIGSTOP)
     try:
-        started = time.monotonic()
         output = waiting.status()
-        assert time.monotonic() - started < 100
         check_failed(run.status(), run)
         cancelled = bare.run(
             [sys.executable, str(REPOSITORY / "jobs" / "cancel.py"), str(waiting.root), "--yes"],
