@@ -14,6 +14,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import xxhash
@@ -220,8 +221,11 @@ _Chosen = tuple[str, Entry, float]
 def _chosen(folder: Path, groups: Mapping[str, list[Entry]], shares: Mapping[str, float]) -> list[_Chosen]:
     """The entries of the sources that are selected."""
     if not groups:
+        others = [printable(path.name) for path in islice((path for path in folder.rglob("*") if path.is_file()), 100)]
+        found = f"it holds {shortened(sorted(others))}" if others else "it holds no files"
         raise UserError(
-            f"no input files: looked for *{', *'.join(_SUFFIXES)} in {folder} and, to any depth, in its sub-folders"
+            f"no input files: looked for *{', *'.join(_SUFFIXES)} in {folder} and, to any depth, in its sub-folders; "
+            f"{found}. Give a folder of text in one of these formats as data.path"
         )
     own = printable(folder.name)
     direct: dict[str, list[tuple[str, Entry]]] = {}
