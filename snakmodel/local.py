@@ -88,13 +88,12 @@ class LocalScheduler:
         self.told: float | None = None
         self.looked = 0.0
         """When it was last looked how far a training is."""
-        self.unheard: OSError | None = None
-        """Why nothing can be printed any more."""
 
     def run(self) -> int:
         """Run everything that is missing; return the exit code.
 
-        Where nothing can be printed any more, what runs is told to save and leave, and then the OSError is raised.
+        Whatever is raised meanwhile, as where nothing can be printed any more, what runs is first told to save and to
+        leave, and waited for.
         """
         for name in self.waiting:
             self.plan.write_task_list(self.plan.chain[name], self.python)
@@ -112,6 +111,9 @@ class LocalScheduler:
                     self._start_ready(report)
                     self._look_at_training(report)
                     time.sleep(0.05)
+        except BaseException:
+            self._drain()
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -128,6 +130,17 @@ class LocalScheduler:
         for job in self.running:
             assert job.process is not None
             job.process.terminate()
+
+    def _drain(self) -> None:
+        """Return when everything that runs has ended, after the time it has to save at the latest."""
+        self._stop()
+        end = time.monotonic() + _GRACE_SECONDS
+        for job in self.running:
+            assert job.process is not None
+            try:
+                job.process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                job.process.kill()
 
     def _start_ready(self, report: _Report) -> bool:
         """Start what can start now; True if anything was."""
@@ -188,19 +201,11 @@ class LocalScheduler:
             self.running.remove(job)
             if code == EXIT_DONE:
                 self.left[job.stage.name].discard(job.pack)
-                self._report_done(report, job.stage.name)
+                report.advance(job.stage.name, len(self.left[job.stage.name]))
             elif code == EXIT_AGAIN and self.told is None:
                 self._start(_Job(job.stage, job.pack, job.cores, job.restart + 1))
             elif self.told is None or code not in (EXIT_AGAIN, EXIT_STOPPED):
                 self.failed.append(job)
-
-    def _report_done(self, report: _Report, stage: str) -> None:
-        try:
-            report.advance(stage, len(self.left[stage]))
-        except OSError as error:
-            self.unheard = self.unheard or error
-            if self.told is None:
-                self._stop()
 
     def _look_at_training(self, report: _Report) -> None:
         """Now and then, show how far a running training is."""
@@ -222,8 +227,6 @@ class LocalScheduler:
             say(f"\n{stage}, {which}: failed (exit code {code}). The end of {log}:", error=True)
             for line in lines:
                 say(f"  {line}", error=True)
-        if self.unheard:
-            raise self.unheard
         if self.told is not None:
             say(STOPPED)
             return 128 + signal.SIGINT
