@@ -27,8 +27,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from megatron_llm.documents import columns, read_blocks
+from snakmodel.documents import Cleaning, Counts, documents
 from snakmodel.publish import append_file, fsync, run_main
+from snakmodel.readers import Reading
 from snakmodel.settings import PROJECT
+from snakmodel.sources import Part
 
 FILES = 4
 SMALL = 8
@@ -147,6 +151,30 @@ def other_formats(work: Path, paths: list[Path], size: int) -> dict[str, dict[st
     return found
 
 
+def long_line(work: Path, size: int) -> dict[str, Any]:
+    """Seconds of CPU to read one line of JSON, of half the size and of all of it: it must be twice as long, not four
+    times. By prepare's reader and by the tokenizer's.
+    """
+    path = work / "line.jsonl"
+
+    def prepares() -> int:
+        part = Part(str(path), "line", 0, path.stat().st_size)
+        return sum(len(texts) for texts in documents(part, Reading(), Cleaning(), Counts()))
+
+    def tokenizers() -> int:
+        return sum(len(columns(block, ["text"]).texts["text"]) for block in read_blocks(path, ["text"]))
+
+    found: dict[str, Any] = {"megabytes": [round(size / 2e6, 1), round(size / 1e6, 1)], "prepare": [], "tokenizer": []}
+    for part in (size // 2, size):
+        path.write_bytes(b'{"text": "' + (b"ord " * (part // 4)) + b'"}\n')
+        for name, way in (("prepare", prepares), ("tokenizer", tokenizers)):
+            started = time.process_time()
+            assert way() == 1
+            found[name].append(round(time.process_time() - started, 2))
+    path.unlink()
+    return found
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
@@ -177,6 +205,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in paths)
         turns = in_turns(work, work / "raw" / "text", args.rounds)
         others = other_formats(work, paths, size // SMALL)
+        line = long_line(work, size * 2 // 3)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     seconds = {name: statistics.median(one["seconds"] for one in each) for name, each in turns.items()}
@@ -188,6 +217,7 @@ def main() -> None:
         "ratio_to_datasets": round(seconds["datasets"] / seconds["prepare"], 2),
         "share_of_the_copy": round(seconds["copy"] / seconds["prepare"], 2),
         "other_formats": others,
+        "cpu_seconds_of_one_long_line": line,
         "machine": before,
         "date": time.strftime("%F"),
     }

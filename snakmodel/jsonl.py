@@ -1,9 +1,8 @@
 """The documents of JSON lines: pyarrow reads a block at once; where it cannot be trusted, each line is read alone.
 
-Whatever its neighbours are, a line has one verdict: what Python's parser says of it alone, with two exceptions in which
-pyarrow takes more, so that both say the same: whole numbers may have any number of digits, and brackets may lie
-MAX_DEPTH deep in one another whatever the interpreter's own limit is. The tokenizer's reader, megatron_llm/jsonl.py,
-keeps the same rules; tests/test_json_lines.py holds the two and all positions of a line against each other.
+A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or pyarrow's, which knows
+no limits for digits and nesting. So what pyarrow takes in a block is taken wherever it stands. The tokenizer's reader,
+megatron_llm/jsonl.py, keeps the same rule; tests/test_json_lines.py compares the two, and all positions of a line.
 """
 
 from __future__ import annotations
@@ -23,16 +22,13 @@ from numpy.typing import NDArray
 from snakmodel.chunks import BOM, REPLACEMENT, Chunk, Faults, are_utf8, holds_nul, is_utf8, packed
 from snakmodel.streams import TextFile, lines, one_by_one
 
-MAX_DEPTH = 500
-"""Brackets that may lie within one another in a line."""
 _JSON_BYTES = (1 << 31) - 2
 """What pyarrow's reader takes at once."""
 _KEYS_NAMED = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
-"""What pyarrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity."""
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SPACE = " \t\r\n"
 _DECODER = json.JSONDecoder(parse_int=float)
+"""Python's parser, without its limit for the digits of whole numbers."""
 _KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
@@ -40,19 +36,26 @@ def json_lines(block: bytes, offset: int, file: TextFile, key: str, faults: Faul
     """The string under `key` of each line's object."""
     starts, sizes, _ = lines(block)
     starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    column = _column(block, starts, starts + sizes, key)
+    column = _column(block, starts, starts + sizes - 1, key)
     if column is None:
         yield from packed(_each(block, offset, file, key, faults))
     elif len(column):
         yield column, starts + offset
 
 
-def _column(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], key: str) -> Any:
-    """The strings of a block; None where some line is not, beyond doubt, one object with a string under the key."""
-    if not len(starts):
-        return pa.array([], pa.large_string())
-    if len(block) > _JSON_BYTES or not _plain(block, starts, ends):
+def _column(block: bytes, firsts: NDArray[np.int64], lasts: NDArray[np.int64], key: str) -> Any:
+    """The strings of a block; None where some line is not, beyond doubt, one object with a string under the key.
+
+    pyarrow's reader takes line ends for white space: one object over two lines, and two on one, must not pass as two
+    lines. Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    """
+    data = np.frombuffer(block, np.uint8)
+    if len(block) > _JSON_BYTES or not is_utf8(block):
         return None
+    if (data[firsts] != ord("{")).any() or (data[lasts] != ord("}")).any():
+        return None
+    if not len(firsts):
+        return pa.array([], pa.large_string())
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(block),
@@ -62,57 +65,25 @@ def _column(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], ke
         column = table.column(key).combine_chunks()
     except pa.ArrowInvalid:
         return None
-    whole = len(column) == len(starts) and not column.null_count and are_utf8(column) and not holds_nul(column)
+    whole = len(column) == len(firsts) and not column.null_count and are_utf8(column) and not holds_nul(column)
     return column if whole else None
-
-
-def _plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Whether pyarrow's reader, if it takes the block, takes what Python's parser takes, and as the same lines.
-
-    pyarrow's reader takes line ends for white space: one object over two lines, and two on one, must not pass as two
-    lines. Between braces a line cannot end within an object, since `}` is never followed by `{` there.
-    """
-    data = np.frombuffer(block, np.uint8)
-    if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any() or not is_utf8(block):
-        return False
-    if b"-NaN" in block or _INF.search(block):
-        return False
-    opened = np.count_nonzero(data == ord("[")) + np.count_nonzero(data == ord("{"))
-    if opened - len(starts) < MAX_DEPTH:  # every line has one at least
-        return True
-    long = np.flatnonzero(ends - starts > 2 * MAX_DEPTH)
-    return not any(_too_deep(block[starts[line] : ends[line]]) for line in long)
-
-
-def _too_deep(line: bytes) -> bool:
-    """Whether more than MAX_DEPTH brackets lie within one another."""
-    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
-        return False
-    outside_strings = b"".join(line.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-    brackets = np.frombuffer(outside_strings.translate(None, _NO_BRACKETS), np.uint8)
-    depths = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
-    return bool(depths.max(initial=0) > MAX_DEPTH)
 
 
 def _each(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[tuple[int, str]]:
     for position, raw in one_by_one(block, offset):
-        problem = partial(_problem, file, position)
-        if _too_deep(raw):
-            faults.leave_out("nested too deep", partial(problem, f"is nested more than {MAX_DEPTH} levels deep"))
-            continue
         line = faults.decode(raw, partial(file.byte, position))
         if line is None:
             continue
-        bare = line.lstrip(BOM)
+        bare = line.removeprefix(BOM)
         faults.byte_order_marks += len(line) - len(bare)
-        if bare.strip() and (value := _value(bare, key, faults, problem)) is not None:
+        if bare.strip() and (value := _value(bare, key, faults, partial(_problem, file, position))) is not None:
             yield position, value
 
 
 def _value(line: str, key: str, faults: Faults, say: Callable[[str], str]) -> str | None:
     """The string under a key, or None if the line is left out."""
     try:
-        document = _DECODER.decode(line)
+        document = _parsed(line, key)
     except ValueError as error:
         reason, problem = "not JSON", f"is not JSON: {error}"
     else:
@@ -129,6 +100,18 @@ def _value(line: str, key: str, faults: Faults, say: Callable[[str], str]) -> st
             reason, problem = "no such key", f"has no key {key!r}, only {list(document)[:_KEYS_NAMED]}{hint}"
     faults.leave_out(reason, partial(say, problem))
     return None
+
+
+def _parsed(line: str, key: str) -> Any:
+    """The value of a line; that under the key alone where only pyarrow takes it. Raises ValueError if neither does."""
+    try:
+        return _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
+        block = line.strip(_SPACE).encode()
+        column = _column(block, np.zeros(1, np.int64), np.array([len(block) - 1]), key)
+        if column is None:
+            raise ValueError(error) from error
+        return {key: column[0].as_py()}
 
 
 def _kind(value: object) -> str:
@@ -148,7 +131,5 @@ def _characters(value: str, faults: Faults, say: Callable[[str], str]) -> str | 
 
 
 def _problem(file: TextFile, position: int, what: str) -> str:
-    return (
-        f"{file.path}: line {file.line(position)} {what}. Correct the file, or set errors to skip to leave such lines "
-        "out"
-    )
+    remedy = "Correct the file, or set errors to skip to leave such lines out"
+    return f"{file.path}: line {file.line(position)} {what}. {remedy}"

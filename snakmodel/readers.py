@@ -103,7 +103,8 @@ def _is_text(text: TextFile, part: Part, faults: Faults) -> bool:
 
 def _text_lines(block: bytes, offset: int, file: TextFile, faults: Faults) -> Iterator[Chunk]:
     """A document a line."""
-    if b"\0" in block or BOM in block or not is_utf8(block):
+    marked = BOM[:1] in block and BOM in block  # the first is found at once, and is rare
+    if marked or b"\0" in block or not is_utf8(block):
         yield from packed(_decoded(one_by_one(block, offset), file, faults))
         return
     starts, sizes, returns = lines(block)

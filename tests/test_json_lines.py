@@ -9,12 +9,12 @@ import pytest
 from megatron_llm.documents import Block, columns
 from megatron_llm.files import UserError
 from snakmodel.chunks import Faults
-from snakmodel.jsonl import MAX_DEPTH, json_lines
+from snakmodel.jsonl import json_lines
 from snakmodel.streams import TextFile
 
 
 def nested(depth: int, start: str = "[", end: str = "]") -> bytes:
-    """A line with brackets so deep in one another, those of the line itself not counted."""
+    """A line with brackets so deep in one another."""
     return f'{{"n": {start * depth}{end * depth}, "text": "a"}}'.encode()
 
 
@@ -26,9 +26,12 @@ ACCEPTED = {
     "very big exponent": b'{"n": -1E+99999999999, "text": "a"}',
     "very small exponent": b'{"n": 1e-99999999999, "text": "a"}',
     "NaN and Infinity": b'{"n": [NaN, Infinity, -Infinity], "text": "a"}',
-    "nested as deep as may be": nested(MAX_DEPTH - 1),
-    "brackets side by side": b'{"n": [' + b"[]," * 2000 + b'[]], "text": "a"}',
-    "brackets within a string": b'{"n": "' + b'\\"[{' * 2000 + b'\\\\", "text": "a"}',
+    "2,000 brackets": nested(2000),
+    "2,000 objects": nested(2000, '{"n": [', "]}"),
+    "100,000 brackets behind a byte order mark": b"\xef\xbb\xbf " + nested(100_000),
+    "Inf": b'{"n": Inf, "text": "a"}',
+    "-Inf": b'{"n": [-Inf ], "text": "a"}',
+    "-NaN": b'{"n": -NaN, "text": "a"}',
     "the key twice": b'{"text": 5, "text": "a"}',
     "the key twice, spelled otherwise": b'{"te\\u0078t": "b", "text": "a"}',
     "another key twice": b'{"n": 1, "n": "x", "text": "a"}',
@@ -40,14 +43,14 @@ ACCEPTED = {
     "an empty key": b'{"": {"text": 5}, "text": "a"}',
 }
 REFUSED = {
-    "nested one too deep": nested(MAX_DEPTH),
-    "2,000 brackets": nested(2000),
-    "2,000 objects": nested(2000, '{"n": [', "]}"),
     "100,000 brackets, never closed": b'{"n": ' + b"[" * 100_000,
-    "2,000 brackets after a string of them": b'{"s": "\\"]]]]", "n": ' + b"[" * 2000 + b"]" * 2000 + b', "text": "a"}',
-    "Inf": b'{"n": Inf, "text": "a"}',
-    "-Inf": b'{"n": [-Inf ], "text": "a"}',
-    "-NaN": b'{"n": -NaN, "text": "a"}',
+    "2,000 brackets and a wrong one": nested(2000)[:-1] + b"]}",
+    "2,000 brackets as the text": b'{"text": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    "2,000 brackets without the text": b'{"n": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    "wide space before it": '\u3000{"text": "a"}'.encode(),
+    "form feed before 2,000 brackets": b"\x0c" + nested(2000),
+    "two byte order marks": b"\xef\xbb\xbf" * 2 + b'{"text": "a"}',
+    "twice a minus": b'{"n": --Infinity, "text": "a"}',
     "nan": b'{"n": nan, "text": "a"}',
     "lone surrogate": b'{"text": "a\\ud800"}',
     "surrogates the wrong way round": b'{"text": "\\udc00\\ud800"}',
@@ -139,11 +142,10 @@ def test_a_refused_line_is_refused_by_name(policy: str) -> None:
 
 
 def test_ordinary_blocks_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words, numbers and many brackets that only look like what pyarrow reads otherwise do not slow a block down."""
+    """Numbers and brackets that Python's parser does not take do not slow a block down."""
     monkeypatch.setattr("snakmodel.jsonl._each", None)
     monkeypatch.setattr("megatron_llm.jsonl.parse_line_by_line", None)
-    lines = [GOOD, b'{"text": "Information, Infinity] and Inf. of NaN", "n": [-1, NaN, Infinity]}']
-    lines += [b'{"text": "' + b"[1] {x} " * 300 + b'"}', b'{"n": [' + b"[]," * 2000 + b'0], "text": "many"}']
+    lines = [GOOD, b'{"text": "a", "n": [-1, NaN, Infinity, Inf]}', nested(2000)]
     block = b"\n".join(lines) + b"\n"
     assert prepared(block)[0] == tokenised(block)
     assert len(tokenised(block)) == len(lines)

@@ -150,7 +150,7 @@ def bad_lines() -> dict[str, tuple[Any, str]]:
         '{"text": null}': ("not a string", r"line 3 has null, not a string, under 'text'"),
         '{"text": 5}': ("not a string", r"line 3 has a number, not a string, under 'text'"),
         '{"text": "a\tb"}': ("not JSON", r"line 3 is not JSON: Invalid control character"),
-        "[" * 100000: ("nested too deep", r"line 3 is nested more than 500 levels deep"),
+        "[" * 100000: ("not JSON", r"line 3 is not JSON: maximum recursion depth"),
     }
 
 

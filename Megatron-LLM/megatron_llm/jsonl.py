@@ -1,15 +1,13 @@
 """Lines of JSON -> columns of text: Arrow parses a block at once; where it cannot be trusted, each line is read alone.
 
-Whatever its neighbours are, a line has one verdict: what Python's parser says of it alone, with two exceptions in which
-Arrow takes more, so that both say the same: whole numbers may have any number of digits, and brackets may lie MAX_DEPTH
-deep in one another whatever the interpreter's own limit is. snakmodel/jsonl.py, which reads raw files, keeps the same
-rules; tests/test_json_lines.py holds the two and all positions of a line against each other.
+A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or Arrow's, which knows no
+limits for digits and nesting. So what Arrow takes in a block is taken wherever it stands. snakmodel/jsonl.py, which
+reads raw files, keeps the same rule; tests/test_json_lines.py compares the two, and all positions of a line.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +18,11 @@ from pyarrow import json as arrow_json
 
 from megatron_llm.files import UserError
 
-MAX_DEPTH = 500
-"""Brackets that may lie within one another in a line."""
-BOM = "\ufeff"
+BOM = b"\xef\xbb\xbf"
 """The byte order mark, which may stand before a line where files were put together."""
-INF = re.compile(rb"Inf[ \t\r\n]*[,\]}]")
-"""What Arrow takes for a number, beside -NaN, and Python does not. Both take NaN and Infinity, which Python writes."""
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+SPACE = b" \t\r\n"
 DECODER = json.JSONDecoder(parse_int=float)
+"""Python's parser, without its limit for the digits of whole numbers."""
 KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
@@ -40,9 +35,16 @@ def parse(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str,
 
 
 def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
-    """The strings under the keys, or None when some line is not plainly an object with strings under all of them."""
+    """The strings under the keys, or None when some line is not plainly an object with strings under all of them.
+
+    Arrow takes line ends for white space: one object over two lines, and two on one, must not pass as two lines.
+    Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    """
+    characters = np.frombuffer(data, dtype=np.uint8)
     starts, ends = lines(data)
-    if not len(starts) or len(data) > 1 << 30 or not plain(data, starts, ends):
+    if not len(starts) or len(data) > 1 << 30 or not is_utf8(data):
+        return None
+    if (characters[starts] != ord("{")).any() or (characters[ends - 1] != ord("}")).any():
         return None
     try:
         table = arrow_json.read_json(
@@ -72,24 +74,6 @@ def lines(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return starts[ends > starts], ends[ends > starts]
 
 
-def plain(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Whether Arrow's parser, if it takes the block, takes what Python's takes, and as the same lines.
-
-    Arrow takes line ends for white space: one object over two lines, and two on one, must not pass as two lines.
-    Between braces a line cannot end within an object, since `}` is never followed by `{` there.
-    """
-    characters = np.frombuffer(data, dtype=np.uint8)
-    if (characters[starts] != ord("{")).any() or (characters[ends - 1] != ord("}")).any() or not is_utf8(data):
-        return False
-    if b"-NaN" in data or INF.search(data):
-        return False
-    opened = np.count_nonzero(characters == ord("[")) + np.count_nonzero(characters == ord("{"))
-    if opened - len(starts) < MAX_DEPTH:  # every line has one at least
-        return True
-    long = np.flatnonzero(ends - starts > 2 * MAX_DEPTH)
-    return not any(too_deep(data[starts[line] : ends[line]]) for line in long)
-
-
 def is_utf8(data: bytes) -> bool:
     """Whether bytes are valid UTF-8, without decoding them."""
     borders = pa.py_buffer(np.array([0, len(data)], dtype=np.int64))
@@ -100,38 +84,30 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def too_deep(line: bytes) -> bool:
-    """Whether more than MAX_DEPTH brackets lie within one another."""
-    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
-        return False
-    outside_strings = b"".join(line.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-    brackets = np.frombuffer(outside_strings.translate(None, NO_BRACKETS), dtype=np.uint8)
-    depths = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
-    return bool(depths.max(initial=0) > MAX_DEPTH)
-
-
 def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
-    """The same by Python's parser, which says where and what a mistake is."""
+    """The same, each line alone, which says where and what a mistake is."""
     texts: dict[str, list[str]] = {key: [] for key in keys}
     for number, line in enumerate(data.split(b"\n"), first):
-        if (document := parse_line(line, f"{where} {number}")) is not None:
+        if (document := parse_line(line, keys, f"{where} {number}")) is not None:
             for key in keys:
                 texts[key].append(text_of(document, key, f"{where} {number}"))
     return {key: pa.array(values, pa.large_string()) for key, values in texts.items()}
 
 
-def parse_line(line: bytes, place: str) -> dict[str, Any] | None:
-    """The object of one line; None for a blank one."""
-    if too_deep(line):
-        raise UserError(f"{place} is nested more than {MAX_DEPTH} levels deep; it starts {line[:40]!r}")
+def parse_line(line: bytes, keys: Sequence[str], place: str) -> dict[str, Any] | None:
+    """The object of one line, or what it has under the keys; None for a blank one."""
+    bare = line.removeprefix(BOM)
     try:
-        text = line.decode().lstrip(BOM)
-        document = DECODER.decode(text) if text.strip() else {}
-    except ValueError as error:
-        raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
-    if not isinstance(document, dict):
+        text = bare.decode()
+        document = DECODER.decode(text) if text.strip() else None
+    except (ValueError, RecursionError) as error:
+        alone = parse_lines(bare.strip(SPACE), keys)
+        if alone is None:
+            raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
+        return {key: texts[0].as_py() for key, texts in alone.items()}
+    if text.strip() and not isinstance(document, dict):
         raise UserError(f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}')
-    return document if text.strip() else None
+    return document
 
 
 def text_of(document: dict[str, Any], key: str, place: str) -> str:
