@@ -32,8 +32,15 @@ _SLACK = 1e-6
 
 def similar_pairs(sets: Sequence[Hashes], threshold: float) -> list[tuple[int, int]]:
     """Pairs of positions. `sets`: distinct ones, each of ascending members, the smaller sets first."""
+    if len(sets) < 3:  # by far the most buckets
+        return [(1, 0)] if len(sets) == 2 and _similar(sets[0], sets[1], threshold) else []
     join = _Join(sets, threshold)
     return [(new, other) for new in range(len(sets)) for other in join.partners(new)]
+
+
+def _similar(one: Hashes, other: Hashes, threshold: float) -> bool:
+    both = len(np.intersect1d(one, other, assume_unique=True))
+    return both / (len(one) + len(other) - both) >= threshold
 
 
 class _Join:
@@ -115,10 +122,7 @@ class _Join:
         shared = self.marked[self._slot(np.concatenate([self.sets[other] for other in others]))]
         most = np.add.reduceat(shared, starts, dtype=np.int64)  # different members may share a slot
         for other in others[self._reaches(new, others, most)].tolist():
-            if self._root(other) == self._root(new):
-                continue
-            both = len(np.intersect1d(self.sets[new], self.sets[other], assume_unique=True))
-            if both / (len(self.sets[new]) + len(self.sets[other]) - both) >= self.threshold:
+            if self._root(other) != self._root(new) and _similar(self.sets[new], self.sets[other], self.threshold):
                 yield other
 
     def _reaches(self, new: int, others: Numbers, both: Numbers) -> NDArray[np.bool_]:

@@ -53,6 +53,9 @@ def test_the_pairs_connect_what_comparing_all_pairs_connects(
         assert plain_components(len(sets), found) == expected
         assert len(found) == len(sets) - len(set(expected))
         assert all(jaccard[pair] >= threshold for pair in found)
+        for a, b in zip(range(1, 40), range(2, 41), strict=True):
+            assert similar_pairs([sets[a], sets[b]], threshold) == [(1, 0)] * int(jaccard[a, b] >= threshold)
+    assert similar_pairs(sets[:1], 0.5) == similar_pairs([], 0.5) == []
 
 
 def boilerplate(documents: int, places: int, tail: int = 0) -> list[str]:

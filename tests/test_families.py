@@ -141,7 +141,7 @@ def test_the_chain_with_another_base(shared: Path, tmp_path: Path, kind: str) ->
     shutil.copytree(shared / "run", tmp_path / "run")
     own_tokenizer = kind == "falcon"
     make_base(tmp_path / "base", kind, json_tokenizer(tmp_path / "base") if own_tokenizer else 331)
-    done = submit(shared, tmp_path, kind, "--restart-from", "tokenize" if own_tokenizer else "convert")
+    done = submit(shared, tmp_path, kind, "--restart-from", *(["tokenize"] if own_tokenizer else []), "convert")
     assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path)
     check(tmp_path, tmp_path / "run/pushed/iter_0000004", kind)
 
