@@ -300,16 +300,21 @@ def save(
     folder.mkdir(parents=True)
     bos, eos = special.sentence_ids(vocab_file)
     _write_json(folder / "config.json", hf_config.make(config, dtype, bos, eos))
-    _write_json(folder / "generation_config.json", _generation(vocab_file, bos, eos))
+    _write_json(folder / "generation_config.json", _generation(vocab_file, bos, eos, special))
     _write_weights(folder, config, state, dtype, parse_size(max_shard_size))
     hf_tokenizer.save(folder, vocab_file, config.max_position_embeddings, special)
 
 
-def _generation(vocab_file: Path, bos: int | None, eos: int | None) -> dict[str, object]:
-    """generation_config.json: what lies beside the tokenizer, else the sentence tokens and greedy decoding."""
+def _generation(vocab_file: Path, bos: int | None, eos: int | None, special: SpecialTokens) -> dict[str, object]:
+    """generation_config.json: what lies beside the tokenizer, else the sentence tokens and greedy decoding.
+
+    A sentence token that is given another role by `special` wins over what lies there.
+    """
+    tokens = {"bos_token_id": bos, "eos_token_id": eos}
+    chosen = {name: number for name, number in tokens.items() if name.removesuffix("_id") in special.roles}
     beside = tokenizer_files.file_of(vocab_file).with_name("generation_config.json")
     given: dict[str, object] = read_json(beside) if beside.is_file() else {"do_sample": False}
-    return {"bos_token_id": bos, "eos_token_id": eos, **given}
+    return {**tokens, **given, **chosen}
 
 
 def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -37,12 +37,14 @@ class Rule(Enum):
     LENGTH = "may change as long as the samples keep their order"
     DATA = "may be another file with the same content"
     MODEL = "must agree with the checkpoint"
+    NORMALISATION = "with eod_mask_loss must stay, and stays when it is not given"
     FIXED = "must stay"
 
 
 _NAMED = {
     Rule.FIXED: "global_batch_size rampup_batch_size seq_length seed split reset_position_ids reset_attention_mask "
     "eod_mask_loss",
+    Rule.NORMALISATION: "loss_normalisation",
     Rule.DATA: "data_path train_data_path valid_data_path test_data_path tokenizer_type vocab_file no_new_tokens "
     "vocab_extra_ids vocab_extra_ids_list",
     Rule.LENGTH: "train_iters train_samples",
