@@ -6,6 +6,7 @@ Near-deduplication against the programs it replaces, on documents made by mutati
   datatrove    datatrove's four MinHash stages (installed into a venv of its own) at the same bands and rows
   scale        synthetic signatures through buckets and components: seconds and memory a task, and what 350 million
                documents would take
+  verify       --verify_jaccard on copies of one form in one bucket: processor seconds at doubling numbers of documents
 Memory of a program is the sum of the proportional set sizes (PSS) of its processes, sampled. Writes the numbers with
 the machine they were measured on; parts that are not run keep their earlier numbers.
 """
@@ -33,12 +34,13 @@ import numpy as np
 import pyarrow as pa
 from submit import machine
 
+from snakmodel.dedup_verify import Verifier
 from snakmodel.minhash import RECORD, BandHasher, Parameters
 from snakmodel.publish import run_main
 from snakmodel.settings import PROJECT
 from snakmodel.signature_file import SignatureWriter
 
-PARTS = ("signatures", "command", "datatrove", "scale")
+PARTS = ("signatures", "command", "datatrove", "scale", "verify")
 CORES = len(os.sched_getaffinity(0))
 RECIPE = Parameters(short_docs="drop")
 BANDS, ROWS = RECIPE.banding()
@@ -316,6 +318,38 @@ def scale(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
+FORMS = {"filled in, similar": (2, 0), "filled in, not similar": (10, 0), "with more or less text": (5, 60)}
+"""Of a form of 400 words: the places filled in, and the most words of a document's own after it."""
+
+
+def verify(counts: Sequence[int] = (4000, 8000, 16_000)) -> dict[str, Any]:
+    """What comparing the documents of a bucket takes beyond making their sets of n-grams."""
+    found: dict[str, Any] = {}
+    parameters = {"threshold": 0.85, "ngram": 5, "min_length": 5, "compat": "text-dedup-0.4.0"}
+    for name, (places, tail) in FORMS.items():
+        found[name] = {}
+        for count in counts:
+            texts = [form(number, places, tail) for number in range(count)]
+            verifier = Verifier(texts, parameters)  # type: ignore[arg-type]
+            started = time.process_time()
+            for text in texts:
+                verifier.grams(text)
+            middle = time.process_time()
+            links = verifier.links(np.arange(count))
+            ended = time.process_time()
+            seconds = {"all": round(ended - middle, 2), "comparing": round(ended - 2 * middle + started, 2)}
+            found[name][str(count)] = {"seconds": seconds, "links": len(links)}
+    return found
+
+
+def form(number: int, places: int, tail: int) -> str:
+    """One copy."""
+    words = [f"ord{word}" for word in range(400)]
+    for place in range(places):
+        words[place * len(words) // places + 3] = f"nr{number}felt{place}"
+    return " ".join([*words, *(f"nr{number}ord{word}" for word in range(number % (tail + 1)))])
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,7 +361,7 @@ def main() -> None:
     args = parser.parse_args()
     if wrong := set(args.parts.split(",")) - set(PARTS):
         parser.error(f"--parts: {', '.join(sorted(wrong))} is not among {', '.join(PARTS)}")
-    texts = documents(args.documents) if args.parts != "scale" else []
+    texts = documents(args.documents) if set(args.parts.split(",")) - {"scale", "verify"} else []
     found = json.loads(args.output.read_text()) if args.output.exists() else {}
     for part in args.parts.split(","):
         with tempfile.TemporaryDirectory(prefix="snak-dedup-") as name:
@@ -338,8 +372,10 @@ def main() -> None:
                 result = command(texts, folder)
             elif part == "datatrove":
                 result = datatrove(texts, folder, args.datatrove_python)
-            else:
+            elif part == "scale":
                 result = scale(folder, args.synthetic)
+            else:
+                result = verify()
         found[part] = {**result, "machine": machine(), "date": time.strftime("%F")}
         print(part, json.dumps(found[part], indent=1), flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)

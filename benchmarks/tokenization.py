@@ -3,8 +3,9 @@
 Tokenising JSON lines: the whole command against a multiprocessing `imap` over sentencepiece that writes document by
 document (what upstream's tool does), against datatrove's tokenizer stage with the same vocabulary, and under the
 ceiling of the bare encoder with its own JSON reader. Each runs on a tenth of the corpus and on all of it; the
-difference is the steady state, without start-up. The corpus is sampled from --text, with so many words changed that
-some are always new; a 32,000-piece Llama-style model is trained on it. Writes the numbers with the machine.
+difference is the steady state, without start-up. Tiny tasks, of 200,000 documents of a few words and of one document,
+run against sentencepiece itself on all documents in one call. The corpus is sampled from --text, with so many words
+changed that some are always new; a 32,000-piece Llama-style model is trained on it. Writes the numbers and the machine.
 
 Not named tokenize.py, which would hide Python's own module of that name from everything started in this folder.
 """
@@ -77,6 +78,19 @@ if __name__ == "__main__":
     ).run()
     print(json.dumps({"tokens": sum(path.stat().st_size for path in pathlib.Path(folder, "tokens").glob("*.ds")) // 2}))
 """
+PLAIN = """
+import json, sys
+import numpy as np, sentencepiece
+
+model, prefix, workers, part = sys.argv[1:]
+processor = sentencepiece.SentencePieceProcessor(model_file=model)
+texts = [json.loads(line)["text"] for line in open(part, encoding="utf-8")]
+documents = processor.encode(texts, num_threads=int(workers))
+ids = np.array([token for document in documents for token in (*document, 2)], dtype=np.uint16)
+ids.tofile(prefix + ".bin")
+print(json.dumps({"tokens": len(ids)}))
+"""
+"""The plain library: everything in memory, one call, one write."""
 CEILING = """
 import json, sys, time
 import gigatoken
@@ -221,6 +235,34 @@ def commands(folder: Path, model: Path, corpus: Path, workers: int, peer: str) -
     }
 
 
+def tiny(folder: Path, model: Path, lines: list[str], workers: int) -> dict[str, Any]:
+    """Seconds and processor seconds (median of five runs in turns) of tiny tasks, here and in sentencepiece itself."""
+    script, source = folder / "plain.py", random.Random(1)
+    script.write_text(PLAIN)
+    words = " ".join(lines).split(" ")
+    tool = [sys.executable, str(PROJECT / "Megatron-LLM" / "tools" / "preprocess_data.py")]
+    found: dict[str, Any] = {}
+    for count in (200_000, 1):
+        part, name = folder / f"tiny-{count}.jsonl", f"{count}_documents"
+        texts = (" ".join(source.choices(words, k=source.randrange(1, 5))) for _ in range(count))
+        part.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        ours = [*tool, "--input", str(part), "--output_prefix", str(folder / name), "--vocab_file", str(model)]
+        ours += ["--tokenizer_type", "SentencePieceTokenizer", "--no_new_tokens", "--append_eod"]
+        ours += ["--workers", str(workers)]
+        plain = [sys.executable, str(script), str(model), str(folder / f"plain-{count}"), str(workers), str(part)]
+        runs = [(measure(name, ours), measure(f"{name}, plain", plain)) for _ in range(5)]
+        assert same_bytes(folder / f"{name}_text_document.bin", folder / f"plain-{count}.bin"), "bytes differ"
+        found[name] = {who: middle([pair[k] for pair in runs]) for k, who in enumerate(("ours", "plain"))}
+    imports = [sys.executable, "-c", "import numpy, pyarrow.compute, pyarrow.json, sentencepiece, tokenizers"]
+    found["imports"] = middle([measure("imports", imports) for _ in range(5)])
+    return found
+
+
+def middle(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of what runs took."""
+    return {name: round(float(np.median([run[name] for run in runs])), 2) for name in ("seconds", "processor_seconds")}
+
+
 def contest(folder: Path, megabytes: int, workers: int, text: Path) -> dict[str, Any]:
     """Everything, below a folder that the caller removes."""
     lines, model = read_text(text), folder / "tokenizer.model"
@@ -251,6 +293,7 @@ def contest(folder: Path, megabytes: int, workers: int, text: Path) -> dict[str,
         },
         "workers": workers,
         **rates,
+        "tiny": tiny(folder, model, lines, workers),
         "ours_cold_disk_seconds": round(cold["seconds"], 2),
         "ceiling": {
             "tokens": ceiling["tokens"],

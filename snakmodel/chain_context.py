@@ -50,6 +50,10 @@ class Context:
             )
         return size
 
+    def check_base(self) -> None:
+        """Raise UserError unless the base model is there and the tokenizer fits it."""
+        _ = self.vocabulary, self.vocab_size
+
     @cached_property
     def tied(self) -> bool:
         """Whether the base model's output layer is its embedding."""

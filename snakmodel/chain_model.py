@@ -21,6 +21,7 @@ _SAMPLE_TEXT = f"arrow/{shard_name(0)}.arrow"
 def weight_stages(c: Context) -> list[Stage]:
     """The base model to the layout that training loads, behind a gate."""
     m, t = c.recipe.model, c.recipe.training
+    c.check_base()
     size = (f"--size={m.size}",) if m.size else ()
     files = _files(m.base)
     marker = Marker.read(marker_path(c.root, "convert", 0))

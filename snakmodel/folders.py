@@ -6,16 +6,21 @@ and anything that is neither a file nor a folder become entries of their own.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from snakmodel.publish import UserError
 
 HIDDEN = "hidden, as its name starts with a dot"
 LOOP = "a link to a folder that it lies in"
 NO_FILE = "neither a file nor a folder"
+NAMED = 5
+"""Names that a message gives of many."""
 
 _Identity = tuple[int, int]
 """Device and inode of a folder."""
@@ -73,3 +78,37 @@ def _entry(path: Path, above: frozenset[_Identity]) -> Entry:
         return Entry(path, "skipped", NO_FILE)
     own = found.st_dev, found.st_ino
     return Entry(path, "skipped", LOOP) if own in above else Entry(path, "folder", identity=own)
+
+
+def checked_record(one: Entry) -> Entry:
+    """An entry as it is, or refused if it is the record of a dataset of which files are missing."""
+    if one.path.name != "state.json" or one.kind != "file":
+        return one
+    try:
+        names = [data["filename"] for data in json.loads(one.path.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return one  # of something else; beside an Arrow file, `dataset_files` complains
+    missing = [name for name in names if not (one.path.parent / name).is_file()]
+    if not missing:
+        return one
+    return replace(
+        one, kind="refused", reason=f"it lists {len(missing)} file(s) that are not there: {shortened(missing)}"
+    )
+
+
+def dataset_files(path: Path) -> Iterable[str]:
+    """The data files in the folder of an Arrow file. `datasets` leaves the results of map and filter beside them."""
+    state = path.with_name("state.json")
+    if not state.is_file():
+        return () if path.name.startswith("cache-") else (path.name,)
+    try:
+        return {one["filename"] for one in json.loads(state.read_text(encoding="utf-8"))["_data_files"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{state} does not list the data files of a dataset ({error!r}); save the dataset again"
+        ) from error
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few of some names, for a message."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from snakmodel.borders import EarlierPlan, read_plan
 from snakmodel.chain import build
 from snakmodel.config import Config
 from snakmodel.containers import container_spec, srun_flags
 from snakmodel.engine_check import Facts, ask_engine
+from snakmodel.folders import shortened
 from snakmodel.inputs import Inputs
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError, remove, write_json, write_text
-from snakmodel.recipe import Data
+from snakmodel.recipe import Data, Recipe
 from snakmodel.settings import PROJECT, suggest
-from snakmodel.sources import Part, Selection, cut, selection, shortened
+from snakmodel.sources import Part, Selection, cut, selection
 from snakmodel.stage import Chain, Stage, meaning
 from snakmodel.tasklist import InputSpec, TaskList, TaskSpec
 
@@ -256,7 +258,7 @@ def _refuse_unless_restarted(
     if set(touched) <= set(downstream(chain, restart_from)):
         return
     now = _flat(config.recipe.model_dump(mode="json"))
-    before = _flat(frozen["recipe"])
+    before = _flat(_with_defaults(frozen["recipe"]))
     changes = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in {**before, **now}
@@ -271,6 +273,14 @@ def _refuse_unless_restarted(
         f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
         f"or redo what it touches with --restart-from {' '.join(starts)}."
     )
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that an earlier version froze, with the keys that it did not know."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,14 +11,14 @@ Whatever lies below the folder is read, or refused by name, or counted among wha
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import xxhash
 
-from snakmodel.folders import Entry, below, entries, identity
+from snakmodel.folders import NAMED, Entry, below, checked_record, dataset_files, entries, identity, shortened
 from snakmodel.publish import UserError, printable
 
 ALL = "all"
@@ -31,7 +31,6 @@ _SUFFIXES = (*TEXT, *ROWS, *(kind + codec for kind in (*TEXT, ".jsonl") for code
 _NEVER_EMPTY = (*COMPRESSED, ".parquet", ".arrow")
 """Formats of which no valid file has 0 bytes."""
 _TABLES = (".parquet", ".arrow")
-_NAMED = 5
 _UNPACKED = 3
 _DESCRIPTIONS = ("readme", "license", "licence")
 _HF_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -89,11 +88,6 @@ class Selection:
         total = sum(one.size for one in self.files)
         left = f"{others} other(s) not" if others else "nothing else lies there"
         return f"{self.folder}: {len(self.files)} file(s) of {total:,} bytes are read, {left}"
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few of some names, for a message."""
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def suffix(name: str) -> str | None:
@@ -220,8 +214,11 @@ _Chosen = tuple[str, Entry, float]
 def _chosen(folder: Path, groups: Mapping[str, list[Entry]], shares: Mapping[str, float]) -> list[_Chosen]:
     """The entries of the sources that are selected."""
     if not groups:
+        others = [printable(path.name) for path in islice((path for path in folder.rglob("*") if path.is_file()), 100)]
+        found = f"it holds {shortened(sorted(others))}" if others else "it holds no files"
         raise UserError(
-            f"no input files: looked for *{', *'.join(_SUFFIXES)} in {folder} and, to any depth, in its sub-folders"
+            f"no input files: looked for *{', *'.join(_SUFFIXES)} in {folder} and, to any depth, in its sub-folders; "
+            f"{found}. Give a folder of text in one of these formats as data.path"
         )
     own = printable(folder.name)
     direct: dict[str, list[tuple[str, Entry]]] = {}
@@ -255,31 +252,17 @@ def _groups(folder: Path) -> dict[str, list[Entry]]:
         found = entries(folder, above)
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be listed: {error.strerror}. Correct its permissions") from error
-    own = printable(folder.name)
-    sources = [
-        one for one in found if one.kind == "folder" or (one.kind == "refused" and suffix(one.path.name) is None)
-    ]
-    groups = {own: [one for one in found if one not in sources]}
-    for one in sources:
+    groups: dict[str, list[Entry]] = {printable(folder.name): []}
+    for one in sorted(found, key=_is_source):
         inside = below(one, above) if one.kind == "folder" else [one]
-        groups.setdefault(_name(one.path), []).extend(map(_checked_record, inside))
+        name = _name(one.path) if _is_source(one) else printable(folder.name)
+        groups.setdefault(name, []).extend(map(checked_record, inside))
     return groups
 
 
-def _checked_record(one: Entry) -> Entry:
-    """An entry as it is, or refused if it is the record of a dataset of which files are missing."""
-    if one.path.name != "state.json" or one.kind != "file":
-        return one
-    try:
-        names = [data["filename"] for data in json.loads(one.path.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError):
-        return one  # of something else; beside an Arrow file, `_dataset_files` complains
-    missing = [name for name in names if not (one.path.parent / name).is_file()]
-    if not missing:
-        return one
-    return replace(
-        one, kind="refused", reason=f"it lists {len(missing)} file(s) that are not there: {shortened(missing)}"
-    )
+def _is_source(one: Entry) -> bool:
+    """Whether an entry directly in the data folder is a source, or was: a link may have led to it."""
+    return one.kind == "folder" or (one.kind == "refused" and suffix(one.path.name) is None)
 
 
 def _refuse_unreadable(chosen: Sequence[Entry]) -> None:
@@ -290,9 +273,9 @@ def _refuse_unreadable(chosen: Sequence[Entry]) -> None:
         if one.kind == "file" and not one.size and one.path.name.endswith(_NEVER_EMPTY)
     ]
     if problems:
-        more = f" (and {len(problems) - _NAMED} more)" if len(problems) > _NAMED else ""
+        more = f" (and {len(problems) - NAMED} more)" if len(problems) > NAMED else ""
         raise UserError(
-            f"{'; '.join(problems[:_NAMED])}{more}. Restore what is meant to be read, or remove it from the data folder"
+            f"{'; '.join(problems[:NAMED])}{more}. Restore what is meant to be read, or remove it from the data folder"
         )
 
 
@@ -316,17 +299,4 @@ def _passed_over(one: Entry) -> str | None:
         return "a record that `datasets` keeps"
     if kind is None:
         return "no kind of text that is known"
-    return None if kind != ".arrow" or name in _dataset_files(one.path) else "no data file of its dataset"
-
-
-def _dataset_files(path: Path) -> Iterable[str]:
-    """The data files in the folder of an Arrow file. `datasets` leaves the results of map and filter beside them."""
-    state = path.with_name("state.json")
-    if not state.is_file():
-        return () if path.name.startswith("cache-") else (path.name,)
-    try:
-        return {one["filename"] for one in json.loads(state.read_text(encoding="utf-8"))["_data_files"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{state} does not list the data files of a dataset ({error!r}); save the dataset again"
-        ) from error
+    return None if kind != ".arrow" or name in dataset_files(one.path) else "no data file of its dataset"

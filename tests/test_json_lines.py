@@ -99,16 +99,20 @@ def tokenised(block: bytes) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("neighbour", [GOOD, GOOD + b" "])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_line_has_one_verdict_wherever_it_stands(place: str, end: bytes) -> None:
-    """Both readers take every line of the first kind and of the third, and refuse the second, in every company."""
+def test_a_line_has_one_verdict_wherever_it_stands(place: str, end: bytes, neighbour: bytes) -> None:
+    """Both readers take every line of the first kind and of the third, and refuse the second, in every company.
+
+    The second neighbour, with white space at its end, has each line of its block read alone.
+    """
     before, after = PLACES[place]
     line_end = end or b"\n"
     around = ["good"] * before, ["good"] * after
     for kind, lines in (("accepted", ACCEPTED), ("refused", REFUSED), ("blank", BLANK)):
         for name, line in lines.items():
-            block = line_end.join([GOOD] * before + [line] + [GOOD] * after) + end
+            block = line_end.join([neighbour] * before + [line] + [neighbour] * after) + end
             if not block:
                 continue
             kept = [*around[0], *(["a"] if kind == "accepted" else []), *around[1]]

@@ -95,6 +95,22 @@ def test_shares_formats_and_cleaning_of_a_recipe(desk: Desk) -> None:
     assert " bytes are read, 1 other(s) not\n" in said
 
 
+def test_the_encoding_of_a_recipe(desk: Desk) -> None:
+    """UTF-16 stops the stage with the setting that helps; with it, every document is there, in one task a file."""
+    text = (desk.text / "a.txt").read_text()
+    (desk.text / "a.txt").write_bytes(text.encode("utf-16"))
+    refused = desk.submit("--only", "prepare")
+    assert (refused.returncode, "set data.encoding to utf-16" in refused.stderr) == (1, True), refused.stderr
+    tasks = desk.root / "tasks" / "prepare.json"
+    assert "--encoding" not in tasks.read_text()  # so the keys of tasks stay those of recipes without the setting
+    desk.recipe["data"]["encoding"] = "utf-16"
+    done = desk.submit("--only", "prepare", "--restart-from", "prepare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--encoding" in tasks.read_text()
+    (counts,) = [json.loads(path.read_text()) for path in sorted((desk.root / "arrow").glob("*.json"))]
+    assert (counts["documents"], counts["characters"]) == (200, len(text) - 200)
+
+
 def test_an_empty_file_among_others(desk: Desk) -> None:
     """An empty file is counted and does no harm."""
     (desk.text / "b.txt").write_text("")

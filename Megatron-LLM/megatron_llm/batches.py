@@ -71,7 +71,8 @@ def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_pos
     if identity.vocab_size is not None and identity.vocab_size > vocab_size:
         raise UserError(
             f"the data {', '.join(map(str, args.data().prefixes()))} has {identity.vocab_size} kinds of tokens and the "
-            f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens"
+            f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens, or "
+            f"give the model rows for the new tokens: checkpoint_util.py --true_vocab_size {identity.vocab_size}"
         )
     if args.seq_length > max_position_embeddings:
         raise UserError(

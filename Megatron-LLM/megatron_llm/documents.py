@@ -92,7 +92,7 @@ def read_blocks(path: Path, keys: Sequence[str]) -> Iterator[Block]:
 
 
 def read_lines(path: Path) -> Iterator[Block]:
-    """Lines of JSON, unparsed; a line ends at the newline byte and nowhere else."""
+    """Lines of JSON, unparsed, some of them not blank; a line ends at the newline byte and nowhere else."""
     first, size = 1, 0
     waiting: list[bytes] = []  # joined once, since a line of any length must not be copied again with each piece of it
     try:
@@ -101,12 +101,13 @@ def read_lines(path: Path) -> Iterator[Block]:
             size += len(data)
             if size >= BLOCK_BYTES and (end := data.rfind(b"\n") + 1):
                 block = b"".join([*waiting[:-1], data[:end]])
-                yield Block(f"{path}, line", first, block)
+                if not block.isspace():
+                    yield Block(f"{path}, line", first, block)
                 first += block.count(b"\n")
                 waiting, size = [data[end:]], len(data) - end
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read after line {first - 1}: {error}; write it again") from error
-    if rest := b"".join(waiting):
+    if (rest := b"".join(waiting)) and not rest.isspace():
         yield Block(f"{path}, line", first, rest)
 
 

@@ -32,7 +32,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _open(self) -> dict[str, int]:
         try:
             self.settings = json.loads(self.content)
-            self._load()
+            self._load(self.content)
             model = self.settings["model"]
             self.added: list[dict[str, Any]] = self.settings.get("added_tokens") or []
         except Exception as error:  # the library raises bare Exceptions
@@ -47,8 +47,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.unknown_id = ids.get(model.get("unk_token") or "")
         return ids
 
-    def _load(self) -> None:
-        self._backend = Backend.from_str(json.dumps(self.settings))
+    def _load(self, content: bytes) -> None:
+        self._backend = Backend.from_buffer(content)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # as text, that is
@@ -68,7 +68,7 @@ class HuggingFaceTokenizer(Tokenizer):
         for token in hidden:
             token["special"] = True
         if hidden:
-            self._load()
+            self._load(json.dumps(self.settings).encode())
 
     def _matched(self) -> list[str]:
         contents = [token["content"] for token in self.added]

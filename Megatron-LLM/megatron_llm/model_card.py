@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.manifest import MANY_SOURCES
 
 CARD = "README.md"
 CURVE = "loss.png"
@@ -192,6 +193,7 @@ def _data(run: Run) -> str:
     rows = [
         (source, count, kept[source], raw["bytes"][source], tokens.get(source, 0))
         for source, count in raw["documents"].items()
+        if not any(MANY_SOURCES in counts for counts in (raw["documents"], kept, tokens))
     ]
     total = ("all", raw["documents"].total(), kept.total(), raw["bytes"].total(), run.total("merge-tokens", "tokens"))
     return "## Data\n\n" + _table(("source", "documents", "after deduplication", "bytes", "tokens"), [*rows, total])

@@ -73,6 +73,12 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {entry.name: entry.default for entry in fields if entry.name not in NOT_FLAGS} | dict(arguments)
 
 
+def original(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of one of the original's checkpoints that have a rule here; other kinds of values are left out."""
+    kinds = (int, float, str, list, type(None))
+    return {name: value for name, value in arguments.items() if name in RULES and isinstance(value, kinds)}
+
+
 def check(start: Start, args: Arguments, identity: DataIdentity, sizes: BatchSizes, where: Path) -> Progress:
     """Where the run goes on, once everything that may not change has been found unchanged. Raises UserError."""
     before = start.recorded
@@ -133,8 +139,10 @@ def _plan(args: Arguments, split: int, samples: int) -> gpt_dataset.Plan | None:
 
 def _same_order(args: Arguments, split: int, before: int, wanted: int) -> bool:
     """Whether a split has the same order for both numbers of samples."""
-    orders = [plan.orders if plan else None for plan in (_plan(args, split, count) for count in (before, wanted))]
-    return before == wanted or orders[0] == orders[1]
+    if before == wanted:
+        return True
+    first, second = (_plan(args, split, count) for count in (before, wanted))
+    return first is not None and second is not None and first.orders == second.orders
 
 
 def _enough(args: Arguments, split: int, wanted: int, last: int) -> bool:

@@ -120,7 +120,7 @@ def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes, weights:
     begins = args.finetune or loaded.iteration == "release"
     progress = Progress() if begins else _original_progress(loaded, args, sizes)
     weights.update(loaded.state)
-    return Start(loaded.config, progress, recorded=loaded.args)
+    return Start(loaded.config, progress, recorded=run_changes.original(loaded.args))
 
 
 def _anew(args: Arguments, identity: DataIdentity) -> Start:
@@ -196,6 +196,8 @@ def _original_progress(loaded: any_weights.Loaded, args: Arguments, sizes: Batch
     Raises UserError unless --no_load_optim says that this is known.
     """
     assert loaded.iteration != "release"
+    if args.eval_only:
+        return Progress(loaded.iteration)
     held = ", ".join(megatron_weights.training_state(loaded.folder)) or "no optimizer state"
     if not args.no_load_optim:
         raise UserError(

@@ -106,15 +106,12 @@ def parse(command: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     """One of the engine's scripts, and its flags by its own parser. Raises UserError."""
     script, *words = command
     module = load_script(PROJECT / script)
-    said, before = io.StringIO(), sys.argv
-    sys.argv = [Path(script).name, *words]
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return module, module.parse_args()
+            return module, module.make_parser().parse_args(words)
     except SystemExit as error:  # argparse has written its usage, and the mistake last
         raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
-    finally:
-        sys.argv = before
 
 
 def load_script(path: Path) -> ModuleType:

@@ -95,6 +95,17 @@ def test_a_card_filled_from_the_run(tmp_path):
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_too_many_sources_to_tell_apart(tmp_path):
+    """Where a stage counted all sources together, in one shard at least, the card has the sums only."""
+    marker = make_run(tmp_path / "run") / "markers/dedup-filter/00001.json"
+    counts = {"documents": 500, "sources": {"(more than 1000 sources)": 500}}
+    marker.write_text(json.dumps({"key": "k", "outputs": {}, "counts": counts}))
+    code, err, card = push(tmp_path, "--run_dir", tmp_path / "run", "--license", "llama2")
+    assert code == 0, err
+    assert "| all | 1,600 | 1,400 | 5,907 | 123,456 |" in card
+    assert "| news |" not in card
+
+
 def test_without_a_run(tmp_path):
     """The card then describes the model alone; there is no curve, and the licence that nobody gave is unknown."""
     code, err, card = push(tmp_path)

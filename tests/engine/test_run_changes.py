@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_run import RUN, flags, metrics
 
-from megatron_llm import arguments, batches, megatron_weights, start, train
+from megatron_llm import arguments, batches, megatron_weights, run_changes, start, train
 from megatron_llm.batch_sizes import BatchSizes
 from megatron_llm.files import UserError
 from megatron_llm.model import initial_weights
@@ -178,6 +178,9 @@ def test_the_originals_optimizer_is_not_dropped_silently(
     assert "not taken over from" in said
     assert "the learning rate begins again at 0.000E+00, to reach 1.000E-03 after 32 samples" in said
     assert found([*argv, "--finetune"]).progress.iteration == 0
+    assert found([*argv, "--eval_only"]).progress.iteration == 20
+    kept = run_changes.original({"seed": 5, "split": "9,1", "position_embedding_type": object(), "fp8_margin": 0})
+    assert kept == {"seed": 5, "split": "9,1"}, "enums of the original cannot be sent to other ranks"
 
 
 @pytest.mark.parametrize(
