@@ -138,14 +138,18 @@ def test_errors_of_the_system_name_the_file(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().err == f"error: /corpus/a.txt: {os.strerror(number)}\n"
 
 
-def test_an_error_of_the_system_without_a_file_keeps_its_traceback() -> None:
+def test_an_error_of_the_system_without_a_file_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     """What names no file would say nothing in one line."""
 
     def main() -> int:
         raise OSError(errno.EIO, "broken")
 
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(SystemExit) as caught:
         run_main(main)
+    assert caught.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n")
+    assert printed.endswith("OSError: [Errno 5] broken\n")
 
 
 def test_a_full_disk_is_a_persons_error(tmp_path: Path) -> None:
