@@ -39,13 +39,7 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
-    from megatron_llm.files import (
-        EXIT_INPUTS_MISSING,
-        EXIT_USER_ERROR,
-        TOLD,
-        InputsMissing,
-        UserError,
-    )
+    from megatron_llm.files import TOLD, UserError, exit_code_of
     from megatron_llm.guards import Diverged
 
     try:
@@ -53,9 +47,7 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     except (*TOLD, Diverged) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, UserError):
-            return EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
-        return 1
+        return exit_code_of(error) if isinstance(error, UserError) else 1
     except SystemExit as request:  # --help
         return int(request.code or 0)
     except BaseException:

@@ -7,6 +7,7 @@ summary.json.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -32,9 +33,11 @@ Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed
 """done; saved and to be run again; saved and stopped on request; ended by a signal from outside; inputs missing or a
 person's mistake, not worth a retry; anything else; ended without a word."""
 
-Kind = Literal["", "timeout", "preempted", "requested", "requeued", "cancelled", "node-failure", "crash", "hung"]
-"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a person's signal,
-requeue or scancel; its node was lost; a crash; killed by the watchdog."""
+Kind = Literal[
+    "", "timeout", "preempted", "requested", "requeued", "cancelled", "node-failure", "crash", "hung", "disk-full"
+]
+"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a user's signal, requeue or
+scancel; its node was lost; a crash; killed by the watchdog; there was no room on the disk."""
 
 TOO_SHORT = 3
 """Attempts in a row that were told to stop before they got further, after which the job fails."""
@@ -62,6 +65,12 @@ class Attempt:
         if "SLURM_ARRAY_JOB_ID" in env:
             return cls(f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}", restart)
         return cls(env.get("SLURM_JOB_ID") or env.get("SNAKMODEL_JOB") or f"hand{os.getpid()}", restart)
+
+
+def next_restart(root: Path, stage: str, pack: int, job: str) -> int:
+    """The number of a job's next attempt at a pack, where the job starts the pack's driver itself."""
+    folders = (root / "attempts" / stage / f"{pack:05d}").glob(f"{job}.r*")
+    return max((int(path.name.rpartition(".r")[2]) for path in folders), default=-1) + 1
 
 
 def claim_path(root: Path, stage: str, pack: int) -> Path:
@@ -185,6 +194,16 @@ def history(folder: Path, attempt: Attempt, progress: int) -> list[Summary]:
     return found[::-1]
 
 
+def unrecorded(folder: Path, attempt: Attempt) -> list[Summary]:
+    """The starts right before an attempt that could not even write down that they began, the latest first.
+
+    So it is on a full disk.
+    """
+    before = (Attempt(attempt.job, restart).name for restart in reversed(range(attempt.restart)))
+    silent = takewhile(lambda name: not (folder / name / "start.json").exists(), before)
+    return [Summary(name, "crashed", False, "disk-full") for name in silent]
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -226,12 +245,16 @@ def decide(past: Sequence[Summary], now: Summary, *, without_progress: int, cras
         )
     counted = [one for one in stuck if one.kind not in ("timeout", "requested")]
     if len(counted) >= without_progress:
-        return Verdict(False, f"{len(counted)} attempts in a row got nothing further (the last one: {now.outcome})")
+        return Verdict(False, f"{len(counted)} attempts in a row got nothing further (the last one: {_words(now)})")
     crashed = sum(summary.outcome == "crashed" for summary in every)
     if crashed > crashes:
-        return Verdict(False, f"{crashed} attempts crashed, {crashes} are allowed")
-    what = now.kind or now.outcome
+        return Verdict(False, f"{crashed} attempts crashed (the last one: {_words(now)}), {crashes} are allowed")
+    what = _words(now) if now.kind == "disk-full" else now.kind or now.outcome
     return Verdict(True, f"{what}, {'got further' if now.progressed else f'attempt {len(stuck)} without progress'}")
+
+
+def _words(summary: Summary) -> str:
+    return "the disk is full" if summary.kind == "disk-full" else summary.outcome
 
 
 def _latest_without_progress(every: Sequence[Summary]) -> list[Summary]:
@@ -240,11 +263,18 @@ def _latest_without_progress(every: Sequence[Summary]) -> list[Summary]:
 
 
 def log_event(root: Path, stage: str, event: str, **details: object) -> None:
-    """Append one line to the run's events.jsonl, in one write so that lines of many nodes do not mix."""
+    """Append one line to the run's events.jsonl, in one write so that lines of many nodes do not mix.
+
+    What a full disk left of another line is closed first. Raises OSError.
+    """
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    line = json.dumps({"time": stamp, "stage": stage, "event": event, **details}, ensure_ascii=False) + "\n"
-    descriptor = os.open(root / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    line = encoded(json.dumps({"time": stamp, "stage": stage, "event": event, **details}, ensure_ascii=False) + "\n")
+    descriptor = os.open(root / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, encoded(line))
+        end = os.fstat(descriptor).st_size
+        broken = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+        whole = b"\n" + line if broken else line
+        if os.write(descriptor, whole) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root / "events.jsonl"))
     finally:
         os.close(descriptor)

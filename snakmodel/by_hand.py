@@ -4,7 +4,8 @@ What the batch files in sbatch/ run: stages of the chain inside this job, or on 
 
 It plans as jobs/submit_all.py does and writes the same task lists, so that both run the same commands, see each
 other's markers and can be mixed. One task becomes the launcher's own command: the driver, which starts srun and
-requeues the job. Several tasks are worked through by the embedded scheduler, on the cores of the job.
+requeues the job. Several tasks are worked through by the embedded scheduler, on the cores of the job. Either way the
+job enters itself into the run's journal, so that the launcher, jobs/status.py and jobs/cancel.py know of it.
 
 Exit codes: as the driver's; 3 where an earlier step is not done.
 """
@@ -12,29 +13,40 @@ Exit codes: as the driver's; 3 where an earlier step is not done.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from snakmodel import config as configuration
-from snakmodel.attempts import Attempt, log_event
+from snakmodel.attempts import Attempt, Summary, decide, history, log_event
 from snakmodel.chain import STAGES
 from snakmodel.config import Config
 from snakmodel.jobqueue import array_ranges
 from snakmodel.local import LocalScheduler
 from snakmodel.lock import run_lock
+from snakmodel.once import Journal, Submission
 from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan, make_plan, select
-from snakmodel.publish import ATTEMPT_VARIABLE, InputsMissing, UserError, run_main, say
+from snakmodel.publish import (
+    ATTEMPT_VARIABLE,
+    EXIT_AGAIN,
+    InputsMissing,
+    NoRoom,
+    UserError,
+    run_main,
+    say,
+    write_json,
+)
+from snakmodel.requeue import End, job_state, requeue
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import active_packs, read_submissions
+from snakmodel.squeue import BY_HAND, use_cluster
 
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],
@@ -51,7 +63,6 @@ STEPS: Mapping[str, Sequence[str]] = {
 """Batch file -> stages that it runs, in order."""
 
 _LOCK_SECONDS = 300
-_REQUEUED_SECONDS = 600
 
 
 def main() -> int:
@@ -65,6 +76,7 @@ def main() -> int:
     config = configuration.load(args.recipe, args.cluster, STAGES)
     root = (args.run_dir or config.cluster.runs / config.recipe.name).absolute()
     on_slurm = "SLURM_JOB_ID" in os.environ
+    use_cluster(None if on_slurm else config.cluster.slurm.clusters)
     if on_slurm:  # temporary names must differ between nodes, on which process numbers recur
         os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -149,13 +161,13 @@ def _refuse_what_is_active(plan: Plan) -> None:
     """Raise UserError if another job of this run has one of these tasks queued or running."""
     if shutil.which("squeue") is None:
         return
-    mine = os.environ.get("SLURM_ARRAY_JOB_ID")
+    mine = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     for name, active in active_packs(plan).items():
         for pack in plan.missing.get(name, []):
             if active.get(pack, mine) != mine:
                 raise UserError(
-                    f"{name} task {pack} is queued or running in job {active[pack]}_{pack}. "
-                    f"Wait for it, or take it over: scancel {active[pack]}_{pack}, then submit this again."
+                    f"{name} task {pack} is queued or running in job {active[pack]}. "
+                    f"Wait for it, or take it over: scancel {active[pack]}, then submit this again."
                 )
 
 
@@ -178,61 +190,96 @@ def _become_driver(plan: Plan, name: str, pack: int) -> int:
         )
     python = plan.config.cluster.python or sys.executable
     command = [*driver_command(python, plan.write_task_list(stage, python)), "--pack", str(pack)]
-    _record(plan, name, pack)
+    _record(plan)
     log = plan.logs(name) / f"{pack:05d}.out"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"{name} task {pack}: log in {log}")
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        say(f"{name} task {pack}: log in {log}")
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    except OSError as error:
+        say(f"note: its log is this file: {error}")
     os.chdir(PROJECT)
     os.execvp(command[0], command)
 
 
-def _record(plan: Plan, name: str, pack: int) -> None:
-    """Enter an array's element into the run's journal, by which the launcher sees that it is running."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID")
-    line = {"stage": name, "job": job, "packs": [pack], "dependency": "", "token": f"hand-{job}-{pack}"}
-    if job is None or any(one["token"] == line["token"] for one in read_submissions(plan.paths.submissions)):
-        return
-    stamp = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    with plan.paths.submissions.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**stamp, **line}) + "\n")
+def _record(plan: Plan) -> None:
+    """Enter what this job has to do into the run's journal, as a launcher does for its jobs.
+
+    A full disk does not keep the job from running.
+    """
+    element = os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    token = BY_HAND + (f"{job}-{element}" if element else job)
+    known = {(line["stage"], line["token"]) for line in read_submissions(plan.paths.submissions)}
+    for name, packs in plan.missing.items():
+        if packs and (name, token) not in known:
+            try:
+                Journal(plan.paths).accept(Submission(name, packs, "", token, job=job))
+            except OSError as error:
+                say(f"note: jobs/status.py and jobs/cancel.py will not know of this job: {error}")
 
 
 def _work_through(plan: Plan, *, on_slurm: bool) -> int:
-    """Run several tasks with the embedded scheduler; in a job that is told to end, requeue it."""
-    attempt = Attempt.current()
-    before = _done(plan)
-    scheduler = LocalScheduler(plan)
-    if "SLURM_CPUS_ON_NODE" in os.environ:
-        scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
-    code = scheduler.run()
-    if scheduler.told is None or not on_slurm:
-        return code
-    budget = plan.config.cluster.retries.without_progress
-    if _done(plan) == before and attempt.restart + 1 >= budget:
-        say(f"error: start {attempt.restart + 1} of this job got nothing further; not requeued. Ask for more time.")
-        return 1
-    return _requeue(plan, attempt)
+    """Run several tasks with the embedded scheduler."""
+    return _SharedJob(plan).run() if on_slurm else LocalScheduler(plan).run()
 
 
-def _done(plan: Plan) -> int:
-    return sum(len(list((plan.paths.root / "markers" / name).glob("*.json"))) for name in plan.missing)
+class _SharedJob:
+    """This Slurm job, which works through several tasks. It is to them together what the driver is to a single one."""
 
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.attempt = Attempt.current()
+        self.attempts = plan.paths.root / "attempts" / "by-hand"
+        self.before = self._done()
+        self.code = 1
+        """Exit code once this was told to end."""
+        self.scheduler = LocalScheduler(plan)
+        self.scheduler.job = self.attempt.job
+        self.scheduler.on_told = self._conclude
+        if "SLURM_CPUS_ON_NODE" in os.environ:
+            self.scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
 
-def _requeue(plan: Plan, attempt: Attempt) -> int:
-    """Ask Slurm to start this job again, until it does; then wait to be ended by it."""
-    for name in plan.missing:
-        log_event(plan.paths.root, name, "requeue", attempt=attempt.name, reason="ended by a signal, by hand")
-    pause = 1.0
-    while (asked := subprocess.run(["scontrol", "requeue", attempt.job], capture_output=True, text=True)).returncode:
-        say(f"scontrol requeue {attempt.job}: {asked.stderr.strip()}; again in {pause:.0f} s")
-        time.sleep(pause)
-        pause = min(60.0, pause * 2)
-    say(f"=== requeued {attempt.job}")
-    time.sleep(_REQUEUED_SECONDS)
-    return 1
+    def run(self) -> int:
+        """Work, and when Slurm ends this job before everything is done, have it started again if that is wanted."""
+        _record(self.plan)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a notice for commands that save
+        with suppress(NoRoom):
+            write_json(self._folder / "start.json", {"progress": self.before, "node": os.uname().nodename})
+        code = self.scheduler.run()
+        return code if self.scheduler.told is None else self.code
+
+    @property
+    def _folder(self) -> Path:
+        return self.attempts / self.attempt.name
+
+    def _done(self) -> int:
+        """Number of done tasks."""
+        markers = self.plan.paths.root / "markers"
+        return sum(len(list((markers / name).glob("*.json"))) for name in self.plan.missing)
+
+    def _conclude(self) -> None:
+        """Decide, as the driver does, whether this job is to be started again, and ask for it at once: Slurm kills."""
+        retries, state = self.plan.config.cluster.retries, job_state(self.attempt.job)
+        kind = state.kind(self.attempt, 0) if state else ""
+        summary = Summary(self.attempt.name, "interrupted", self._done() > self.before, kind)
+        with suppress(NoRoom, OSError):
+            summary.write(self.attempts / self.attempt.name)
+        past = history(self.attempts, self.attempt, self.before)
+        verdict = decide(past, summary, without_progress=retries.without_progress, crashes=retries.crashes)
+        if verdict.again:
+            end = requeue(self.attempt, verdict.reason, lambda: None)
+        else:
+            say(f"=== {self.attempt.job} is not requeued: {verdict.reason}")
+            end = End("cancelled" if kind == "cancelled" else "refused")
+        self.code = EXIT_AGAIN if end.result == "requeued" else 1
+        event = {"requeued": "requeue", "cancelled": "cancelled", "refused": "failed"}[end.result]
+        details = {"attempt": self.attempt.name, "kind": kind, "reason": end.words or verdict.reason}
+        for name in self.plan.missing:
+            with suppress(OSError):
+                log_event(self.plan.paths.root, name, event, **details)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from snakmodel.jobqueue import RUNNING, Job, Owner, ask_squeue
 from snakmodel.publish import UserError
 from snakmodel.runfiles import RunFiles, find_run
 from snakmodel.settings import suggest
-from snakmodel.squeue import Unanswered, ask
+from snakmodel.squeue import Unanswered, ask, use_cluster
 
 _SETTLE_SECONDS = 300
 _IDS_A_CALL = 500
@@ -37,6 +37,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     names = [stage.name for stage in files.stages]
     if args.stage and args.stage not in names:
         raise UserError(f"there is no stage {args.stage} in {files.root}. {suggest(args.stage, names)}")
+    use_cluster(files.cluster)
     owner = Owner.of(files.root, files.journal)
     jobs = _active(files, owner, args.stage)
     launcher = _launcher(files, args.stage)
@@ -44,6 +45,9 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
         print(f"Nothing to cancel: nothing of {args.stage or files.root} is queued or running.")
         return 0
     _show(jobs, launcher)
+    for job in {job.array: job for _, job in jobs if args.stage}.values():
+        if len(several := owner.stages_of(job)) > 1:
+            print(f"note: job {job.array} works on {', '.join(several)} together, so all of it is cancelled")
     _confirm(args.yes)
     if launcher:
         _stop_launcher(files.root, launcher)
@@ -60,7 +64,7 @@ def _active(files: RunFiles, owner: Owner, stage: str | None) -> list[tuple[str,
         listed = ask_squeue()
     except Unanswered as error:
         raise UserError(f"it is unknown what is queued, so nothing was cancelled: {error}. Try again later.") from None
-    found = [(name, job) for job in listed if job.active and (name := owner.stage(job)) is not None]
+    found = [(name, job) for job in listed if job.active for name in owner.stages_of(job)]
     return [(name, job) for name, job in found if stage in (None, name)]
 
 
@@ -133,7 +137,8 @@ def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[s
     if left:
         states = ", ".join(f"{job.id} ({job.state.lower()})" for _, job in left[:5])
         raise UserError(f"scancel was accepted, but after {_SETTLE_SECONDS} s Slurm still lists {states}: look again")
-    print(f"Cancelled {len(jobs)} task(s) of {len(ids)} job(s). The launcher, run again, continues where it was.")
+    tasks = len({job.id for _, job in jobs})
+    print(f"Cancelled {tasks} task(s) of {len(ids)} job(s). The launcher, run again, continues where it was.")
 
 
 def _scancel(ids: Sequence[str]) -> None:

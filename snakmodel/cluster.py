@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from snakmodel.publish import UserError
+from snakmodel.sbatch_options import Words, check_sbatch_args, check_srun_args
 from snakmodel.settings import PROJECT, ProjectPath, Section, suggest
 
 SIGNAL_EARLY_SECONDS = 60
@@ -15,6 +16,9 @@ SIGNAL_EARLY_SECONDS = 60
 START_SECONDS = 30
 """The least that start-up and two steps of training take."""
 
+
+SbatchArgs = Annotated[list[str], AfterValidator(check_sbatch_args)]
+SrunArgs = Annotated[list[str], AfterValidator(check_srun_args)]
 
 _DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 _CLOCK = re.compile(r"\d+(?::\d+){0,2}")
@@ -56,8 +60,11 @@ class Container(Section):
             raise ValueError(f"container.runtime is {self.runtime} but container.image is missing; name the image")
         for bind in self.binds:
             source, *rest = bind.split(":")
-            if len(rest) > 2 or not source.startswith("/") or not (rest[:1] or ["/"])[0].startswith("/"):
-                raise ValueError(f"container.binds: found {bind!r}, expected /SOURCE, /SOURCE:/TARGET or …:ro")
+            whole = source.startswith("/") and (rest[:1] or ["/"])[0].startswith("/") and "," not in bind
+            if len(rest) > 2 or not whole:
+                raise ValueError(
+                    f"container.binds: found {bind!r}, expected /SOURCE, /SOURCE:/TARGET or …:ro, no comma"
+                )
         return self
 
 
@@ -72,22 +79,37 @@ class Resources(Section):
     mem_gb: float | None = Field(default=None, gt=0)
     """Memory of each node; the partition's default when absent."""
     gpus_per_node: int = Field(default=0, ge=0)
-    gres: str | None = None
+    gres: Words | None = None
     """Generic resources of each node in Slurm's spelling, such as gpu:a100:4; GPUs either here or above."""
     minutes: int = Field(default=120, ge=2)
     """Time limit: a number of minutes, or Slurm's spelling, such as 24:00:00 or 2-12 (two days and twelve hours)."""
-    partition: str | None = None
+    mem_per_cpu: str | None = Field(default=None, pattern=r"^[0-9]+[KMGT]?$")
+    """Memory of each core in Slurm's spelling, such as 4G; memory either here or above."""
+    partition: Words | None = None
     """Partition, where it differs from `slurm.partition`; the same for the keys below."""
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
+    account: Words | None = None
+    qos: Words | None = None
+    constraint: Words | None = None
+    exclude: Words | None = None
+    reservation: Words | None = None
+    exclusive: bool | Literal["user", "mcs"] | None = None
+    wckey: Words | None = None
+    licenses: Words | None = None
+    switches: Words | None = None
+    nice: int | None = None
+    sbatch_args: SbatchArgs | None = None
+    """Further options of sbatch instead of those of `slurm.sbatch_args`."""
     setup: list[str] | None = None
     """Shell lines instead of those of `slurm.setup`."""
-    srun_args: list[str] | None = None
+    srun_args: SrunArgs | None = None
     """Arguments of srun instead of those of `slurm.srun_args`."""
     container: Container | None = None
     """Container instead of the run's; `{runtime: none}` for none."""
+
+    @field_validator("mem_per_cpu", "switches", mode="before")
+    @classmethod
+    def _as_text(cls, found: Any) -> Any:
+        return str(found) if type(found) is int else found
 
     @field_validator("minutes", mode="before")
     @classmethod
@@ -110,6 +132,15 @@ class Resources(Section):
             raise ValueError(f"gpus_per_node is {self.gpus_per_node} and gres is {self.gres}; ask for GPUs in one way")
         return self
 
+    @model_validator(mode="after")
+    def _memory_once(self) -> Resources:
+        if self.mem_gb and self.mem_per_cpu:
+            raise ValueError(
+                f"mem_gb is {self.mem_gb:g} and mem_per_cpu is {self.mem_per_cpu}; ask for memory in one way "
+                "(null takes back what `defaults` says)"
+            )
+        return self
+
 
 MAIL_TYPES = ("BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS", "NONE")  # fmt: skip
@@ -118,25 +149,53 @@ MAIL_TYPES = ("BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE
 class Slurm(Section):
     """How jobs are handed to Slurm."""
 
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
+    account: Words | None = None
+    partition: Words | None = None
+    qos: Words | None = None
+    constraint: Words | None = None
+    exclude: Words | None = None
+    reservation: Words | None = None
+    exclusive: bool | Literal["user", "mcs"] | None = None
+    """Whole nodes: true, or Slurm's user or mcs."""
+    wckey: Words | None = None
+    licenses: Words | None = None
+    """In Slurm's spelling, such as matlab:2."""
+    switches: Words | None = None
+    """The most switches that a job's nodes may hang on, and how long to wait for that: 1@60."""
+    nice: int | None = None
+    """Taken off the priority."""
+    clusters: Words | None = None
+    """The cluster to submit to, where several share one accounting; one, as jobs cannot wait for those of another."""
+    sbatch_args: SbatchArgs = Field(default=[])
+    """Any other option of sbatch, one an entry, such as --tmp=10G."""
     array_parallelism: int = Field(default=256, ge=1)
     """Tasks of one array that may run at once (the `%N` of `--array`)."""
     signal_seconds: int = Field(default=120, ge=1)
     """Notice before the time limit at which a training job saves and requeues itself."""
     setup: list[str] = Field(default=[])
     """Shell lines before the job's command: modules, conda, exports."""
-    srun_args: list[str] = Field(default=[])
+    srun_args: SrunArgs = Field(default=[])
     """Further arguments of srun."""
     mail_type: str | None = None
     """When Slurm writes a mail: BEGIN, END, FAIL, REQUEUE, …, separated by commas."""
-    mail_user: str | None = None
+    mail_user: Words | None = None
     """Who receives it; the person who submits when absent."""
     interface: str | None = None
     """Network interface for rank-to-rank traffic; by default the libraries choose."""
+
+    @field_validator("switches", mode="before")
+    @classmethod
+    def _as_text(cls, found: Any) -> Any:
+        return str(found) if type(found) is int else found
+
+    @field_validator("clusters")
+    @classmethod
+    def _one_cluster(cls, found: str | None) -> str | None:
+        if found and not found.replace("-", "_").isidentifier():
+            raise ValueError(
+                f"found {found!r}, expected the name of one cluster: jobs cannot wait for those of another"
+            )
+        return found
 
     @model_validator(mode="after")
     def _mail(self) -> Slurm:
@@ -165,7 +224,10 @@ class Retries(Section):
     process, has its processor time)."""
 
 
-_PER_STAGE = ("partition", "account", "qos", "constraint", "exclude", "setup", "srun_args")
+_PER_STAGE = (
+    "partition", "account", "qos", "constraint", "exclude", "reservation", "exclusive", "wckey", "licenses", "switches",
+    "nice", "sbatch_args", "setup", "srun_args",
+)  # fmt: skip
 
 
 class Cluster(Section):

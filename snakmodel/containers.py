@@ -30,7 +30,10 @@ _NEEDED = re.compile(
 
 
 def container_spec(config: Config, root: Path, resources: Resources) -> ContainerSpec | None:
-    """What a stage's commands run in, or None. Folders that the chain reads and writes are bound under their names."""
+    """What a stage's commands run in, or None. Folders that the chain reads and writes are bound under their names.
+
+    Raises UserError where a folder's name stands in the way.
+    """
     from snakmodel.settings import PROJECT
 
     container, recipe = resources.container, config.recipe
@@ -38,6 +41,11 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
         return None
     assert container.image is not None
     seen = [PROJECT, root, recipe.data.path, recipe.tokenizer.file.parent, recipe.model.base]
+    if odd := next((folder for folder in seen if re.search("[:,]", str(folder))), None):
+        raise UserError(
+            f"{odd}: {container.runtime} cannot show a folder inside whose path has a colon or a comma, which it takes "
+            "for the end of the path. Give the folder another name, or do without a container"
+        )
     folders = [folder for folder in seen if not any(other in folder.parents for other in seen)]
     binds = [*(f"{folder}:{folder}" for folder in folders), *(_full(bind) for bind in container.binds)]
     return ContainerSpec(

@@ -14,6 +14,7 @@ from typing import Literal
 from snakmodel.jobqueue import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
 from snakmodel.pending_reasons import NEVER, explain
 from snakmodel.runfiles import RunFiles, StageFiles, Story, tail
+from snakmodel.squeue import use_cluster
 
 State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "missing")
@@ -93,6 +94,7 @@ def diagnose(files: RunFiles) -> Diagnosis:
     queue = Queue()
     elsewhere = any(not story.job.startswith("local") for story in files.stories.values())
     if files.journal or elsewhere:
+        use_cluster(files.cluster)
         wanted = {stage.name: set(stage.undone) for stage in files.stages}
         queue = look(Owner.of(files.root, files.journal), files.journal, wanted)
     judge = _Judge(files, queue)
@@ -164,6 +166,8 @@ class _Judge:
         root, waiting = self._root(waits, pack.number), self._waiting(waits, pack.number)
         if job:
             pack.job, pack.node = job.id, job.node or pack.node
+        if job and job.id in self.queue.shared and (found := self._shared(stage, pack, job, story, root)):
+            return found
         if job and job.state in RUNNING:
             return "running", "is just ending" if job.state == "COMPLETING" else job.state.lower()
         if job and job.active:
@@ -185,6 +189,19 @@ class _Judge:
             removed = "; Slurm removed its job" if job and job.state == "CANCELLED" else ""
             return "blocked", f"because {root} failed{removed}"
         return self._left(stage, pack, job, story, waiting)
+
+    def _shared(self, stage: str, pack: Pack, job: Job, story: Story, root: str) -> tuple[State, str] | None:
+        """What the state of a job by hand does not say of a pack, since the job works through several of them."""
+        event = story.last.get("event") if story.job == job.id else None
+        if event == "failed" and (job.state in RUNNING or job.state in FAILED):
+            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
+        if root and not job.active:
+            return "blocked", f"because {root} failed"
+        if job.state in RUNNING and event != "start":
+            return "pending", f"waits its turn in job {job.id}, which works through several tasks"
+        if job.state in FAILED:
+            return "missing", f"job {job.id}, which works through several tasks, ended {job.state} before this was done"
+        return None
 
     def _job(self, stage: str, number: int, story: Story) -> Job | None:
         """What Slurm knows of a pack: an active job, else its newest one."""

@@ -36,6 +36,7 @@ from snakmodel.attempts import (
     log_event,
     outcome,
     take_claim,
+    unrecorded,
 )
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
@@ -43,9 +44,11 @@ from snakmodel.publish import (
     EXIT_AGAIN,
     EXIT_DONE,
     EXIT_INPUTS_MISSING,
+    EXIT_NO_ROOM,
     EXIT_STOPPED,
     READ,
     Marker,
+    NoRoom,
     Superseded,
     UserError,
     check_claim,
@@ -54,7 +57,7 @@ from snakmodel.publish import (
     write_json,
 )
 from snakmodel.ranks import Ranks
-from snakmodel.requeue import ask_requeue, exclude, job_state
+from snakmodel.requeue import exclude, job_state, requeue
 from snakmodel.supervise import hung_path, read_progress, started_path
 from snakmodel.tasklist import InputSpec, TaskList
 
@@ -112,18 +115,29 @@ class Driver:
 
     def run(self) -> int:
         """Work through the pack; return the exit code."""
-        claim = claim_path(self.tasks.root, self.tasks.stage, self.pack)
-        if not take_claim(claim, self.attempt):
-            raise Superseded(f"a later start of job {self.attempt.job} already runs")
-        os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), self.attempt.name
         try:
-            return self._work()
+            return self._conclude(self._work_while_there_is_room())
         except Superseded as error:
             self._log("superseded", reason=str(error))
             raise
 
-    def _work(self) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _work_while_there_is_room(self) -> Outcome:
+        """What came of the pack. On a disk too full for the claim, the start or a marker it crashes, to be retried."""
+        try:
+            self._claim()
+            return self._work()
+        except NoRoom as error:
+            say(f"error: {error}", error=True)
+            self._crashed("disk-full", [])
+            return "crashed"
+
+    def _claim(self) -> None:
+        claim = claim_path(self.tasks.root, self.tasks.stage, self.pack)
+        if not take_claim(claim, self.attempt):
+            raise Superseded(f"a later start of job {self.attempt.job} already runs")
+        os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), self.attempt.name
+
+    def _work(self) -> Outcome:
         write_json(self.folder / "start.json", {"progress": self.before, "node": self.node})
         self._report_lost()
         self._log("start", node=self.node)
@@ -140,7 +154,7 @@ class Driver:
             if found in ("again", "stopped", "interrupted", "lost"):
                 worst = found
                 break
-        return self._conclude(worst)
+        return worst
 
     def _report_lost(self) -> None:
         """Say so when the start before this one ended without a word."""
@@ -196,11 +210,17 @@ class Driver:
             self.kind, self.failed_on = "node-failure", [self.node] if self.tasks.nodes == 1 else []
             return "lost"
         if found == "crashed":
-            self.kind = "hung" if hung else "crash"
-            self.failed_on = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
             codes = {record.rank if record else "?": record.code if record else None for record in records}
-            self._log("crash", kind=self.kind, codes=codes, nodes=self.failed_on)
+            full = EXIT_NO_ROOM in (*codes.values(), *self.ranks.codes())
+            blamed = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
+            kind: Kind = "hung" if hung else "disk-full" if full else "crash"
+            self._crashed(kind, [] if kind == "disk-full" else blamed, codes=codes)
         return found
+
+    def _crashed(self, kind: Kind, nodes: list[str], **details: object) -> None:
+        """Note why this attempt crashed, and on which nodes."""
+        self.kind, self.failed_on = kind, nodes
+        self._log("crash", kind=kind, nodes=nodes, **details)
 
     def _on_hung(self, index: int, reason: str) -> None:
         self.kind = "hung"
@@ -250,6 +270,8 @@ class Driver:
     def _conclude(self, found: Outcome) -> int:
         """Requeue, or leave with the exit code that the attempt deserves."""
         past = history(self.attempts, self.attempt, self.before)
+        if not (self.folder / "start.json").exists():
+            past += reversed(unrecorded(self.attempts, self.attempt))
         summary = Summary(self.attempt.name, found, self._progress() > self.before, self.kind, self.failed_on)
         self._keep(summary)
         if found in ("again", "interrupted"):
@@ -284,34 +306,24 @@ class Driver:
             say(f"the attempt's summary could not be written: {error}")
 
     def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
-        """Ask Slurm to start this job again, until it does; then leave when the ranks have ended."""
+        """Have Slurm start this job again, if it will, and leave when the ranks have ended."""
         job = self.attempt.job
-        pause = 0.5
         if self.tasks.logs:  # without its log's folder Slurm cannot start the job again
             with suppress(OSError):
                 Path(self.tasks.logs).mkdir(parents=True, exist_ok=True)
-        while not self._requeued_or_cancelled(job):
-            self._check_claim()
-            answer = ask_requeue(job)
-            if answer.accepted:
-                say(f"=== requeued {job}: {verdict.reason}")
-                break
-            if answer.permanent:
-                self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {answer.words}")
-                say(f"error: Slurm refuses to requeue {job}: {answer.words}", error=True)
-                return 1
-            say(f"scontrol requeue {job}: {answer.words}; again in {pause:.1f} s")
-            time.sleep(pause)
-            pause = min(60.0, pause * 2)
-        if self.kind == "cancelled":
+        end = requeue(self.attempt, verdict.reason, self._check_claim)
+        if end.result == "refused":
+            self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {end.words}")
+            return 1
+        if end.result == "cancelled":
             self._log("cancelled", kind="cancelled", reason="scancel")
             return 1
         if avoid:
             problem = exclude(job, avoid, self.tasks.nodes)
             reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"
             self._log("kept" if problem else "excluded", nodes=avoid, reason=reason)
-        end = time.monotonic() + _LEAVE_SECONDS
-        while self.ranks.running() and time.monotonic() < end:
+        end_at = time.monotonic() + _LEAVE_SECONDS
+        while self.ranks.running() and time.monotonic() < end_at:
             time.sleep(0.1)
         return EXIT_AGAIN
 
@@ -319,15 +331,6 @@ class Driver:
         """Whether Slurm starts this job again by itself, as after a node's failure."""
         state = job_state(self.attempt.job) if self.on_slurm else None
         return state is not None and state.restarts > self.attempt.restart
-
-    def _requeued_or_cancelled(self, job: str) -> bool:
-        """Whether Slurm starts this job again by itself, or a person has cancelled it (then `kind` says so)."""
-        state = job_state(job)
-        if state is None:
-            return False
-        if state.kind(self.attempt, 0) == "cancelled":
-            self.kind = "cancelled"
-        return self.kind == "cancelled" or state.restarts > self.attempt.restart
 
     def _check_claim(self) -> None:
         """Raise Superseded if this attempt was replaced; an unreadable claim says nothing."""

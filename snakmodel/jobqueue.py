@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snakmodel.squeue import Unanswered, ask
+from snakmodel.squeue import BY_HAND, Unanswered, ask
 
 RUNNING = frozenset(
     ["RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"]
@@ -57,28 +57,42 @@ class Owner:
     root: Path
     stages: Mapping[str, str]
     """Token of an sbatch call -> stage."""
-    ids: Mapping[str, str]
-    """Job id -> stage, of journal lines that have no token."""
+    by_hand: Mapping[str, Mapping[str, Sequence[int]]]
+    """Job id -> stage -> packs, of jobs that were submitted by hand, whose names say nothing."""
 
     @classmethod
     def of(cls, root: Path, journal: Sequence[Mapping[str, Any]]) -> Owner:
         """From the run's journal of submissions."""
-        tokens = {str(one["token"]): str(one.get("stage", "")) for one in journal if one.get("token")}
-        ids = {str(one["job"]): str(one.get("stage", "")) for one in journal if one.get("job") and not one.get("token")}
-        return cls(root.resolve(), tokens, ids)
+        tokens: dict[str, str] = {}
+        by_hand: dict[str, dict[str, Sequence[int]]] = {}
+        for one in journal:
+            token, stage = str(one.get("token") or BY_HAND), str(one.get("stage", ""))
+            if not token.startswith(BY_HAND):
+                tokens[token] = stage
+            elif one.get("job"):
+                by_hand.setdefault(str(one["job"]), {})[stage] = one.get("packs", ())
+        return cls(root.resolve(), tokens, by_hand)
 
-    def stage(self, job: Job) -> str | None:
-        """The stage of a job of this run, or None if it is somebody else's."""
+    def work(self, job: Job) -> list[tuple[str, int | None]]:
+        """The (stage, pack) of this run that a job is for; several where a job by hand works through them.
+
+        Empty if the job is somebody else's; pack None if the job is no element of an array.
+        """
         token = job.name.rpartition("-")[2]
         if token in self.stages:
-            return self.stages[token]
-        if job.array in self.ids:
-            return self.ids[job.array]
+            return [(self.stages[token], job.index)]
+        if job.array in self.by_hand:
+            tasks = self.by_hand[job.array].items()
+            return [(stage, pack) for stage, packs in tasks for pack in (packs if job.index is None else [job.index])]
         batch = self.root / "sbatch"
         path = Path(job.command)
         if path.is_absolute() and path.resolve().is_relative_to(batch):
-            return path.resolve().relative_to(batch).parts[0]
-        return None
+            return [(path.resolve().relative_to(batch).parts[0], job.index)]
+        return []
+
+    def stages_of(self, job: Job) -> list[str]:
+        """The stages of this run that a job is for."""
+        return list(dict.fromkeys(stage for stage, _ in self.work(job)))
 
 
 def ask_squeue() -> list[Job]:
@@ -147,10 +161,20 @@ class Queue:
     """(Stage, pack) -> its jobs that squeue or sacct know."""
     others: list[tuple[str, Job]] = field(default_factory=list)
     """Active jobs of the run that are no pack, such as one that submits the rest."""
+    shared: set[str] = field(default_factory=set)
+    """Ids of jobs that work through several packs, one after the other as there are cores."""
     by_id: dict[str, Job] = field(default_factory=dict)
     """Everything that squeue listed, of other runs too."""
     answered: bool = True
     notes: list[str] = field(default_factory=list)
+
+    def take(self, job: Job, work: Sequence[tuple[str, int | None]]) -> None:
+        """Note a job under each pack that it is for."""
+        for stage, pack in work:
+            if pack is not None:
+                self.packs.setdefault((stage, pack), []).append(job)
+        if len(work) > 1:
+            self.shared.add(job.id)
 
 
 def look(owner: Owner, journal: Sequence[Mapping[str, Any]], wanted: Mapping[str, set[int]]) -> Queue:
@@ -163,11 +187,9 @@ def look(owner: Owner, journal: Sequence[Mapping[str, Any]], wanted: Mapping[str
         queue.notes.append(f"Slurm did not answer ({error}); what follows is what the run's files say")
     for job in listed:
         queue.by_id[job.id] = job
-        stage = owner.stage(job)
-        if stage is not None and stage in wanted and job.index is not None:
-            queue.packs.setdefault((stage, job.index), []).append(job)
-        elif stage is not None and job.active:
-            queue.others.append((stage, job))
+        queue.take(job, work := owner.work(job))
+        if job.active:
+            queue.others += [(stage, job) for stage, pack in work if stage not in wanted or pack is None]
     _add_forgotten(queue, owner, journal, wanted)
     return queue
 
@@ -190,7 +212,6 @@ def _add_forgotten(
         queue.notes.append(f"jobs that left the queue cannot be looked up ({why}); their markers and events count")
         return
     for job in recorded:
-        stage = owner.stage(job)
         # Where squeue answered, it lists all that is queued or running: another word of sacct's is out of date.
-        if stage is not None and job.index is not None and not (job.active and queue.answered):
-            queue.packs.setdefault((stage, job.index), []).append(job)
+        if not (job.active and queue.answered):
+            queue.take(job, owner.work(job))

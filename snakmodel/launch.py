@@ -33,6 +33,7 @@ from snakmodel.scheduler import SAVED_SECONDS, SlurmScheduler
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import check_resources
+from snakmodel.squeue import use_cluster
 
 _CONTINUATION_SECONDS = 3600.0
 _SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
@@ -95,6 +96,7 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     selected = select(stages, args.first, args.last, args.only)
     root = (args.run_dir or config.cluster.runs / config.recipe.name).absolute()
     scheduler = args.scheduler or config.cluster.scheduler
+    use_cluster(config.cluster.slurm.clusters)
     if not (args.dry_run and scheduler == "slurm"):
         scheduler = choose(scheduler)
     logs = config.cluster.logs / root.name

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from snakmodel import training_numbers
+from snakmodel.attempts import next_restart
 from snakmodel.jobqueue import array_ranges
 from snakmodel.plan import Plan
 from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED, STOPPED, say
@@ -86,6 +87,10 @@ class LocalScheduler:
         self.running: list[_Job] = []
         self.failed: list[_Job] = []
         self.told: float | None = None
+        self.job = f"local{os.getpid()}"
+        """What the attempts are named by: this process, or the Slurm job that it runs in."""
+        self.on_told: Callable[[], object] = lambda: None
+        """Called once, when this was told to end and has told its tasks, but does not wait for them."""
         self.looked = 0.0
         """When it was last looked how far a training is."""
 
@@ -110,7 +115,9 @@ class LocalScheduler:
                     self._collect(report)
                     self._start_ready(report)
                     self._look_at_training(report)
+                    self._answer_once()
                     time.sleep(0.05)
+                self._answer_once()
         except BaseException:
             self._drain()
             raise
@@ -123,6 +130,12 @@ class LocalScheduler:
         if self.told is None:
             self._stop()
             say("\nstopping: running tasks are told to save and leave; run the same command to continue")
+
+    def _answer_once(self) -> None:
+        """Call `on_told`, the first time that this was told to end."""
+        if self.told is not None:
+            on_told, self.on_told = self.on_told, lambda: None
+            on_told()
 
     def _stop(self) -> None:
         """Tell what runs to save and leave, and start nothing more."""
@@ -156,7 +169,7 @@ class LocalScheduler:
                     continue
                 packs.remove(pack)
                 report.begin(name, len(self.plan.missing[name]))
-                self._start(_Job(stage, pack, cores))
+                self._start(_Job(stage, pack, cores, next_restart(self.plan.paths.root, name, pack, self.job)))
                 started = True
         return started
 
@@ -179,7 +192,7 @@ class LocalScheduler:
             str(job.pack),
         ]
         scrubbed = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        own = {"SNAKMODEL_JOB": f"local{os.getpid()}", "SNAKMODEL_RESTART": str(job.restart)}
+        own = {"SNAKMODEL_JOB": self.job, "SNAKMODEL_RESTART": str(job.restart)}
         with log.open("ab") as output:
             job.process = subprocess.Popen(
                 command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

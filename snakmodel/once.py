@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from snakmodel.attempts import log_event
 from snakmodel.paths import RunPaths
 from snakmodel.publish import UserError
-from snakmodel.squeue import accounted_jobs, ask, my_jobs
+from snakmodel.squeue import CLUSTER_VARIABLE, accounted_jobs, ask, my_jobs
 
 SBATCH_FAILURES = (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError)
 _TRIES = 3
@@ -47,6 +48,12 @@ class Submission:
     """When it was, by this process's monotonic clock."""
 
 
+def job_name(paths: RunPaths, stage: str, token: str) -> str:
+    """What the job of a submission is called. Only its token counts, so what lists of names trip over is left out."""
+    name = re.sub(r"[^\w.+@%=-]", "_", paths.name)
+    return f"{name}-{stage}-{token}"
+
+
 class Refused(UserError):
     """Slurm did not accept a submission, and certainly has no job of it."""
 
@@ -58,10 +65,6 @@ class Journal:
         self.paths = paths
         self.message_timeout = message_timeout
         self.patience = patience
-
-    def job_name(self, stage: str, token: str) -> str:
-        """What the job of a submission is called."""
-        return f"{self.paths.name}-{stage}-{token}"
 
     def submit(self, one: Submission, send: Callable[[], str]) -> None:
         """Call sbatch by `send`, which returns the job's id, and put the id into `one`.
@@ -111,17 +114,19 @@ class Journal:
 
     def _search(self, wanted: Sequence[Submission], since: float, *, twice: bool) -> dict[str, str]:
         """Token -> job, of those that Slurm has or had a job of."""
-        names = {self.job_name(one.stage, one.token): one.token for one in wanted}
+        names = {job_name(self.paths, one.stage, one.token): one.token for one in wanted}
         day = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
         found: dict[str, list[str]] = {}
         for again in (True, False):
             jobs = my_jobs(self.patience)
-            missing = [name for name in names if name not in jobs.values()]
+            listed = {name.rpartition("-")[2] for name in jobs.values()}
+            missing = [name for name, token in names.items() if token not in listed]
             jobs |= accounted_jobs(missing, day, self.patience) if missing else {}
             found = {}
             for job, name in jobs.items():
-                if name in names:
-                    found.setdefault(names[name], []).append(job)
+                token = name.rpartition("-")[2]
+                if token in names.values():
+                    found.setdefault(token, []).append(job)
             if len(found) == len(names) or not twice:
                 break
             if again:
@@ -141,10 +146,9 @@ class Journal:
     def accept(self, one: Submission) -> None:
         """Write down that Slurm has the job."""
         stamp = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": one.stage, "job": one.job, "packs": one.packs}
-        _append(
-            self.paths.submissions,
-            {**stamp, "dependency": one.dependency, "token": one.token, "series": one.series},
-        )
+        rest = {"dependency": one.dependency, "token": one.token, "series": one.series}
+        cluster = {"cluster": name} if (name := os.environ.get(CLUSTER_VARIABLE)) else {}
+        _append(self.paths.submissions, {**stamp, **rest, **cluster})
         log_event(self.paths.root, one.stage, "submit", job=one.job, packs=len(one.packs), dependency=one.dependency)
 
 

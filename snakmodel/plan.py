@@ -136,6 +136,8 @@ def make_plan(
         write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
         _freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
         inputs.write(found.skipped)
+    for stage in chain.stages:  # whatever would keep a container from starting is said now
+        container_spec(config, root, config.cluster.with_defaults(stage.resources))
     return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 

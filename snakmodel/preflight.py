@@ -32,6 +32,7 @@ from snakmodel.publish import UserError
 from snakmodel.settings import PROJECT
 from snakmodel.slurm import choose
 from snakmodel.slurm_check import Partition, alike, ask, partition_of, partitions, read_accounting, refusal
+from snakmodel.squeue import use_cluster
 
 _COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
@@ -63,6 +64,7 @@ class Preflight:
         root = (self.args.run_dir or config.cluster.runs / config.recipe.name).absolute()
         self._folders(config, root)
         wanted = self.args.scheduler or config.cluster.scheduler
+        use_cluster(config.cluster.slurm.clusters)
         fit = None if wanted == "local" else partial(pack_for_queue, config.cluster, needed=False)
         plan = make_plan(config, root, STAGES, [], dry=True, fit=fit)
         waiting = sum(len(packs) for packs in plan.missing.values())

@@ -29,6 +29,8 @@ import xxhash
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_INPUTS_MISSING = 3
+EXIT_NO_ROOM = 74
+"""EX_IOERR: the disk is full, so run me again, though not for ever."""
 EXIT_AGAIN = 75
 """EX_TEMPFAIL: state saved, run me again."""
 EXIT_STOPPED = 76
@@ -43,7 +45,7 @@ digest] of each of its parts, in order; a task that reads whole files has path -
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FOR_A_PERSON = (*_NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_FOR_A_PERSON = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors that trying again would not mend. Others, such as a network disk has them, are crashes and tried again."""
 _COPY_AT_ONCE = 1 << 30
 
@@ -57,6 +59,10 @@ class UserError(Exception):
 
 class InputsMissing(UserError):
     """An input or its marker is absent or does not verify; the command exits 3 and is not retried."""
+
+
+class NoRoom(UserError):
+    """The disk is full. A user has to free space, so a job is started again only as often as its retries allow."""
 
 
 class Superseded(Exception):
@@ -84,7 +90,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # as in `jobs/status.py | head`: the reader has seen enough
         code = 1
     except UserError as error:
-        text, code = f"error: {error}", EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
+        text = f"error: {error}"
+        code = EXIT_NO_ROOM if isinstance(error, NoRoom) else EXIT_USER_ERROR
+        code = EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else code
     except Superseded as error:
         text = f"superseded: {error}"
     except KeyboardInterrupt:
@@ -92,7 +100,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         text = f"error: {error.filename}: {error.strerror}" if named else traceback.format_exc()
-        code = EXIT_USER_ERROR if error.errno in (_FOR_A_PERSON if named else _NO_ROOM) else 1
+        code = EXIT_USER_ERROR if named and error.errno in _FOR_A_PERSON else 1
+        code = EXIT_NO_ROOM if error.errno in _NO_ROOM else code
     except Exception:
         text = traceback.format_exc()
     if text:
@@ -150,8 +159,8 @@ def check_claim() -> None:
     if not claim:
         return
     holder = json.loads(Path(claim).read_text())["attempt"]
-    if holder != os.environ[ATTEMPT_VARIABLE]:
-        raise Superseded(f"attempt {os.environ[ATTEMPT_VARIABLE]} was replaced by {holder}; nothing published")
+    if holder != attempt_name():
+        raise Superseded(f"attempt {attempt_name()} was replaced by {holder}; nothing published")
 
 
 def fsync(path: Path) -> None:
@@ -176,15 +185,15 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
     """Yield one temporary path beside each final one; on success fsync them and rename them in the order given.
 
     The body creates each temporary path as a file or a folder. If it raises, the temporaries are removed and nothing is
-    published. A folder that stands under the final name is moved aside first and removed afterwards. Raises UserError
-    when the disk is full.
+    published. A folder that stands under the final name is moved aside first and removed afterwards. Raises NoRoom when
+    the disk is full.
     """
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
-    for temporary, final in zip(temporaries, finals, strict=True):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        for stale in _leftovers(final) if CLAIM_VARIABLE in os.environ else [temporary]:
-            remove(stale)
     try:
+        for temporary, final in zip(temporaries, finals, strict=True):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            for stale in _leftovers(final) if CLAIM_VARIABLE in os.environ else [temporary]:
+                remove(stale)
         yield temporaries
         for temporary in temporaries:
             for path in [temporary, *sorted(temporary.rglob("*"))] if temporary.is_dir() else [temporary]:
@@ -196,7 +205,7 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
         if error.errno not in _NO_ROOM:
             raise
         names = ", ".join(final.name for final in finals)
-        raise UserError(
+        raise NoRoom(
             f"{finals[0].parent}: no room for {names} ({os.strerror(error.errno)}). Nothing was published. "
             "Free some space there (or ask for more), then run this again"
         ) from error

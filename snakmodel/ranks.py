@@ -10,10 +10,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from snakmodel.containers import supervisor_python
-from snakmodel.publish import say
+from snakmodel.publish import EXIT_DONE, EXIT_NO_ROOM, say
 from snakmodel.supervise import (
     FORWARD_VARIABLE,
     die_with_parent,
@@ -45,6 +46,10 @@ class Ranks:
         self.on_slurm = "SLURM_JOB_ID" in os.environ
         self.processes: list[subprocess.Popen[bytes]] = []
 
+    def codes(self) -> list[int | None]:
+        """Exit codes of the processes that were started: the ranks', or srun's, which is the largest of theirs."""
+        return [process.returncode for process in self.processes]
+
     def running(self) -> bool:
         """Whether any of them has not ended."""
         return None in [process.poll() for process in self.processes]
@@ -61,7 +66,8 @@ class Ranks:
             self.processes = self._start_srun(supervise)
             if not self._attend(index):
                 return False
-            if self.processes[0].returncode == 0 or pause is None or started_path(self.folder, index).exists():
+            spoken = self.processes[0].returncode in (EXIT_DONE, EXIT_NO_ROOM)
+            if spoken or pause is None or started_path(self.folder, index).exists():
                 return True
             say(f"srun could not start the task; again in {pause} s")
             self._pause(pause)
@@ -108,7 +114,8 @@ class Ranks:
             reason += f"; {last}"
         self.report_hung(index, reason)
         say(f"=== {self.tasks.stage} task {index} hangs: {reason}")
-        hung_path(self.folder, index).touch()
+        with suppress(OSError):  # on a full disk the ranks are killed without having shown their stacks
+            hung_path(self.folder, index).touch()
 
     def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
         tasks = self.tasks
@@ -118,7 +125,9 @@ class Ranks:
             f"--ntasks={tasks.ranks}",
             f"--ntasks-per-node={tasks.ranks_per_node}",
         ]
-        srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered", *tasks.srun_args]
+        srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered"]
+        # Ranks need the claim and what set-up lines export, whatever the site's or the user's default for srun is.
+        srun += ["--export=ALL", *tasks.srun_args]
         return [subprocess.Popen([*srun, *supervise], cwd=tasks.project, preexec_fn=die_with_parent)]
 
     def _start_children(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:

@@ -1,5 +1,7 @@
 """What a job asks Slurm about itself: why it is being ended, to be started again, and not on a certain node.
 
+`requeue` is the only place that asks for a job to be started again, with all that has to be minded then.
+
 Seen on Slurm 22.05 while a job is being ended: at the time limit Reason is TimeLimit; at preemption PreemptTime is set,
 or, with PreemptMode=REQUEUE, Restarts is already raised (as by `scontrol requeue`); a job that a person cancelled has
 neither.
@@ -7,17 +9,33 @@ neither.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from snakmodel.attempts import Attempt, Kind
+from snakmodel.publish import say
+from snakmodel.squeue import CLUSTER_VARIABLE
 
 _SECONDS = 60
-_PERMANENT = ("presently disabled", "Invalid job id", "ermission denied", "not supported")
+_PERMANENT = (
+    "presently disabled",
+    "Invalid job id",
+    "ermission denied",
+    "not supported",
+    "Only batch jobs",
+    "already finished",
+)
+_PASSING = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "temporarily", "Communication", "ransi")
+"""Words of refusals that may pass, however long it takes: the controller is down, or the job is just changing state."""
+_PATIENCE_SECONDS = 600
+"""Other refusals are taken for final after this long."""
 _NOTICE_SLACK_SECONDS = 90
 
 
@@ -60,24 +78,48 @@ def job_state(job: str) -> JobState | None:
     asked = _scontrol("show", "job", "--oneliner", job)
     if asked.returncode or "JobState=" not in asked.stdout:
         return None
-    return JobState(dict(re.findall(r"(\S+?)=(\S*)", asked.stdout)))
+    fields = re.findall(r"(\S+?)=(\S*)", asked.stdout)
+    return JobState(dict(reversed(fields)))  # the first of a name counts: the paths come last and may hold anything
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Slurm's answer to a request."""
+class End:
+    """What came of the wish to be started again."""
 
-    accepted: bool
-    permanent: bool
-    """Asking again would not help."""
-    words: str
+    result: Literal["requeued", "cancelled", "refused"]
+    """Slurm starts the job again; a user has cancelled it; Slurm will never start it again."""
+    words: str = ""
+    """Slurm's, where it refused."""
 
 
-def ask_requeue(job: str) -> Answer:
-    """Ask once for a job to be started again."""
-    asked = _scontrol("requeue", job)
-    words = asked.stderr.strip()
-    return Answer(asked.returncode == 0, any(part in words for part in _PERMANENT), words)
+def requeue(attempt: Attempt, reason: str, check: Callable[[], None]) -> End:
+    """Have Slurm start an attempt's job again: ask until it agrees, or refuses for good.
+
+    A job that Slurm starts again by itself is left alone, and so is one that a user has cancelled, which asking would
+    bring back. `check` raises, before each request, if the attempt may not ask any more.
+    """
+    job, pause, began = attempt.job, 0.5, time.monotonic()
+    while True:
+        state = job_state(job)
+        if state and state.kind(attempt, 0) == "cancelled":
+            say(f"=== {job} was cancelled; it is not requeued")
+            return End("cancelled")
+        if state and state.restarts > attempt.restart:
+            say(f"=== Slurm starts {job} again by itself: {reason}")
+            return End("requeued")
+        check()
+        asked = _scontrol("requeue", job)
+        if asked.returncode == 0:
+            say(f"=== requeued {job}: {reason}")
+            return End("requeued")
+        words = asked.stderr.strip()
+        passing = any(part in words for part in _PASSING) or time.monotonic() < began + _PATIENCE_SECONDS
+        if not passing or any(part in words for part in _PERMANENT):
+            say(f"error: Slurm refuses to requeue {job}: {words}", error=True)
+            return End("refused", words)
+        say(f"scontrol requeue {job}: {words}; again in {pause:.1f} s")
+        time.sleep(pause)
+        pause = min(60.0, pause * 2)
 
 
 def exclude(job: str, nodes: Sequence[str], needed: int) -> str | None:
@@ -107,8 +149,10 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    # A job asks the cluster that it runs on, whichever its user's shell or its launcher was directed to.
+    env = {name: value for name, value in os.environ.items() if name != CLUSTER_VARIABLE}
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_ignore_term)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_ignore_term, env=env)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(argv, 1, "", str(error))
 

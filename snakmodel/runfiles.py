@@ -21,6 +21,7 @@ from snakmodel.config import load_cluster
 from snakmodel.paths import RunPaths
 from snakmodel.publish import Marker, UserError
 from snakmodel.settings import PROJECT
+from snakmodel.squeue import BY_HAND
 from snakmodel.tasklist import TaskList
 
 _TAIL_BYTES = 1 << 16
@@ -124,6 +125,12 @@ class RunFiles:
             if isinstance(event.get("pack"), int) and "event" in event and "stage" in event:
                 stories.setdefault((event["stage"], event["pack"]), Story()).add(event)
         return cls(root, stages, journal, stories, lock.holder(root), notes)
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster that the run was last submitted to, where several share one accounting and one was named."""
+        launched = [one for one in self.journal if not str(one.get("token", "")).startswith(BY_HAND)]
+        return str(launched[-1].get("cluster", "")) or None if launched else None
 
     def log(self, stage: StageFiles, pack: int) -> Path:
         """Where the log of a pack is, or would be."""

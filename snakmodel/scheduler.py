@@ -100,10 +100,32 @@ class SlurmScheduler:
         lost: dict[str, list[int]] = {}
         for one in fresh:
             current = self.tokens[one.stage, one.job] == one.token
-            if current and not same_job(known.get(one.job, ""), one.token):
+            if current and not self._holds(one.stage, one.job, known):
                 packs = [pack for pack in one.packs if self.jobs[one.stage].get(pack) == one.job]
                 lost.setdefault(one.stage, []).extend(pack for pack in packs if not self._has_ended(one, pack))
         return {stage: packs for stage, packs in lost.items() if packs}
+
+    def _holds(self, stage: str, job: str, known: Mapping[str, str]) -> bool:
+        """Whether Slurm, which lists the jobs in `known` (id -> name), still has a job.
+
+        Its token is always searched for before anything is submitted again: the id may be a number that a wrapper of
+        sbatch printed. The right one then takes its place everywhere.
+        """
+        token = self.tokens.get((stage, job), "")  # none: it was found in the queue by its token
+        if same_job(known.get(job, ""), token) if token else job in known:
+            return True
+        found = next((other for other, name in known.items() if token and name.endswith(f"-{token}")), "")
+        if not found:
+            return False
+        print(f"note: the job of stage {stage} is {found}, not {job} as sbatch seemed to say")
+        packs = sorted(pack for pack, held in self.jobs[stage].items() if held == job)
+        self.jobs[stage].update(dict.fromkeys(packs, found))
+        self.tokens[stage, found] = token
+        for one in self.submitted:
+            if one.token == token:
+                one.job = found
+                self.journal.accept(one)
+        return True
 
     def _has_ended(self, one: Submission, pack: int) -> bool:
         """Whether a job has said how it ended with a pack: then it was not forgotten."""
@@ -220,9 +242,8 @@ class SlurmScheduler:
         known = my_jobs(self.patience)
         for other in stage.waits:
             held = self.jobs.get(other, {})
-            gone = sorted(
-                pack for pack, job in held.items() if not same_job(known.get(job, ""), self.tokens[other, job])
-            )
+            missing = [job for job in dict.fromkeys(held.values()) if not self._holds(other, job, known)]
+            gone = sorted(pack for pack, job in held.items() if job in missing)
             for pack in gone:
                 del held[pack]
             lost = [pack for pack in gone if not self._is_done(other, pack)]

@@ -8,26 +8,32 @@ submitted.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import CommandFunction, FailedSubmissionError
 
 from snakmodel.cluster import Resources
 from snakmodel.jobqueue import array_ranges
-from snakmodel.once import read_lines
+from snakmodel.once import job_name, read_lines
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
+from snakmodel.sbatch_options import options, pattern_of
 from snakmodel.settings import PROJECT
-from snakmodel.squeue import my_elements, same_job
+from snakmodel.squeue import BY_HAND, KEPT, my_elements
 from snakmodel.stage import Stage
 
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
 """How the variables of a surrounding job begin, which sbatch would read as options."""
+_PARSABLE = re.compile(r"(\d+)(;\S+)?")
+"""What sbatch --parsable prints: the job's id and, where there are several, the cluster's name."""
 _STALLED_SECONDS = 180
 """sbatch is ended after this long; the controller alone makes it sleep 122 s where it has too many jobs."""
 
@@ -44,15 +50,30 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         """An sbatch that cannot hang for ever."""
-        return ["timeout", "--kill-after=5", str(_STALLED_SECONDS), "sbatch", str(submission_file_path)]
+        return ["timeout", "--kill-after=5", str(_STALLED_SECONDS), "sbatch", "--parsable", str(submission_file_path)]
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: bytes | str) -> str:
+        """The last line that is an id as --parsable prints it; a site's sbatch may print other text around it."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        ids = [match[1] for line in text.splitlines() if (match := _PARSABLE.fullmatch(line.strip()))]
+        if not ids:
+            raise FailedSubmissionError(f"sbatch printed no job id, but: {text.strip()!r}")
+        return ids[-1]
 
     def text(self, command: str) -> str:
         """The batch file of a command."""
         return self._make_submission_file_text(command, "")
 
     def send(self, command: str) -> str:
-        """Submit a command; return the job's id."""
-        return str(self._submit_command(command).job_id)
+        """Submit a command; return the job's id.
+
+        Not by submitit's own `_submit_command`: it takes %j, %t, %A and %a in a folder's name for patterns.
+        """
+        path = self.folder / f"{uuid.uuid4().hex}.sh"
+        path.write_bytes(os.fsencode(self.text(command)))
+        output = CommandFunction(self._make_submission_command(path), verbose=False)()
+        return self._get_job_id_from_submission_command(output)
 
     @classmethod
     def affinity(cls) -> int:
@@ -78,17 +99,20 @@ def make_executor(
     folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(folder)
     executor.wants_signal = stage.resumable
-    log = f"{plan.logs(stage.name)}".replace("%", "%%") + "/%5a.out"
+    log = f"{_pattern(plan.logs(stage.name))}/%5a.out"
     width = min(slurm.array_parallelism, len(packs), running or len(packs))
     additional: dict[str, Any] = {
         "array": f"{array_ranges(packs)}%{width}",
         "output": log,
         "requeue": True,
         "kill-on-invalid-dep": "yes",
+        "clusters": slurm.clusters,
+        **options(resources.sbatch_args or []),
+        **_further(resources),
     }
     executor.update_parameters(
         **_parameters(resources),
-        job_name=f"{plan.paths.name}-{stage.name}-{token}",
+        job_name=job_name(plan.paths, stage.name, token),
         comment=token,
         mail_type=slurm.mail_type,
         mail_user=slurm.mail_user,
@@ -97,8 +121,8 @@ def make_executor(
         setup=["trap : TERM", f"cd {shlex.quote(str(PROJECT))} || exit 1", *(resources.setup or [])],
         stderr_to_stdout=True,
         use_srun=False,
-        wckey=None,
-        additional_parameters=additional,
+        wckey=resources.wckey,
+        additional_parameters={name: value for name, value in additional.items() if value is not None},
     )
     return executor
 
@@ -111,6 +135,7 @@ def _parameters(resources: Resources) -> dict[str, Any]:
         "ntasks_per_node": resources.ranks_per_node,
         "cpus_per_task": resources.cpus,
         "mem": f"{int(resources.mem_gb * 1024)}MB" if resources.mem_gb else None,
+        "mem_per_cpu": resources.mem_per_cpu,
         "gpus_per_node": resources.gpus_per_node or None,
         "gres": resources.gres,
         "partition": resources.partition,
@@ -121,6 +146,28 @@ def _parameters(resources: Resources) -> dict[str, Any]:
     }
 
 
+def _further(resources: Resources) -> dict[str, Any]:
+    """Resources that submitit has no parameter for, by sbatch's names."""
+    return {
+        "exclusive": resources.exclusive or None,
+        "reservation": resources.reservation,
+        "licenses": resources.licenses,
+        "switches": resources.switches,
+        "nice": resources.nice,
+    }
+
+
+def _pattern(folder: Path) -> str:
+    """A folder of logs as sbatch takes it. Raises UserError."""
+    try:
+        return pattern_of(str(folder))
+    except ValueError as error:
+        raise UserError(
+            f"the folder for logs cannot be named to Slurm: {error}. Give another --run-dir, or another `logs` in "
+            "cluster.yaml."
+        ) from None
+
+
 def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:
     """Stage -> pack -> job, for every pack of this run that Slurm has queued or running.
 
@@ -129,14 +176,19 @@ def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]
     journal = read_submissions(plan.paths.submissions)
     if not journal:
         return {}
-    lines: dict[str, list[Mapping[str, Any]]] = {}
+    by_hand: dict[str, list[Mapping[str, Any]]] = {}
+    by_token = {line["token"]: line["stage"] for line in journal if not line["token"].startswith(BY_HAND)}
     for line in journal:
-        lines.setdefault(line["job"], []).append(line)
+        if line["token"] not in by_token:
+            by_hand.setdefault(line["job"], []).append(line)
     found: dict[str, dict[int, str]] = {}
     for job, index, name in my_elements(patience):
-        for line in lines.get(job, ()):
-            if same_job(name, line["token"]):
-                found.setdefault(line["stage"], {})[index] = job
+        stage = by_token.get(name.rpartition("-")[2])
+        if stage and index is not None:  # by the token alone: the journal's id may be what a wrapper of sbatch said
+            found.setdefault(stage, {})[index] = job
+        for line in by_hand.get(job, ()):
+            packs = line["packs"] if index is None else [index]
+            found.setdefault(line["stage"], {}).update(dict.fromkeys(packs, job))
     return found
 
 
@@ -146,9 +198,9 @@ def read_submissions(path: Path) -> list[Mapping[str, Any]]:
 
 
 def scrub_environment() -> None:
-    """Drop the variables of a surrounding job, which sbatch would read as options; SLURM_CONF stays."""
+    """Drop the variables of a surrounding job, which sbatch would read as options."""
     for name in list(os.environ):
-        if name.startswith(LEAKS) and name != "SLURM_CONF":
+        if name.startswith(LEAKS) and name not in KEPT:
             del os.environ[name]
 
 

@@ -22,7 +22,7 @@ from snakmodel.cluster import Resources
 from snakmodel.plan import Plan
 from snakmodel.publish import UserError
 from snakmodel.slurm import LEAKS, make_executor
-from snakmodel.squeue import Unanswered
+from snakmodel.squeue import KEPT, Unanswered
 from snakmodel.stage import Stage
 
 _SECONDS = 90
@@ -55,7 +55,7 @@ def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
     It sees nothing of a surrounding job, but this process goes on knowing that it is inside one.
     """
-    clean = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(LEAKS)}
+    clean = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(LEAKS)}
     try:
         return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:

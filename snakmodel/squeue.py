@@ -24,10 +24,25 @@ ENDED = frozenset(
         "TIMEOUT",
     ]
 )
+BY_HAND = "hand-"
+"""How the tokens of jobs begin that were submitted by hand: their names say nothing, so their ids have to."""
 _SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
 """How a person's own defaults for Slurm's tools, and the variables of a surrounding job, begin."""
 _SECONDS = 120
 """A query that takes longer is given up."""
+
+
+CLUSTER_VARIABLE = "SLURM_CLUSTERS"
+"""Directs all of Slurm's tools to a cluster, where several share one accounting."""
+KEPT = ("SLURM_CONF", CLUSTER_VARIABLE)
+"""Variables of Slurm's that its tools go on seeing."""
+
+
+def use_cluster(name: str | None) -> None:
+    """From now on ask this cluster and submit to it; without a name, the one at hand."""
+    os.environ.pop(CLUSTER_VARIABLE, None)
+    if name:
+        os.environ[CLUSTER_VARIABLE] = name
 
 
 class Unanswered(UserError):
@@ -39,7 +54,7 @@ def ask(argv: Sequence[str], patience: float = 0.0) -> str:
 
     It is asked again for `patience` seconds. Raises Unanswered.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS) or key == "SLURM_CONF"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS) or key in KEPT}
     end = time.monotonic() + patience
     pause = 2.0
     while True:
@@ -62,7 +77,7 @@ def ask(argv: Sequence[str], patience: float = 0.0) -> str:
 def my_jobs(patience: float = 0.0) -> dict[str, str]:
     """Id -> name of every job of this user that the controller remembers, ended ones too; an array is one job."""
     lines = ask(["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%F|%j"], patience)
-    return dict(line.strip().split("|", 1) for line in lines.splitlines())
+    return {job: name for job, bar, name in (line.strip().partition("|") for line in lines.splitlines()) if bar}
 
 
 def same_job(name: str, token: str) -> bool:
@@ -71,14 +86,19 @@ def same_job(name: str, token: str) -> bool:
     Its id alone does not tell: a controller that lost its state, or has counted to its end, uses ids again. A batch
     file submitted by hand has only its id.
     """
-    return bool(name) and (token.startswith("hand-") or name.endswith(f"-{token}"))
+    return bool(name) and (token.startswith(BY_HAND) or name.endswith(f"-{token}"))
 
 
-def my_elements(patience: float = 0.0) -> list[tuple[str, int, str]]:
-    """(job, array index, name) of every array element of this user that is queued or running."""
+def my_elements(patience: float = 0.0) -> list[tuple[str, int | None, str]]:
+    """(job, array index, name) of every array element of this user that is queued or running.
+
+    A job that is no array has None for an index.
+    """
     command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=all", "--format=%F|%K|%T|%j"]
     rows = [line.strip().split("|", 3) for line in ask(command, patience).splitlines()]
-    return [(job, int(index), name) for job, index, state, name in rows if index.isdigit() and state not in ENDED]
+    return [
+        (job, int(index) if index.isdigit() else None, name) for job, index, state, name in rows if state not in ENDED
+    ]
 
 
 def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> dict[str, str]:

@@ -22,15 +22,18 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from snakmodel.attempts import ExitRecord, log_event
+from snakmodel.attempts import ExitRecord, claim_path, log_event
 from snakmodel.containers import contain, inner_python
 from snakmodel.publish import (
     ATTEMPT_VARIABLE,
+    CLAIM_VARIABLE,
     EXIT_AGAIN,
     EXIT_DONE,
     EXIT_STOPPED,
+    EXIT_USER_ERROR,
     InputsMissing,
     Superseded,
+    attempt_name,
     check_claim,
     run_main,
     say,
@@ -147,11 +150,14 @@ class Supervisor:
         try:
             return self._run()
         except Superseded as error:
-            pack = next(number for number, pack in enumerate(self.tasks.packs) if self.index in pack)
-            attempt = os.environ[ATTEMPT_VARIABLE]
-            details = {"pack": pack, "attempt": attempt, "task": self.index, "reason": str(error)}
-            log_event(self.tasks.root, self.tasks.stage, "superseded", **details)
+            details = {"pack": self._pack(), "attempt": attempt_name(), "task": self.index, "reason": str(error)}
+            with suppress(OSError):
+                log_event(self.tasks.root, self.tasks.stage, "superseded", **details)
             raise
+
+    def _pack(self) -> int:
+        """Number of the pack that the task is in."""
+        return next(number for number, pack in enumerate(self.tasks.packs) if self.index in pack)
 
     def _run(self) -> int:
         started = time.monotonic()
@@ -188,6 +194,14 @@ class Supervisor:
         """The command's exit code, or minus the signal that ended it. One told to stop before it began is not begun."""
         if self.received is not None:
             return -self.received
+        if CLAIM_VARIABLE not in os.environ and claim_path(self.tasks.root, self.tasks.stage, self._pack()).exists():
+            say(
+                f"error: rank {rank} was started without {CLAIM_VARIABLE}, although this task is claimed: a later "
+                "attempt could not keep it from publishing. srun has to pass the job's environment on to the ranks; "
+                "look for what keeps it from that here, such as a wrapper of srun.",
+                error=True,
+            )
+            return EXIT_USER_ERROR
         command = python_of(self.tasks, self.tasks.tasks[self.index].argv)
         command, inherited = contain(self.tasks, command, environment, inherited)
         self.child = subprocess.Popen(

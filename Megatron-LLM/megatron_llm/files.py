@@ -20,6 +20,8 @@ from megatron_llm.signals import drop
 
 EXIT_USER_ERROR = 2
 EXIT_INPUTS_MISSING = 3
+EXIT_NO_ROOM = 74
+"""The disk is full: the launcher runs me again, though not for ever."""
 EXIT_AGAIN = 75
 """State saved, run me again."""
 EXIT_STOPPED = 76
@@ -27,8 +29,10 @@ EXIT_STOPPED = 76
 CLAIM = "SNAKMODEL_CLAIM"
 """Names the launcher's claim file; not set by hand."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FOR_A_PERSON = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+FOR_A_PERSON = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 """Errors of the system that running again does not cure."""
+_LEAST_BYTES = 1 << 20
+"""A disk that has less than this left is full."""
 
 
 class UserError(Exception):
@@ -37,6 +41,10 @@ class UserError(Exception):
 
 class InputsMissing(UserError):
     """A file that the command reads is not there or not whole."""
+
+
+class NoRoom(UserError):
+    """The disk is full."""
 
 
 class Superseded(Exception):
@@ -71,19 +79,33 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         text = leaving.code if isinstance(leaving.code, str) else ""
     except UserError as error:
         text, alike = f"error: {error}", True
-        code = EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
+        code = exit_code_of(error)
     except Superseded as error:
         text, alike = f"superseded: {error}", True
     except Exception as error:
         if not isinstance(error, BrokenPipeError):  # as in `plan.py | head`: the reader has seen enough
             text = traceback.format_exc()
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            code = EXIT_USER_ERROR
+            code = EXIT_NO_ROOM
     if text and (not alike or os.environ.get("RANK", "0") == "0"):
         with suppress(OSError):
             print(text.rstrip("\n"), file=sys.stderr, flush=True)
     _settle()
     sys.exit(code)
+
+
+def exit_code_of(error: UserError) -> int:
+    """Exit code for an error that a user has to mend."""
+    if isinstance(error, NoRoom):
+        return EXIT_NO_ROOM
+    return EXIT_INPUTS_MISSING if isinstance(error, InputsMissing) else EXIT_USER_ERROR
+
+
+def kind_of(error: OSError) -> type[UserError] | None:
+    """The error that this one of the system's is for a user, or None where running again may cure it."""
+    if error.errno in NO_ROOM:
+        return NoRoom
+    return UserError if error.errno in FOR_A_PERSON else None
 
 
 def _settle() -> None:
@@ -101,7 +123,7 @@ def check_outputs(lost: tuple[str, OSError] | None) -> None:
     if lost is None:
         return
     name, error = lost
-    kind = UserError if error.errno in FOR_A_PERSON else OutputLost
+    kind = kind_of(error) or OutputLost
     raise kind(
         f"{name} cannot be written ({error.strerror or error}), so the run ends here; what was trained is saved. Make "
         "room, or let the output go elsewhere, and run the same command again"
@@ -168,7 +190,10 @@ def put(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield a temporary path beside each final path; rename all when the body succeeds, remove all when it raises."""
+    """Yield a temporary path beside each final path; rename all when the body succeeds, remove all when it raises.
+
+    Raises NoRoom when the disk is full.
+    """
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
     for final, temporary in zip(finals, temporaries, strict=True):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +206,24 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
         yield temporaries
         for temporary, final in zip(temporaries, finals, strict=True):
             rename(temporary, final)
+    except Exception as error:
+        if _is_full(error, finals[0].parent):
+            names = ", ".join(final.name for final in finals)
+            raise NoRoom(
+                f"{finals[0].parent}: no room for {names}. Nothing was published. Free some space there (or ask for "
+                "more), then run this again"
+            ) from error
+        raise
     finally:
         for temporary in temporaries:
             remove(temporary)
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of room. torch and safetensors have errors of their own for that."""
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    return not isinstance(error, (UserError, Superseded)) and free_bytes(folder) < _LEAST_BYTES
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.files import InputsMissing, UserError, kind_of
 from megatron_llm.manifest import beside
 
 MAGIC = b"MMIDIDX\0\0"
@@ -234,10 +234,11 @@ def copy_file(source: int, target: int, size: int) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write (disk full, quota, file too large) into a UserError that names the file."""
+    """Turn a failed write that a user can mend (NoRoom where the disk is full) into an error that names the file."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or raise the quota, then run again"
-        ) from error
+        kind = kind_of(error)
+        if kind is None:
+            raise
+        raise kind(f"cannot write {path}: {error.strerror}; free space or raise the quota, then run again") from error

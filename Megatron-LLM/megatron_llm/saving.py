@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_llm import checkpoint, retention
 from megatron_llm.arguments import Arguments
-from megatron_llm.files import FOR_A_PERSON, TOLD, SaveFailed, UserError, attempt_name, free_bytes, remove
+from megatron_llm.files import TOLD, NoRoom, SaveFailed, UserError, attempt_name, free_bytes, kind_of, remove
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.parallel import GLOO, World
 
@@ -107,14 +107,14 @@ class Saver:
         return temporary
 
     def _check_space(self) -> None:
-        """Raise UserError unless a checkpoint fits on --save's file system, for which older ones are deleted if they
+        """Raise NoRoom unless a checkpoint fits on --save's file system, for which older ones are deleted if they
         may be (rank 0)."""
         needed, save = self.needed, self.args.save
         if free_bytes(save) < needed:
             self._prune()
         if (free := free_bytes(save)) < needed:
             newest = max(save.glob("iter_*"), default=None)
-            raise UserError(
+            raise NoRoom(
                 f"--save {save}: a checkpoint needs {_amount(needed)} and {_amount(free)} are free; nothing was "
                 f"written, {f'{newest.name} stays the last one' if newest else 'there is none yet'}. Free space, keep "
                 "fewer (--keep_last), or move the folder"
@@ -234,7 +234,7 @@ def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
         where, cause = f"rank {rank}: ", found
     if not isinstance(cause, OSError):
         traceback.print_exception(error)
-    kind = UserError if isinstance(cause, OSError) and cause.errno in FOR_A_PERSON else SaveFailed
+    kind = (kind_of(cause) if isinstance(cause, OSError) else None) or SaveFailed
     return kind(f"{final} could not be saved: {where}{cause}; the checkpoints before it are kept")
 
 
