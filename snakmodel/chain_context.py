@@ -68,8 +68,9 @@ class Context:
                 f"tokenizer.file: there is no file {self.recipe.tokenizer.file}. Give the tokenizer.model or the "
                 "tokenizer.json of the base model."
             )
+        found = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in self.inputs.whole(path)]
         _pieces(self.recipe.tokenizer)
-        return [one for path in _tokenizer_files(self.recipe.tokenizer) for one in self.inputs.whole(path)]
+        return found
 
     def path(self, name: str) -> str:
         """The absolute path of an artefact of the run."""

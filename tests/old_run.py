@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -42,7 +43,8 @@ class Run:
 
     def plan(self, *restart_from: str, stages: Sequence[str] = STAGES, dry: bool = False, check: bool = False) -> Plan:
         config = Config(recipe=Recipe.model_validate(self.recipe), cluster=Cluster())
-        return make_plan(config, self.root, stages, restart_from, dry=dry, check_inputs=check)
+        with mock.patch("snakmodel.plan.ask_engine", return_value=None):  # the base model is only a sketch of one
+            return make_plan(config, self.root, stages, restart_from, dry=dry, check_inputs=check)
 
     def missing(self, *restart_from: str, check: bool = False) -> dict[str, list[int]]:
         """Stages of the done ones of which something is to be done again."""

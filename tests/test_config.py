@@ -151,8 +151,9 @@ def test_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = load(tmp_path, recipe).recipe
     assert found.data.path == Path("/corpus/raw")
     assert found.model.base == PROJECT / "models/x"
-    with pytest.raises(UserError, match=r"\$\{NOWHERE\} is not set"):
-        load(tmp_path, toy.recipe(model={"base": "${NOWHERE}"}))
+    with pytest.raises(UserError, match=r"data: .*path: \$\{NOWHERE\} is not set|data\.path: \$\{NOWHERE\} is not set"):
+        load(tmp_path, toy.recipe(data={"path": "${NOWHERE}"}))
+    assert "${NOWHERE}" in str(load(tmp_path, toy.recipe(model={"base": "${NOWHERE}"})).recipe.model.base)
 
 
 def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests import toy
 
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dict[str, Stage]:
     """The data stages of a run of two shards with these keys in the recipe's section `dedup`."""
-    monkeypatch.setattr("snakmodel.chain_context._check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("snakmodel.chain_context._pieces", lambda *_: 1)
     (tmp_path / "base").mkdir(exist_ok=True)
     (tmp_path / "base/config.json").write_text(json.dumps({"vocab_size": 10}))
     (tmp_path / "base/tokenizer.model").write_bytes(b"x")
@@ -35,7 +35,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dic
     inputs = Inputs(tmp_path / "run", {}, {})
     inputs.look(selection(tmp_path, None), parts, recipe.data)
     context = Context(Config(recipe=recipe, cluster=Cluster()), tmp_path / "run", parts, inputs)
-    return {stage.name: stage for stage in chain_data.data_stages(context)}
+    return {stage.name: stage for stage in [*chain_data.text_stages(context), *chain_data.token_stages(context)]}
 
 
 def test_recipe_keys_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

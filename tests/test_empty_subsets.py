@@ -71,7 +71,7 @@ def test_no_document_of_a_batch_is_counted() -> None:
     """The report's sums by source of a batch without documents, and of one without duplicates."""
     tally = Tally(np.arange(2))
     for sources in ([], ["a", "b"], []):
-        tally.add(pa.array(sources, pa.string()).dictionary_encode(), np.full(len(sources), 3))
+        tally.add(["a", "b"], np.array(["ab".index(name) for name in sources], np.int64), np.full(len(sources), 3))
     one = {"documents": 1, "bytes": 3, "kept_documents": 1, "kept_bytes": 3}
     assert tally.by_source() == {"a": one, "b": one}
     assert tally.matrix() == {}

@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from snakmodel import by_hand
-from snakmodel.attempts import ExitRecord, Summary
+from snakmodel import requeue
+from snakmodel.attempts import Attempt, ExitRecord, Summary
 from snakmodel.dedup_pool import pool
 from snakmodel.driver import Driver
 from snakmodel.local import LocalScheduler
@@ -66,13 +65,13 @@ def full() -> Iterator[Any]:
 
 @pytest.mark.parametrize("module", ["snakmodel.publish", "megatron_llm.files"])
 def test_exit_codes_where_nothing_can_be_printed(module: str) -> None:
-    """With stdout and stderr on a full disk every command's exit code is what it is elsewhere, and 2 where the command
+    """With stdout and stderr on a full disk every command's exit code is what it is elsewhere, and 74 where the command
     would have ended well but what it had to say is lost."""
     source = ENDS.format(module=module)
     environment = BUFFERED | {"PYTHONPATH": str(Path(__file__).parents[1] / "Megatron-LLM")}
     ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=environment)
     assert dict(line.split(": ") for line in ran.stdout.splitlines()) == {
-        "prints": "2",
+        "prints": "74",
         "prints, then again": "75",
         "mistake": "2",
         "inputs missing": "3",
@@ -145,17 +144,18 @@ def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
     driver._keep(Summary("t.r0", "again", progressed=True))
 
 
-def test_by_hand_a_job_is_requeued_although_nothing_can_be_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Any
-) -> None:
+def test_a_job_is_requeued_although_nothing_can_be_printed(monkeypatch: pytest.MonkeyPatch, full: Any) -> None:
     """Slurm is asked until it agrees."""
-    root, answers = tmp_path / "run", [1, 0]
-    plan = toy.plan(root, toy.two_stages(root, shards=1))
-    ask = lambda *_, **__: SimpleNamespace(returncode=answers.pop(0), stderr="busy")  # noqa: E731
-    monkeypatch.setattr(by_hand.subprocess, "run", ask)
-    monkeypatch.setattr(by_hand.time, "sleep", lambda _: None)
+    answers = [1, 0]
+
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        code = answers.pop(0) if words[0] == "requeue" else 1
+        return subprocess.CompletedProcess(words, code, "", "busy")
+
+    monkeypatch.setattr(requeue, "_scontrol", ask)
+    monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
     monkeypatch.setattr(sys, "stdout", full)
-    assert by_hand._requeue(plan, by_hand.Attempt("7", 0)) == 1
+    assert requeue.requeue(Attempt("7", 0), "preempted", lambda: None).result == "requeued"
     assert answers == []
 
 

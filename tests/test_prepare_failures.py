@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from snakmodel.publish import EXIT_NO_ROOM
 from snakmodel.sources import plan_shards
 
 
@@ -99,7 +100,7 @@ def test_a_file_that_may_not_grow(run_folder: Path, command: Any) -> None:
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
     )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_NO_ROOM, 1), done.stderr
     assert f"error: {run_folder / 'out'}: no room for s." in done.stderr
     assert "(File too large). Nothing was published" in done.stderr
     assert not list((run_folder / "out").iterdir())
@@ -123,7 +124,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(run_folder: Path, small_disk: Path, command: Any) -> None:
     """With no space left the command ends with one line, nothing is published, and the space is free again."""
     done = subprocess.run(command(run_folder, small_disk), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_NO_ROOM, 1), done.stderr
     assert f"error: {small_disk}: no room for s." in done.stderr
     assert "(No space left on device)" in done.stderr
     assert not list(small_disk.iterdir())

@@ -338,10 +338,10 @@ def test_whose_job_it_is(tmp_path: Path) -> None:
     """Token or batch file make a job this run's; the same run name elsewhere and a reused job id do not."""
     owner = Owner.of(tmp_path, [{"stage": "first", "job": "7", "packs": [0], "token": "aa11"}])
     own = f"{tmp_path}/sbatch/second/.submission_file_x.sh"
-    assert owner.stage(Job("7", 0, "RUNNING", "", "", "run-first-aa11", "/elsewhere.sh")) == "first"
-    assert owner.stage(Job("9", 0, "RUNNING", "", "", "run-second-bb22", own)) == "second"
-    assert owner.stage(Job("9", 0, "RUNNING", "", "", "run-first-bb22", "/other/run/sbatch/first/x.sh")) is None
-    assert owner.stage(Job("7", 0, "RUNNING", "", "", "thesis", "/home/me/thesis.sh")) is None
+    assert owner.work(Job("7", 0, "RUNNING", "", "", "run-first-aa11", "/elsewhere.sh")) == [("first", 0)]
+    assert owner.work(Job("9", 0, "RUNNING", "", "", "run-second-bb22", own)) == [("second", 0)]
+    assert owner.work(Job("9", 0, "RUNNING", "", "", "run-first-bb22", "/other/run/sbatch/first/x.sh")) == []
+    assert owner.work(Job("7", 0, "RUNNING", "", "", "thesis", "/home/me/thesis.sh")) == []
 
 
 def test_by_the_attempts_folder_when_events_are_lost(tmp_path: Path) -> None:

@@ -220,9 +220,9 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of room. torch and safetensors have errors of their own for that."""
+    """Whether a write failed for want of room. NumPy, torch and safetensors have errors of their own for that."""
     if isinstance(error, OSError):
-        return error.errno in NO_ROOM
+        return error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error))
     return not isinstance(error, (UserError, Superseded)) and free_bytes(folder) < _LEAST_BYTES
 
 

@@ -80,10 +80,10 @@ def test_the_logs_reader_has_gone(tmp_path: Path, tiny_data: Path) -> None:
 
 @pytest.mark.parametrize("outputs", ["1", "1 2"])
 def test_a_full_disk_from_the_beginning(tmp_path: Path, tiny_data: Path, outputs: str) -> None:
-    """Nothing is trained; the exit code is that of a mistake that the user has to correct, heard or not."""
+    """Nothing is trained; the exit code is that of a full disk, heard or not."""
     argv = flags(tiny_data, tmp_path / "save", *LONG)
     ranks = Ranks(tmp_path, argv, 2, {"FULL": outputs}, main=full_finetune)
-    assert ranks.wait() == [2, 2], ranks.text()
+    assert ranks.wait() == [74, 74], ranks.text()
     assert ("error: stdout cannot be written (No space left on device)" in ranks.text()) is (outputs == "1")
     assert not list((tmp_path / "save").glob("iter_*"))
 
@@ -96,10 +96,10 @@ def test_a_mistake_that_nobody_hears(tmp_path: Path, tiny_data: Path) -> None:
 
 
 def test_no_room_for_metrics(tmp_path: Path, tiny_data: Path) -> None:
-    """As a failing log: saved, then one line and exit code 2 on all ranks."""
+    """As a failing log: saved, then one line and exit code 74 on all ranks."""
     save = tmp_path / "save"
     ranks = Ranks(tmp_path, flags(tiny_data, save, *LONG), 2, {}, main=unrecorded_finetune)
-    assert ranks.wait() == [2, 2], ranks.text()
+    assert ranks.wait() == [74, 74], ranks.text()
     (error,) = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
     assert error.startswith(
         "error: the files of metrics cannot be written (No space left on device), so the run ends here; what was "

@@ -25,6 +25,8 @@ def value_of(row: dict[str, str], action: argparse.Action) -> list[str]:
     """Words that give the flag a value which the original takes, and ours too where the flag works."""
     if "store_" in row["action"]:
         return []
+    if row["flag"].endswith("device"):
+        return ["cpu"]
     try:
         values = [str(value) for value in ast.literal_eval(row["choices"])]
     except (ValueError, SyntaxError):

@@ -410,7 +410,7 @@ def test_a_full_disk_publishes_nothing(vocab: Path, tmp_path: Path) -> None:
         command(vocab, source, tmp_path / "out"), capture_output=True, text=True, timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )  # fmt: skip
-    check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path)
+    check_refused(result, r"cannot write .*\.bin.*File too large; free space", tmp_path, code=74)
 
 
 def start(vocab: Path, source: Path, prefix: Path) -> subprocess.Popen[str]:
