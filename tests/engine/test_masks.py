@@ -298,18 +298,13 @@ def test_masks_may_not_change_within_a_run(tmp_path: Path, separated_data: Path)
     path.write_text(json.dumps(state))
     codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 2, "--eod_mask_loss"], size=1)
     assert codes == [2]
-<<<<<<< HEAD
     assert "iter_0000001 was trained with eod_mask_loss False, now it is True: " in text
-=======
-    assert "iter_0000001 was trained with eod_mask_loss False, now it is True: samples would be" in text
->>>>>>> flags
     codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 2], size=1)
     assert codes == [75], text
     anew = flags(separated_data, tmp_path / "anew", "--eval_iters", 0, "--load", save, "--finetune", *ALL)
     assert engine_ranks.run(tmp_path, [*anew, "--exit_interval", 1], size=1)[0] == [75]
     codes, text = engine_ranks.run(tmp_path, [arg for arg in anew if arg != ALL[1]], size=1)
     assert codes == [2]
-<<<<<<< HEAD
     assert "iter_0000001 was trained with reset_attention_mask True, now it is False: " in text
     path = tmp_path / "anew" / "iter_0000001" / "state.json"
     state = json.loads(path.read_text())
@@ -318,6 +313,3 @@ def test_masks_may_not_change_within_a_run(tmp_path: Path, separated_data: Path)
     assert engine_ranks.run(tmp_path, [*anew, "--exit_interval", 2], size=1)[0] == [75]
     state = json.loads((tmp_path / "anew" / "iter_0000002" / "state.json").read_text())
     assert state["arguments"]["loss_normalisation"] == "micro"
-=======
-    assert "iter_0000001 was trained with reset_attention_mask True, now it is False: samples would be" in text
->>>>>>> flags
