@@ -79,7 +79,7 @@ def execute(command: str, **names: object) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=1800,  # only so that ranks that hang do not hang the suite
         )
         code, out, err = done.returncode, done.stdout, done.stderr
     assert code == 0, f"{command}\n{out}\n{err}"
