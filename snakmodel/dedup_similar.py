@@ -7,7 +7,7 @@ m - ceil(t m) + 1 rarest of the larger set's m. So a set meets only those that h
 group that is connected already no more than it takes for one to pass.
 
 The work grows in proportion to the sets where what tells them apart is rare, as in copies of a form that are each
-filled in otherwise. It grows with the square of their number, at about a microsecond a pair, only where many sets share
+filled in otherwise. It grows with the square of their number only where many sets share
 the members in which they differ and still no pair passes.
 """
 
