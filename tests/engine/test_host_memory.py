@@ -13,7 +13,7 @@ from megatron_llm import host_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
+    for _ in range(40):
         torch.zeros(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -31,8 +31,9 @@ def test_freed_memory_is_used_again() -> None:
     """Of the page faults that tensors of 64 MiB cost again and again, less than a tenth are left after the call.
 
     Huge pages are switched off, so that there are many faults on every kernel, and the size of a page does not matter.
+    There are forty tensors, since one or two of them may still be put in a place that was never used before.
     """
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())
-    assert given_back >= 8 * 64, "the kernel was not asked for the memory anew"
+    assert given_back >= 40 * 64, "the kernel was not asked for the memory anew"
     assert kept < given_back / 10

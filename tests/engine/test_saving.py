@@ -19,7 +19,7 @@ from engine_ranks import Ranks
 from tiny_run import flags, metrics, save_arguments, tensors
 
 from megatron_llm import checkpoint, saving
-from megatron_llm.files import SaveFailed, Superseded, UserError
+from megatron_llm.files import EXIT_NO_ROOM, SaveFailed, Superseded, UserError
 from megatron_llm.model import Llama, initial_weights, shapes
 from megatron_llm.model_config import ModelConfig
 from megatron_llm.optimizer import build_optimizer
@@ -242,7 +242,7 @@ def test_a_rank_that_cannot_write(tmp_path: Path, tiny_data: Path) -> None:
     """All ranks end with the same code and one line that names it; nothing is published."""
     save = tmp_path / "save"
     ranks = Ranks(tmp_path, flags(tiny_data, save, "--save_interval", 2), 2, {}, main=limited)
-    assert ranks.wait() == [2, 2], ranks.text()
+    assert ranks.wait() == [EXIT_NO_ROOM] * 2, ranks.text()
     errors = [line for line in ranks.text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "iter_0000002 could not be saved: rank 1: " in errors[0]
@@ -270,7 +270,7 @@ def test_a_small_disk(tmp_path: Path, tiny_data: Path, small_disk: Path) -> None
     """The run ends before the checkpoint that does not fit, keeps the last one, and goes on from it with more room."""
     argv = flags(tiny_data, small_disk / "save", "--save_interval", 5)
     ranks = Ranks(tmp_path, argv, 2, {})
-    assert ranks.wait() == [2, 2], ranks.text()
+    assert ranks.wait() == [EXIT_NO_ROOM] * 2, ranks.text()
     lines = ranks.text().splitlines()
     assert any(line.startswith("a checkpoint takes 0.95 MB; ") for line in lines), lines
     assert f"error: --save {small_disk / 'save'}: a checkpoint needs 0.95 MB and " in lines[-1]
