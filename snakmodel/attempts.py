@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -34,11 +34,26 @@ Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed
 person's mistake, not worth a retry; anything else; ended without a word."""
 
 Kind = Literal[
-    "", "timeout", "preempted", "requested", "requeued", "cancelled", "node-failure", "crash", "hung", "disk-full"
+    "",
+    "timeout",
+    "preempted",
+    "requested",
+    "requeued",
+    "restarted",
+    "cancelled",
+    "node-failure",
+    "no-record",
+    "crash",
+    "hung",
+    "disk-full",
 ]
-"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a user's signal, requeue or
-scancel; its node was lost; a crash; killed by the watchdog; there was no room on the disk."""
+"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a user's signal or requeue;
+preemption or a requeue, where nothing tells which; a user's scancel; its node was lost; it left no record although its
+node was not lost, as where the run's folder could not be written; a crash; killed by the watchdog; there was no room on
+the disk."""
 
+_FROM_OUTSIDE = ("preempted", "requeued", "restarted")
+"""Ends that are not the job's fault."""
 TOO_SHORT = 3
 """Attempts in a row that were told to stop before they got further, after which the job fails."""
 REPEATED = 2
@@ -172,11 +187,13 @@ class Summary:
         write_json(folder / "summary.json", asdict(self))
 
 
-def history(folder: Path, attempt: Attempt, progress: int) -> list[Summary]:
+def history(
+    folder: Path, attempt: Attempt, progress: int, ended: Callable[[Attempt], Kind] = lambda _: "node-failure"
+) -> list[Summary]:
     """What the earlier starts of this job came to, oldest first. `folder` holds the pack's attempts.
 
     Whether one progressed is seen from where its successor started (this attempt at `progress`), since ranks may save
-    after their driver was ended. One that has no summary was ended without a word: its node was lost.
+    after their driver was ended. One that has no summary was ended before it could write one; `ended` says why.
     """
     found: list[Summary] = []
     after = progress
@@ -188,7 +205,8 @@ def history(folder: Path, attempt: Attempt, progress: int) -> list[Summary]:
         progressed = after > int(start["progress"])
         after = int(start["progress"])
         if end is None:
-            found.append(Summary(one.name, "lost", progressed, "node-failure", [start["node"]]))
+            kind = ended(one)
+            found.append(Summary(one.name, "lost", progressed, kind, [start["node"]] if kind == "node-failure" else []))
         else:
             found.append(Summary(**{**end, "progressed": progressed}))
     return found[::-1]
@@ -237,7 +255,7 @@ def decide(past: Sequence[Summary], now: Summary, *, without_progress: int, cras
     if now.outcome in ("done", "stopped", "refused"):
         return Verdict(False, now.outcome)
     every = [*past, now]
-    stuck = [one for one in _latest_without_progress(every) if one.kind not in ("preempted", "requeued")]
+    stuck = [one for one in _latest_without_progress(every) if one.kind not in _FROM_OUTSIDE]
     early = list(takewhile(lambda one: one.kind in ("timeout", "requested"), stuck))
     if len(early) >= TOO_SHORT:
         return Verdict(

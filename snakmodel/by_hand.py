@@ -80,10 +80,17 @@ def main() -> int:
     if on_slurm:  # temporary names must differ between nodes, on which process numbers recur
         os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
-    plan = plan_by_hand(config, root, select(STAGES, None, None, args.stages), int(element) if element else None)
+    return run_plan(
+        plan_by_hand(config, root, select(STAGES, None, None, args.stages), int(element) if element else None)
+    )
+
+
+def run_plan(plan: Plan) -> int:
+    """Do what is missing of a plan in this job, or on this machine where there is no job; return the exit code."""
+    on_slurm = "SLURM_JOB_ID" in os.environ
     units = [(name, pack) for name, packs in plan.missing.items() for pack in packs]
     if not units:
-        print(f"Nothing to do: {', '.join(plan.missing)} of {root} is done.")
+        print(f"Nothing to do: {', '.join(plan.missing)} of {plan.paths.root} is done.")
         return 0
     refuse_missing_inputs(plan)
     _refuse_what_is_active(plan)

@@ -178,6 +178,8 @@ class _Judge:
         if job and job.state in FAILED:
             log = self.files.log(self.judged[stage].files, pack.number)
             if story.job == job.id and job.state == "FAILED" and story.last.get("event") == "start":
+                if error := _error_in(log):
+                    return "failed", error
                 return (
                     "missing",
                     "its job was killed from outside, and it could not say why; there is nothing to repair",
@@ -285,7 +287,8 @@ def _ended(job: Job | None, story: Story, log: Path) -> str:
     """Why a pack failed: what the driver decided, with the error in the log where it says more; else Slurm's word."""
     if story.last.get("event") == "failed" and story.last.get("reason"):
         reason = str(story.last["reason"])
-        return f"refused: {_error_in(log)}" if reason == "refused" else reason
+        error = _error_in(log) or "its inputs or settings are not right; its log says more"
+        return f"refused: {error}" if reason == "refused" else reason
     if job and job.state == "TIMEOUT":
         return "reached its time limit (TIMEOUT)"
     if job and job.state == "OUT_OF_MEMORY":
@@ -294,6 +297,9 @@ def _ended(job: Job | None, story: Story, log: Path) -> str:
 
 
 def _error_in(log: Path) -> str:
-    """The last error that a log names, so that a full disk, a damaged file and a wrong setting can be told apart."""
-    errors = [line for line in tail(log, _ERROR_LINES) if line.startswith("error: ")]
-    return errors[-1].removeprefix("error: ") if errors else "its inputs or settings are not right; its log says more"
+    """The last error in a log since its last task began, so that a full disk, a damaged file and a wrong setting can be
+    told apart; empty where there is none."""
+    lines = tail(log, _ERROR_LINES)
+    began = max((number for number, line in enumerate(lines) if " | attempt " in line), default=-1)
+    errors = [line for line in lines[began + 1 :] if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else ""

@@ -57,7 +57,7 @@ from snakmodel.publish import (
     write_json,
 )
 from snakmodel.ranks import Ranks
-from snakmodel.requeue import exclude, job_state, requeue
+from snakmodel.requeue import accounted_end, exclude, job_state, requeue
 from snakmodel.supervise import hung_path, read_progress, started_path
 from snakmodel.tasklist import InputSpec, TaskList
 
@@ -158,12 +158,24 @@ class Driver:
 
     def _report_lost(self) -> None:
         """Say so when the start before this one ended without a word."""
-        past = history(self.attempts, self.attempt, self.before)
+        past = self._past()
         before = Attempt(self.attempt.job, self.attempt.restart - 1).name
         said = (self.attempts / before / "summary.json").exists()
         if past and past[-1].outcome == "lost" and past[-1].attempt == before and not said:
-            reason = f"attempt {past[-1].attempt} ended without a word on {', '.join(past[-1].nodes)}"
-            self._log("lost", kind=past[-1].kind, reason=reason, lost=past[-1].attempt, node=past[-1].nodes[0])
+            reason = f"attempt {before} left no record of its end"
+            node = ", ".join(past[-1].nodes)
+            self._log("lost", kind=past[-1].kind, reason=reason, lost=before, node=node)
+
+    def _past(self) -> list[Summary]:
+        """What the earlier starts of this job came to, oldest first."""
+        return history(self.attempts, self.attempt, self.before, self._unrecorded_kind)
+
+    def _unrecorded_kind(self, attempt: Attempt) -> Kind:
+        """Why an earlier start left no summary. Where accounting does not know, its node is taken to be lost."""
+        end = accounted_end(attempt) if self.on_slurm else ""
+        if end in ("", "NODE_FAIL"):
+            return "node-failure"
+        return "preempted" if end == "PREEMPTED" else "no-record"
 
     def _progress(self) -> int:
         """Grows as the pack gets further: the iteration of a resumable stage, else the number of done tasks."""
@@ -269,7 +281,7 @@ class Driver:
 
     def _conclude(self, found: Outcome) -> int:
         """Requeue, or leave with the exit code that the attempt deserves."""
-        past = history(self.attempts, self.attempt, self.before)
+        past = self._past()
         if not (self.folder / "start.json").exists():
             past += reversed(unrecorded(self.attempts, self.attempt))
         summary = Summary(self.attempt.name, found, self._progress() > self.before, self.kind, self.failed_on)

@@ -3,8 +3,8 @@
 `requeue` is the only place that asks for a job to be started again, with all that has to be minded then.
 
 Seen on Slurm 22.05 while a job is being ended: at the time limit Reason is TimeLimit; at preemption PreemptTime is set,
-or, with PreemptMode=REQUEUE, Restarts is already raised (as by `scontrol requeue`); a job that a person cancelled has
-neither.
+or, with PreemptMode=REQUEUE, Restarts is already raised, as it is by `scontrol requeue`, and only accounting tells the
+two apart (PREEMPTED, REQUEUED); a job that a user cancelled has neither.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -37,6 +37,10 @@ _PASSING = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "tempo
 _PATIENCE_SECONDS = 600
 """Other refusals are taken for final after this long."""
 _NOTICE_SLACK_SECONDS = 90
+_ACCOUNTING_SECONDS = 3.0
+"""How long accounting is given to hear from the controller how a start ended."""
+_KINDS: Mapping[str, Kind] = {"PREEMPTED": "preempted", "REQUEUED": "requeued", "NODE_FAIL": "node-failure"}
+"""The state in which accounting keeps a start that was followed by another one -> why it ended."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class JobState:
             return "preempted"
         if self.fields.get("Reason") == "TimeLimit":
             return "timeout"
-        if self.restarts > attempt.restart:  # the requeue wipes PreemptTime: what the partition does has to serve
-            return "preempted" if _preempts_by_requeue(self.fields.get("Partition", "")) else "requeued"
+        if self.restarts > attempt.restart:  # the requeue wipes PreemptTime, but accounting knows what it was
+            return _KINDS.get(accounted_end(attempt, patience=_ACCOUNTING_SECONDS), "restarted")
         if self.fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return "cancelled"
         return "timeout" if self._seconds_left() < notice_seconds + _NOTICE_SLACK_SECONDS else "requested"
@@ -69,8 +73,22 @@ class JobState:
             return float("inf")
 
 
-def _preempts_by_requeue(partition: str) -> bool:
-    return "PreemptMode=REQUEUE" in _scontrol("show", "partition", "--oneliner", partition).stdout
+def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
+    """The state in which accounting keeps this start of its job, such as PREEMPTED, REQUEUED or NODE_FAIL.
+
+    It is empty where there is no accounting, or where accounting has not heard of the end within `patience` seconds.
+    """
+    command = ["sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", "--format=Start,State"]
+    end = time.monotonic() + patience
+    while True:
+        asked = _run(*command, f"--jobs={attempt.job}")
+        rows = sorted(line.split("|") for line in asked.stdout.splitlines() if not line.startswith("Unknown|"))
+        state = rows[attempt.restart][1].split()[0] if len(rows) > attempt.restart else ""
+        if asked.returncode == 0 and state not in ("", "RUNNING", "PENDING", "COMPLETING"):
+            return state
+        if asked.returncode or time.monotonic() > end:
+            return ""
+        time.sleep(0.5)
 
 
 def job_state(job: str) -> JobState | None:
@@ -101,12 +119,12 @@ def requeue(attempt: Attempt, reason: str, check: Callable[[], None]) -> End:
     job, pause, began = attempt.job, 0.5, time.monotonic()
     while True:
         state = job_state(job)
-        if state and state.kind(attempt, 0) == "cancelled":
-            say(f"=== {job} was cancelled; it is not requeued")
-            return End("cancelled")
         if state and state.restarts > attempt.restart:
             say(f"=== Slurm starts {job} again by itself: {reason}")
             return End("requeued")
+        if state and state.kind(attempt, 0) == "cancelled":
+            say(f"=== {job} was cancelled; it is not requeued")
+            return End("cancelled")
         check()
         asked = _scontrol("requeue", job)
         if asked.returncode == 0:

@@ -27,6 +27,8 @@ _KINDS = {
     "preempted": "preemption",
     "requested": "a signal",
     "requeued": "scontrol requeue",
+    "restarted": "preemption or scontrol requeue",
+    "no-record": "an attempt that left no record although its node was not lost",
     "node-failure": "the loss",
     "crash": "a crash",
     "hung": "a hang",

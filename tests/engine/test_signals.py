@@ -107,7 +107,7 @@ def test_before_the_first_step(tmp_path: Path, tiny_data: Path) -> None:
     os.kill(ranks.pid(1), signal.SIGUSR2)
     assert ranks.wait() == [75, 75], ranks.text()
     assert "stopped after iteration 0 of 12" in ranks.text()
-    assert [path.name for path in save.iterdir()] == []
+    assert [path.name for path in save.iterdir()] == ["hardware.json"]
 
 
 def test_killed_while_the_last_save_is_waited_for(tmp_path: Path, tiny_data: Path) -> None:

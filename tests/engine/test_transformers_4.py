@@ -11,7 +11,18 @@ import torch
 from small_llama import LINES, make_config, make_hf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PACKAGES = ("transformers==4.57.1", "huggingface_hub==0.36.0", "tokenizers==0.22.1")
+PACKAGES = (
+    "transformers==4.57.1",
+    "huggingface_hub==0.36.0",
+    "tokenizers==0.22.1",
+    *(
+        "requests",
+        "certifi",
+        "charset-normalizer",
+        "idna",
+        "urllib3",
+    ),  # what newer versions of huggingface_hub no longer need
+)
 EXPORTS = {
     "llama": {"rope_theta": 5e5},
     "linear": {"rope_scaling_factor": 4.0},

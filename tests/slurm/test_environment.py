@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import pickle
 import re
 import shutil
 import sys
 
+import pytest
+
 from tests import toy
 
 from .conftest import REPOSITORY, Cluster, drained
-from .test_requeue import RESUMABLE, SAVES, ready
+from .test_requeue import RESUMABLE, SAVES, STEPS, ready
 from .toy_run import ToyRun
 
 REPORT = (
@@ -156,6 +159,77 @@ def test_full_disk(cluster: Cluster) -> None:
         run.finish()
     finally:
         cluster.run(["umount", "-l", disk], as_root=True)
+
+
+def test_a_signal_while_the_disk_is_full(cluster: Cluster) -> None:
+    """A job that is told to end when nothing can be written any more is requeued all the same, and later done."""
+    run = ToyRun.new(cluster, "full-at-the-end")
+    disk = str(run.folder)
+    cluster.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs", disk], as_root=True)
+    try:
+        run.submit([run.stage("save", SAVES, **RESUMABLE)])
+        run.until(ready(run), "the command's start")
+        job = f"{run.jobs()[0]}_0"
+        cluster.run(["bash", "-c", f"cat /dev/zero > {disk}/filler; true"])
+        cluster.run(["scancel", "--signal=TERM", "--full", job])
+        run.until(lambda: restarts(cluster, job) == 1, "the requeue")
+        (run.folder / "filler").unlink()
+        run.until(lambda: run.markers("save") == [0], "the command was done")
+        assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+        assert "failed" not in run.story("save")
+    finally:
+        cluster.run(["umount", "-l", disk], as_root=True)
+
+
+def test_a_run_folder_that_turns_read_only(cluster: Cluster) -> None:
+    """A job that cannot write down its end is not told as the loss of a node: what its log says is shown."""
+    run = ToyRun.new(cluster, "read-only")
+    disk = str(run.root)
+    run.root.mkdir()
+    cluster.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs", disk], as_root=True)
+    try:
+        stage = run.stage("save", STEPS + "if (root / 'repaired').exists(): done()\nwait_for_signal(); sys.exit(75)")
+        run.submit([stage])
+        run.until(ready(run), "the command's start")
+        job = f"{run.jobs()[0]}_0"
+        cluster.run(["mount", "-o", "remount,ro", disk], as_root=True)
+        cluster.run(["scancel", "--signal=TERM", "--full", job])
+        run.until(lambda: "Read-only file system" in run.status(), "the reason in the status")
+        shown = run.status()
+        assert "the loss of" not in shown
+        cluster.run(["mount", "-o", "remount,rw", disk], as_root=True)
+        (run.root / "repaired").touch()
+        run.submit([stage])
+        run.until(lambda: run.markers("save") == [0], "the command was done")
+        assert "the loss of" not in run.status()
+    finally:
+        cluster.run(["umount", "-l", disk], as_root=True)
+
+
+def restarts(cluster: Cluster, job: str) -> int:
+    """How often Slurm has started a job again."""
+    words = cluster.run(["scontrol", "show", "job", job]).stdout.split()
+    return int(next(word for word in words if word.startswith("Restarts=")).partition("=")[2])
+
+
+@pytest.mark.parametrize("name", ["100%A of %j", 'it\'s $HOME; #1 & "two"', "a,b=c:d (e) [f] *"])
+def test_names_that_slurm_and_shells_read_otherwise(cluster: Cluster, name: str) -> None:
+    """Whatever a run's folder is called, its jobs log where status looks, and nothing is written beside it."""
+    run = ToyRun.new(cluster, name)
+    run.submit([run.stage("save", REPORT)])
+    assert set(run.finish().values()) == {"COMPLETED"}, run.everything()
+    assert "=== save task 0 | attempt" in run.log("save")
+    assert sorted(path.name for path in run.folder.iterdir()) == ["logs", "run", "stages.pickle"]
+    assert [path.name for path in run.folder.parent.glob(f"{glob.escape(name[:3])}*")] == [name]
+    run.told("save", done="1")
+
+
+def test_names_that_no_batch_file_can_hold(cluster: Cluster) -> None:
+    """A backslash or the end of a line in the logs' path is refused before anything is submitted."""
+    run = ToyRun.new(cluster, "back\\slash")
+    with pytest.raises(AssertionError, match="the folder for logs cannot be named to Slurm"):
+        run.submit([run.stage("save", REPORT)])
+    assert run.submissions() == []
 
 
 def test_two_ranks_in_apptainer(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from snakmodel.once import read_lines
 
-from .conftest import PATIENCE, REPOSITORY, Cluster, _demote, bring_back, settings
+from .conftest import PATIENCE, REPOSITORY, Cluster, _demote, bring_back, drained, settings
 from .queue_run import QueueRun
 
 WANTED = sorted([("first", 0), ("first", 1), ("first", 2), ("last", 0), ("second", 0), ("second", 1), ("second", 2)])
@@ -73,6 +73,35 @@ def test_sbatch_that_submits_and_then_fails(cluster: Cluster) -> None:
     run.unwrap("sbatch")
     wait_until_done(run)
     assert_each_once(run)
+
+
+def test_sbatch_that_prints_other_text(cluster: Cluster) -> None:
+    """A site's sbatch that says more than the job's id, other numbers too: the id is still the one that Slurm gave."""
+    run = QueueRun.new(cluster, "banner", 3)
+    words = "echo 'Since Monday your job 424242 used 3 h.'; {0}; echo 'Submitted batch job 17 to the project queue'"
+    run.wrap("sbatch", words.format('/usr/bin/sbatch "$@"'))
+    done = run.launch("--confirm")
+    assert "forgotten" not in done.stdout + done.stderr
+    run.unwrap("sbatch")
+    wait_until_done(run)
+    assert_each_once(run)
+
+
+def test_sbatch_that_prints_another_number_last(cluster: Cluster) -> None:
+    """An id that is none of ours: the jobs are found by their tokens before anything is submitted again."""
+    run = QueueRun.new(cluster, "number", 3)
+    with drained(cluster):
+        run.wrap("sbatch", '/usr/bin/sbatch "$@"; code=$?; echo 424242; exit $code')
+        done = run.launch("--confirm")
+        assert "not 424242 as sbatch seemed to say" in done.stdout
+        assert "forgotten" not in done.stdout + done.stderr
+        run.unwrap("sbatch")
+        assert len(run.accepted()) == len(WANTED), run.everything()
+        assert run.launch().stdout == "", "the second launcher submitted what is queued"
+        assert "not queued" not in run.status()
+    wait_until_done(run)
+    assert len(run.accepted()) == len(WANTED), run.everything()
+    assert run.starts() == WANTED
 
 
 def test_sbatch_that_fails_once_without_submitting(cluster: Cluster) -> None:

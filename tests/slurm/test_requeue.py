@@ -111,6 +111,17 @@ def test_preemption(cluster: Cluster, mode: str, grace: int, progress: str | Non
         assert (run.root / "progress").read_text() == progress
 
 
+def test_a_requeue_by_the_user_is_no_preemption(cluster: Cluster) -> None:
+    """`scontrol requeue` of a running job is told as that, in a partition whose jobs are preempted by requeueing."""
+    run = ToyRun.new(cluster, "user-requeue")
+    run.submit([run.stage("save", SAVES, **RESUMABLE)])
+    run.until(ready(run), "the command's start")
+    run.cluster.run(["scontrol", "requeue", f"{run.jobs()[0]}_0"])
+    assert set(run.finish().values()) == {"COMPLETED"}
+    assert kinds(run, "save", "requeue") == [("requeue", "requeued")], run.everything()
+    assert "started again after scontrol requeue" in run.told("save", done="1", failed="-", attempts="2")
+
+
 def test_scancel_does_not_requeue(cluster: Cluster) -> None:
     """A job that its user cancels stays cancelled, and the event says so."""
     run = ToyRun.new(cluster, "scancel")
