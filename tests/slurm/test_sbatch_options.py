@@ -31,7 +31,7 @@ def test_options_of_the_run_and_of_a_stage(cluster: Cluster) -> None:
         {"nice": 88, "mem_per_cpu": "11M", "exclusive": True},
     )
     assert found["Nice"] == "88"
-    assert found["ReqSwitch"] == "1"
+    assert found["Switches"] == "1@00:05:00"
     assert found["MinTmpDiskNode"] == "3M"
     assert found["MinMemoryCPU"] == "11M"
     assert found["OverSubscribe"] == "NO"
