@@ -114,7 +114,7 @@ def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], ro
         plan = make_plan(
             config, root, selected, args.restart_from, dry=args.dry_run, check_inputs=args.check_inputs, fit=fit
         )
-        _explain(plan, selected)
+        _explain(plan, selected, dry=args.dry_run)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
         again = _again(args, root)
@@ -164,14 +164,14 @@ def _mend(error: OSError, folder: Path) -> str:
     return "Free space " if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions "
 
 
-def _explain(plan: Plan, selected: Sequence[str]) -> None:
+def _explain(plan: Plan, selected: Sequence[str], *, dry: bool) -> None:
     for note in plan.notes:
         print(f"note: {note}")
     problems = check_selection(plan, selected)
     if problems:
         raise UserError("; ".join(problems) + ". Select these stages too (--from, --only), or none.")
     if plan.missing.get("train"):
-        for line in training_sum.lines(plan):
+        for line in training_sum.lines(plan, dry=dry):
             print(line)
 
 

@@ -33,6 +33,11 @@ class RunPaths:
         return self.root / "inputs.json"
 
     @property
+    def training_sum(self) -> Path:
+        """What the training was said to cost when it was submitted, for status."""
+        return self.root / "training_sum.json"
+
+    @property
     def submissions(self) -> Path:
         """One line a submitted job."""
         return self.root / "submissions.jsonl"

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from snakmodel import training_numbers
+from snakmodel import training_numbers, training_sum
 from snakmodel.doctor import STATES, Diagnosis, Pack, StageState, diagnose
 from snakmodel.jobqueue import CONTINUATION, array_ranges
+from snakmodel.paths import RunPaths
 from snakmodel.pending_reasons import NEVER
 from snakmodel.runfiles import RunFiles, find_run, tail
 
@@ -53,8 +54,11 @@ def text(found: Diagnosis) -> str:
     name, holder = found.files.root.name, found.files.holder
     parts = [f"{name}: {found.files.root}", "", *table(found)]
     root = found.files.root
+    trains = any(stage.name == "train" for stage in found.stages)
+    training = training_sum.remembered(RunPaths(root)) if trains else []
     if numbers := training_numbers.sentence(training_numbers.newest(root), training_numbers.planned(root)):
-        parts += ["", numbers]
+        training = [*training, numbers]
+    parts += ["", *training] if training else []
     notes = [*found.files.notes, *found.queue.notes]
     if holder:
         notes.append(f"a launcher works on this run: process {holder.get('pid')} on {holder.get('host')}")
@@ -190,6 +194,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             for stage, pack in found.packs("failed")
         ],
         "training": training_numbers.newest(found.files.root) or None,
+        "training_sum": training_sum.remembered(RunPaths(found.files.root)),
         "other_jobs": [{"stage": stage, "job": job.id, "state": job.state} for stage, job in found.queue.others],
         "notes": [*found.files.notes, *found.queue.notes],
         "next": advice(found),

@@ -1,13 +1,17 @@
-"""What a run will train: tokens, epochs of the corpus, GPU-hours and disk, told before anything is submitted."""
+"""What a run trains: tokens, epochs of the corpus, GPU-hours and disk, told before it is submitted and by status."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import yaml
+
 from snakmodel.engine_check import Facts, device_of
 from snakmodel.forecast import Forecast, forecast_plan, gigabytes
+from snakmodel.paths import RunPaths
 from snakmodel.plan import Plan
+from snakmodel.publish import write_json
 from snakmodel.recipe import Recipe
 from snakmodel.sources import input_files
 
@@ -20,14 +24,32 @@ _BYTES_A_TOKEN = 3
 _CORPUS = "tokens/corpus_text_document.json"
 
 
-def lines(plan: Plan) -> list[str]:
-    """What the missing training of a plan comes to: tokens, epochs, GPU-hours and disk."""
+def lines(plan: Plan, *, dry: bool) -> list[str]:
+    """What the missing training of a plan comes to: tokens, epochs, GPU-hours and disk.
+
+    Unless it is a dry run, what cannot be worked out again later is kept in the run's folder, for status.
+    """
     recipe, resources = plan.config.recipe, plan.config.cluster.resources("train")
     text = sum(one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares))
-    found = tokens_and_epochs(recipe, plan.paths.root, text)
-    if plan.facts and resources.has_gpus:
-        found += filter(None, [gpu_hours(plan.facts, device_of(resources))])
-    return [*found, *disk(recipe, forecast_plan(plan))]
+    hours = gpu_hours(plan.facts, device_of(resources)) if plan.facts and resources.has_gpus else ""
+    costs = [*filter(None, [hours]), *disk(recipe, forecast_plan(plan))]
+    if not dry:
+        write_json(plan.paths.training_sum, {"text_bytes": text, "costs": costs})
+    return [*tokens_and_epochs(recipe, plan.paths.root, text), *costs]
+
+
+def remembered(paths: RunPaths) -> list[str]:
+    """The same for a run that was started, with epochs of the tokens that there are by now; empty where unknown."""
+    try:
+        recipe = Recipe.model_validate(yaml.safe_load(paths.frozen.read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # an older version's, or damaged
+        return []
+    try:
+        kept = json.loads(paths.training_sum.read_text(encoding="utf-8"))
+        text, costs = int(kept["text_bytes"]), [str(line) for line in kept["costs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        text, costs = None, []
+    return [*tokens_and_epochs(recipe, paths.root, text), *costs]
 
 
 def corpus_tokens(root: Path) -> int | None:

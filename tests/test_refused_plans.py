@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 
 from snakmodel import config as configuration
@@ -41,14 +44,24 @@ def answer(request: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def desk(tmp_path: Path, demo_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with text and a base model; the engine answers in this process."""
+@pytest.fixture(autouse=True)
+def engine_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine answers in this process."""
     monkeypatch.setattr(engine_check, "_answer", answer)
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("".join(f"Linje {i} om dagen.\n" for i in range(200)))
-    shutil.copytree(demo_base, tmp_path / "base")
-    return tmp_path
+
+
+@pytest.fixture
+def desk(tmp_path: Path, demo_base: Path) -> Path:
+    """A folder with text and a base model."""
+    return furnish(tmp_path, demo_base)
+
+
+def furnish(folder: Path, base: Path) -> Path:
+    """Put text and a base model into a folder."""
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text("".join(f"Linje {i} om dagen.\n" for i in range(200)))
+    shutil.copytree(base, folder / "base")
+    return folder
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -242,6 +255,38 @@ WRONG_CLUSTERS: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def spread(base: dict[str, int] | None = None, **training: Any) -> Change:
+    """Other keys of `training`, and a base model of another geometry."""
+
+    def change(wrong: dict[str, Any], folder: Path) -> None:
+        wrong["training"] |= training
+        if base:
+            config = transformers.LlamaConfig(**{"num_hidden_layers": 1, "intermediate_size": 48, **base})
+            transformers.LlamaForCausalLM(config).save_pretrained(folder / "base")
+
+    return change
+
+
+WRONG_LAYOUTS: dict[str, tuple[Change, int, str]] = {
+    "ranks that tensor parallelism does not divide": (
+        spread(tensor_parallel=2), 3, "stages.train has 3 ranks .*, not a multiple of the recipe's training.tensor"),
+    "heads that do not divide": (
+        spread(tensor_parallel=3, seq_length=126), 3, "--tensor_model_parallel_size 3 does not divide num_att"),
+    "key and value heads that do not divide": (
+        spread({"hidden_size": 48, "num_attention_heads": 12, "num_key_value_heads": 4}, tensor_parallel=6,
+               seq_length=120), 6, "6 neither divides nor is a multiple of num_attention_heads_kv 4"),
+    "a vocabulary that is too small": (
+        spread({"hidden_size": 128, "num_attention_heads": 64, "vocab_size": 2000, "intermediate_size": 64},
+               tensor_parallel=64), 64, "64 is too large for a vocabulary of 2000"),
+    "hidden states that data ranks do not divide": (
+        spread(tensor_parallel=2, global_batch_size=12), 6, "is not a multiple of the 3 data-parallel ranks"),
+    "layers that do not divide": (
+        spread(pipeline_parallel=3), 3, "--pipeline_model_parallel_size 3 does not divide the model's"),
+    "too few micro-batches for a pipeline": (
+        spread(pipeline_parallel=2, global_batch_size=4), 2, "a pipeline of 2 stages needs at least 2"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("mistake", WRONG_CLUSTERS)
 def test_a_wrong_cluster_is_refused(desk: Path, mistake: str) -> None:
     """The message names the key, what was found and what is valid; nothing is written."""
@@ -250,6 +295,95 @@ def test_a_wrong_cluster_is_refused(desk: Path, mistake: str) -> None:
         plan(desk, cluster=cluster)
     assert not (desk / "runs").exists()
     assert len(WRONG_CLUSTERS) >= 20
+
+
+ENGINE = PROJECT / "Megatron-LLM" / "megatron_llm"
+CHECKS = ("argument_checks.py", "layout.py", "arguments.py")
+"""Modules of the engine whose checks need no data."""
+ELSEWHERE = {
+    "must be at least 1": "the recipe's own keys are checked first: no iterations",
+    "must not be negative": "the recipe's own keys are checked first",
+    "must be above 0": "the recipe's own keys are checked first: a negative learning rate",
+    "--keep_every says what": "the recipe's own keys are checked first: keep_every alone",
+    "--lr_decay_style WSD and": "the recipe's own keys are checked first: WSD without its length",
+    "--fp16 and --bf16 exclude": "training.dtype names one",
+    "only 0.0 is supported": "the launcher writes 0.0",
+    "only for --model_name falcon": "no key says it",
+    "--use_rms_norm: --model_name falcon": "the launcher writes what the family has",
+    "--glu_activation": "the launcher writes what the family has",
+    "needs a checkpoint; give --load": "the launcher writes it",
+    "_samples exclude each other": "no key says --lr_decay_samples and the like",
+    "ranks are not a multiple of": "the launcher says it in the words of the recipe and cluster.yaml",
+    "--seq_length is missing": "training.seq_length is needed",
+    "give either --train_iters or --train_samples": "training.train_iters is needed, and no key says --train_samples",
+}
+"""Part of a message of the engine -> why no recipe and no cluster.yaml can bring it about."""
+FLAG = re.compile(r"--([a-z_]+)")
+
+
+def written_flags(found: Plan) -> set[str]:
+    """The flags with which a plan starts the training."""
+    argv = found.chain["train"].tasks[0].argv
+    return {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
+
+
+def refusals(module: str) -> list[str]:
+    """A pattern for each message with which a module of the engine raises UserError."""
+    raised = [node.exc for node in ast.walk(ast.parse((ENGINE / module).read_text())) if isinstance(node, ast.Raise)]
+    messages = [call.args[0] for call in raised if isinstance(call, ast.Call) and ast.unparse(call.func) == "UserError"]
+    return [_pattern(message) for message in messages]
+
+
+def _pattern(message: ast.expr) -> str:
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    literal = (part.value if isinstance(part, ast.Constant) else None for part in parts)
+    return "".join(".*" if text is None else re.escape(str(text)) for text in literal)
+
+
+@pytest.mark.parametrize("mistake", WRONG_LAYOUTS)
+def test_a_layout_that_does_not_fit_is_refused(desk: Path, mistake: str) -> None:
+    """A recipe and a cluster.yaml that do not go together; nothing is written."""
+    change, ranks, words = WRONG_LAYOUTS[mistake]
+    wrong = recipe(desk)
+    change(wrong, desk)
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        plan(desk, wrong, stage("train", ranks_per_node=ranks))
+    assert not (desk / "runs").exists()
+
+
+def test_every_check_of_the_engine_refuses_a_recipe(tmp_path: Path, demo_base: Path) -> None:
+    """Each check of the engine that needs no data is met by one of the mistakes above, when planning.
+
+    Left out are flags that no recipe writes, and ELSEWHERE.
+    """
+    mistakes: list[tuple[Change, dict[str, Any] | None]] = [(change, None) for change, _ in WRONG_RECIPES.values()]
+    mistakes += [(lambda wrong, folder: None, cluster) for cluster, _ in WRONG_CLUSTERS.values()]
+    mistakes += [(change, stage("train", ranks_per_node=ranks)) for change, ranks, _ in WRONG_LAYOUTS.values()]
+    said = []
+    for number, (change, cluster) in enumerate(mistakes):
+        (tmp_path / str(number)).mkdir()
+        folder = furnish(tmp_path / str(number), demo_base)
+        wrong = recipe(folder)
+        change(wrong, folder)
+        with pytest.raises(UserError) as refused:
+            plan(folder, wrong, cluster)
+        said.append(str(refused.value))
+    (tmp_path / "sound").mkdir()
+    folder = furnish(tmp_path / "sound", demo_base)
+    full = recipe(folder)
+    full["training"] |= {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 5, "keep_last": 2, "keep_every": 10}
+    full["training"] |= {"recompute_granularity": "full", "skip_spikes": 6, "wandb_project": "x"}
+    flags, used, unmet = written_flags(plan(folder, full)), set(), []
+    for message in (pattern for module in CHECKS for pattern in refusals(module)):
+        if any(re.search(message, one) for one in said):
+            continue
+        plain = message.replace("\\", "")
+        if reason := next((words for words in ELSEWHERE if words in plain), None):
+            used.add(reason)
+        elif not set(FLAG.findall(plain)) - flags:
+            unmet.append(plain)
+    assert not unmet, "\n".join(unmet)
+    assert used == set(ELSEWHERE)
 
 
 def test_a_failed_launch_leaves_no_folder(desk: Path) -> None:

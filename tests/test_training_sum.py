@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from snakmodel.cluster import Cluster, Resources
 from snakmodel.config import Config
 from snakmodel.engine_check import Facts, device_of
 from snakmodel.forecast import Forecast, forecast
+from snakmodel.paths import RunPaths
 from snakmodel.recipe import Recipe
-from snakmodel.training_sum import disk, gpu_hours, tokens_and_epochs
+from snakmodel.training_sum import disk, gpu_hours, remembered, tokens_and_epochs
 from tests import toy
 
 
@@ -34,6 +36,23 @@ def test_tokens_and_epochs(tmp_path: Path) -> None:
     lines = tokens_and_epochs(recipe(), tmp_path, 30_000)
     assert lines[1] == "epochs: 50.0 of the training part of the corpus (320 tokens)"
     assert lines[2].startswith("warning: the corpus would be repeated 50 times. Above 4 epochs")
+
+
+def test_status_says_it_again(tmp_path: Path) -> None:
+    """Of a run that was started: what it costs as said then, and the epochs of the tokens that there are by now."""
+    paths = RunPaths(tmp_path)
+    assert remembered(paths) == []
+    paths.frozen.write_text(yaml.safe_dump({"recipe": recipe().model_dump(mode="json")}))
+    [first] = remembered(paths)
+    assert first.startswith("training: 100 iterations")
+    paths.training_sum.write_text(json.dumps({"text_bytes": 30_000, "costs": ["disk: 3 GB at most"]}))
+    assert [line.partition(":")[0] for line in remembered(paths)] == ["training", "epochs", "disk"]
+    assert "estimated" in remembered(paths)[1]
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "corpus_text_document.json").write_text(json.dumps({"tokens": 8000}))
+    assert remembered(paths)[1] == "epochs: 2.0 of the training part of the corpus (8,000 tokens)"
+    paths.training_sum.write_text("half a li")
+    assert [line.partition(":")[0] for line in remembered(paths)] == ["training", "epochs"]
 
 
 @pytest.mark.parametrize(
