@@ -169,12 +169,15 @@ def _refuse_what_is_active(plan: Plan) -> None:
     if shutil.which("squeue") is None:
         return
     mine = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    journal = read_submissions(plan.paths.submissions)
+    no_arrays = {line["job"] for line in journal if line["token"] == BY_HAND + line["job"]}
     for name, active in active_packs(plan).items():
         for pack in plan.missing.get(name, []):
-            if active.get(pack, mine) != mine:
+            if (job := active.get(pack, mine)) != mine:
+                element = job if job in no_arrays else f"{job}_{pack}"
                 raise UserError(
-                    f"{name} task {pack} is queued or running in job {active[pack]}. "
-                    f"Wait for it, or take it over: scancel {active[pack]}, then submit this again."
+                    f"{name} task {pack} is queued or running in job {element}. "
+                    f"Wait for it, or take it over: scancel {element}, then submit this again."
                 )
 
 

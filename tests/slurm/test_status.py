@@ -100,7 +100,7 @@ def test_without_accounting_and_without_controller(bare: Cluster) -> None:
         os.kill(controller, signal.SIGCONT)
     assert "note: Slurm did not answer" in output
     assert "unknown: start on node1" in output
-    assert "What to do next: ask again when Slurm answers" in output
+    assert "What to do next: Slurm does not answer: type `scontrol ping`" in output
     assert cancelled.returncode == 2
     assert "nothing was cancelled" in cancelled.stderr
     assert "Traceback" not in cancelled.stderr
