@@ -17,7 +17,7 @@ from snakmodel.publish import READ, Marker, UserError
 from snakmodel.readers import Reading
 from snakmodel.sources import Part, plan_shards
 from snakmodel.tasklist import marker_path
-from tests.old_run import MIDDLE, Run
+from tests.old_run import DATA, MIDDLE, Run
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def run(old: Run) -> Run:
     plan = old.plan()
     old.make(plan, 0, 1, 2, 3)
     return old
+
+
+def test_keys_of_a_run_are_those_that_were_recorded(tmp_path: Path) -> None:
+    """Each task of the chain has the key that the version before the packages gave it, so old runs go on."""
+    recorded = json.loads((DATA / "old_run_keys.json").read_text(encoding="utf-8"))
+    assert {name: list(keys) for name, keys in Run(tmp_path).plan().chain.keys.items()} == recorded
 
 
 def test_a_run_of_the_version_before_goes_on(old: Run) -> None:
