@@ -34,11 +34,12 @@ import numpy as np
 import pyarrow as pa
 from submit import machine
 
-from snakmodel.dedup_verify import Verifier
-from snakmodel.minhash import RECORD, BandHasher, Parameters
+from snakmodel.config.sections import PROJECT
+from snakmodel.dedup.jaccard import Verifier
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.parameters import RECORD, Parameters
+from snakmodel.dedup.signature_file import SignatureWriter
 from snakmodel.publish import run_main
-from snakmodel.settings import PROJECT
-from snakmodel.signature_file import SignatureWriter
 
 PARTS = ("signatures", "command", "datatrove", "scale", "verify")
 CORES = len(os.sched_getaffinity(0))

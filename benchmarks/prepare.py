@@ -28,11 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from megatron_llm.documents import columns, read_blocks
-from snakmodel.documents import Cleaning, Counts, documents
+from snakmodel.config.sections import PROJECT
+from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
 from snakmodel.publish import append_file, fsync, run_main
-from snakmodel.readers import Reading
-from snakmodel.settings import PROJECT
-from snakmodel.sources import Part
 
 FILES = 4
 SMALL = 8

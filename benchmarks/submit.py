@@ -22,17 +22,17 @@ from typing import Any, TypeVar
 
 from sentencepiece import SentencePieceTrainer
 
-from snakmodel.chain import STAGES
-from snakmodel.cluster import Cluster
-from snakmodel.config import Config
-from snakmodel.limits import pack_for_queue
-from snakmodel.plan import Plan, make_plan
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.config.cluster import Cluster
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.config.sections import PROJECT
 from snakmodel.publish import run_main
-from snakmodel.recipe import Recipe
-from snakmodel.scheduler import SlurmScheduler
-from snakmodel.settings import PROJECT
-from snakmodel.slurm import make_executor
-from snakmodel.tasklist import marker_path
+from snakmodel.run.task_list import marker_path
+from snakmodel.slurm.batch_file import make_executor
+from snakmodel.slurm.limits import pack_for_queue
+from snakmodel.slurm.submitter import SlurmScheduler
 
 _SHARD_BYTES = 1000
 Result = TypeVar("Result")

@@ -14,8 +14,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from snakmodel.chain.stage import fingerprint
 from snakmodel.publish import UserError, publishing, run_main, write_json
-from snakmodel.stage import fingerprint
 
 VOCAB_SIZE = 2000
 SEED = 8446

@@ -7,7 +7,7 @@ machine. Shows first what that is, and asks. What is done stays done; the launch
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
-from snakmodel.cancel import main
+from snakmodel.monitor.cancel import main
 from snakmodel.publish import run_main
 
 if __name__ == "__main__":

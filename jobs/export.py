@@ -6,7 +6,7 @@ Checkpoints to verified Hugging Face folders, pushed: the last part of jobs/subm
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
-from snakmodel.launch import launch
+from snakmodel.launch.launcher import launch
 from snakmodel.publish import run_main
 
 STAGES = ["merge", "export-hf", "verify-export", "push"]

@@ -6,8 +6,8 @@ Raw text to deduplicated shards and the joined text files: the first part of job
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
-from snakmodel.chain import STAGES
-from snakmodel.launch import launch
+from snakmodel.chain.build import STAGES
+from snakmodel.launch.launcher import launch
 from snakmodel.publish import run_main
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ you like.
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
-from snakmodel.launch import launch
+from snakmodel.launch.launcher import launch
 from snakmodel.publish import run_main
 
 if __name__ == "__main__":

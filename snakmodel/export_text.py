@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from snakmodel.amounts import Amounts
-from snakmodel.arrow import column_index, open_stream, source_names
 from snakmodel.publish import InputsMissing, UserError, append_file, publishing, run_main, write_json
+from snakmodel.shards.arrow_stream import column_index, open_stream, source_names
+from snakmodel.shards.counts import Amounts
 
 FORMATS = ("jsonl", "txt")
 _BORDER = b"\xff"

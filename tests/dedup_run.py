@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from snakmodel.arrow import SCHEMA, Rows, texts, write_stream
-from snakmodel.dedup_buckets import buckets
-from snakmodel.dedup_components import DROPPED, components
-from snakmodel.dedup_filter import filter_shard
-from snakmodel.dedup_signatures import signatures
-from snakmodel.minhash import Parameters
+from snakmodel.dedup.buckets import buckets
+from snakmodel.dedup.components import DROPPED, components
+from snakmodel.dedup.filter import filter_shard
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.dedup.signatures import signatures
+from snakmodel.shards.arrow_stream import SCHEMA, Rows, texts, write_stream
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 WORDS = [

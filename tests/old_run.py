@@ -12,17 +12,17 @@ from unittest import mock
 
 import yaml
 
-from snakmodel.chain import STAGES
-from snakmodel.cluster import Cluster
-from snakmodel.config import Config
-from snakmodel.documents import Cleaning
-from snakmodel.plan import Plan, make_plan
-from snakmodel.prepare import prepare
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.config.cluster import Cluster
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard import prepare
+from snakmodel.prepare.shard_writer import Cleaning
 from snakmodel.publish import Marker
-from snakmodel.readers import Reading
-from snakmodel.recipe import Recipe
-from snakmodel.sources import Part
-from snakmodel.tasklist import marker_path
+from snakmodel.run.task_list import marker_path
 
 DATA = Path(__file__).parent / "data"
 MIDDLE = 120_000
@@ -43,7 +43,7 @@ class Run:
 
     def plan(self, *restart_from: str, stages: Sequence[str] = STAGES, dry: bool = False, check: bool = False) -> Plan:
         config = Config(recipe=Recipe.model_validate(self.recipe), cluster=Cluster())
-        with mock.patch("snakmodel.plan.ask_engine", return_value=None):  # the base model is only a sketch of one
+        with mock.patch("snakmodel.chain.plan.ask_engine", return_value=None):  # the base model is only a sketch of one
             return make_plan(config, self.root, stages, restart_from, dry=dry, check_inputs=check)
 
     def missing(self, *restart_from: str, check: bool = False) -> dict[str, list[int]]:

@@ -8,12 +8,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from snakmodel.arrow import SCHEMA, write_stream
-from snakmodel.documents import BATCH_CHARACTERS, BATCH_DOCUMENTS, Counts
+from snakmodel.prepare.byte_streams import BOM
+from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.readers import BACKWARD_BLOCK
+from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Counts
 from snakmodel.publish import UserError
-from snakmodel.readers import BACKWARD_BLOCK
-from snakmodel.sources import Part
-from snakmodel.streams import BOM
+from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 
 
 def raw_documents(part: Part, document: str) -> Iterator[tuple[int, bytes]]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from snakmodel.accounting import Accounting, Place
-from snakmodel.cluster import Resources
+from snakmodel.config.cluster import Resources
+from snakmodel.slurm.accounting import Accounting, Place
 
 ROW = dict.fromkeys(["Partition", "MaxSubmitJobs", "MaxJobs", "GrpSubmitJobs", "MaxWall"], "")
 OWN = {**ROW, "DefaultAccount": "a", "Account": "a", "DefaultQOS": "", "MaxWall": "2:00:00"}

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.attempts import (
+from snakmodel.config.cluster import Cluster
+from snakmodel.publish import UserError, write_json
+from snakmodel.run.attempts import (
     Attempt,
     ExitRecord,
     Kind,
@@ -21,9 +23,7 @@ from snakmodel.attempts import (
     outcome,
     take_claim,
 )
-from snakmodel.cluster import Cluster
-from snakmodel.publish import UserError, write_json
-from snakmodel.requeue import JobState
+from snakmodel.slurm.own_job import JobState
 
 
 def records(*codes: int | None) -> list[ExitRecord | None]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel import config as configuration
-from snakmodel.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
-from snakmodel.chain import STAGES
-from snakmodel.plan import Plan
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.plan import Plan
+from snakmodel.chain.stage import Input, Stage
+from snakmodel.config import load as configuration
+from snakmodel.launch.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
 from snakmodel.publish import InputsMissing, UserError
-from snakmodel.scheduler import SlurmScheduler
-from snakmodel.stage import Input, Stage
+from snakmodel.slurm.submitter import SlurmScheduler
 
 from . import toy
 from .conftest import PROJECT

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.local import LocalScheduler
+from snakmodel.launch.local_scheduler import LocalScheduler
 from tests import toy
 from tests.test_local import SLOW, alive, wait_for
 
 PROJECT = Path(__file__).resolve().parent.parent
 HOLDING = (
-    "import sys, pathlib; from tests import toy; from snakmodel.local import LocalScheduler\n"
-    "from snakmodel.lock import run_lock\n"
+    "import sys, pathlib; from tests import toy; from snakmodel.launch.local_scheduler import LocalScheduler\n"
+    "from snakmodel.run.lock import run_lock\n"
     "root = pathlib.Path(sys.argv[1])\n"
     "with run_lock(root): code = LocalScheduler(toy.plan(root, toy.two_stages(root, 1, sys.argv[2]))).run()\n"
     "sys.exit(code)\n"

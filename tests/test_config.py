@@ -10,13 +10,13 @@ import tokenizers
 import yaml
 
 from megatron_llm import arguments
-from snakmodel import config
-from snakmodel.chain import STAGES
-from snakmodel.chain_context import Context
-from snakmodel.chain_model import _training_flags
-from snakmodel.inputs import Inputs
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.context import Context
+from snakmodel.chain.inputs import Inputs
+from snakmodel.chain.model_stages import _training_flags
+from snakmodel.config import load as config
+from snakmodel.config.sections import PROJECT
 from snakmodel.publish import UserError
-from snakmodel.settings import PROJECT
 from tests import toy
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from snakmodel.cluster import Cluster
-from snakmodel.containers import check_local, contain, inner_python, needed, supervisor_python
+from snakmodel.chain.containers import check_local
+from snakmodel.config.cluster import Cluster
+from snakmodel.config.sections import PROJECT
+from snakmodel.job.containers import contain, inner_python, needed, supervisor_python
+from snakmodel.job.supervisor import python_of
 from snakmodel.publish import UserError
-from snakmodel.settings import PROJECT
-from snakmodel.supervise import python_of
-from snakmodel.tasklist import TaskList
+from snakmodel.run.task_list import TaskList
 from tests import toy
 
 ENVIRONMENT = {"RANK": "1", "MASTER_ADDR": "10.0.0.1", "OMP_NUM_THREADS": "4", "HF_TOKEN": "hf_secret", "EDITOR": "vi"}

@@ -1,6 +1,6 @@
 import numpy as np
 
-from snakmodel.dedup_buckets import chained, find, forest, group, union
+from snakmodel.dedup.buckets import chained, find, forest, group, union
 from tests.dedup_run import plain_components
 
 

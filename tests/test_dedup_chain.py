@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 
-from snakmodel import chain_data
-from snakmodel.chain_context import Context
-from snakmodel.cluster import Cluster
-from snakmodel.config import Config
-from snakmodel.dedup import parse_arguments
-from snakmodel.dedup_flags import parameters_of
-from snakmodel.inputs import Inputs
-from snakmodel.minhash import Parameters
-from snakmodel.recipe import Recipe
-from snakmodel.sources import Part, selection
-from snakmodel.stage import Stage
+from snakmodel.chain import data_stages
+from snakmodel.chain.context import Context
+from snakmodel.chain.inputs import Inputs
+from snakmodel.chain.stage import Stage
+from snakmodel.config.cluster import Cluster
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.dedup.__main__ import parse_arguments
+from snakmodel.dedup.flags import parameters_of
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.prepare.input_files import Part, selection
 from tests import toy
 
 
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dict[str, Stage]:
     """The data stages of a run of two shards with these keys in the recipe's section `dedup`."""
-    monkeypatch.setattr("snakmodel.chain_context._pieces", lambda *_: 1)
+    monkeypatch.setattr("snakmodel.chain.context._pieces", lambda *_: 1)
     (tmp_path / "base").mkdir(exist_ok=True)
     (tmp_path / "base/config.json").write_text(json.dumps({"vocab_size": 10}))
     (tmp_path / "base/tokenizer.model").write_bytes(b"x")
@@ -35,7 +35,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dic
     inputs = Inputs(tmp_path / "run", {}, {})
     inputs.look(selection(tmp_path, None), parts, recipe.data)
     context = Context(Config(recipe=recipe, cluster=Cluster()), tmp_path / "run", parts, inputs)
-    return {stage.name: stage for stage in [*chain_data.text_stages(context), *chain_data.token_stages(context)]}
+    return {stage.name: stage for stage in [*data_stages.text_stages(context), *data_stages.token_stages(context)]}
 
 
 def test_recipe_keys_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

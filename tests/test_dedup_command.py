@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from snakmodel.dedup_command import deduplicate
-from snakmodel.minhash import Parameters
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.dedup.one_machine import deduplicate
 from snakmodel.publish import UserError
 from tests.conftest import PROJECT
 from tests.dedup_run import ENVIRONMENT, clusters, corpus, kept, labels, whole

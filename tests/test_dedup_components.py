@@ -2,8 +2,8 @@ from collections import Counter
 
 import numpy as np
 
-from snakmodel import dedup_components
-from snakmodel.dedup_components import DROPPED, cluster_sizes
+from snakmodel.dedup import components
+from snakmodel.dedup.components import DROPPED, cluster_sizes
 
 
 def test_cluster_sizes_are_counted_in_place(monkeypatch: object) -> None:
@@ -17,10 +17,10 @@ def test_cluster_sizes_are_counted_in_place(monkeypatch: object) -> None:
     plain = Counter(label for label in labels.tolist() if label != DROPPED)
     expected = Counter(size for size in plain.values() if size > 1)
     ordered = sorted(((-size, root) for root, size in plain.items() if size > 1))[:20]
-    original, dedup_components._BLOCK = dedup_components._BLOCK, 300
+    original, components._BLOCK = components._BLOCK, 300
     try:
         sizes, largest = cluster_sizes(labels)
     finally:
-        dedup_components._BLOCK = original
+        components._BLOCK = original
     assert sizes == expected
     assert [(-size, -negative) for size, negative in largest] == ordered

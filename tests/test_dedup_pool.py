@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from snakmodel.dedup_pool import pool
+from snakmodel.dedup.process_pool import pool
 from snakmodel.publish import UserError
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from snakmodel.arrow import SCHEMA, write_stream
-from snakmodel.dedup_components import DROPPED
-from snakmodel.dedup_report import excerpt, report
-from snakmodel.minhash import Parameters
+from snakmodel.dedup.components import DROPPED
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.dedup.report import excerpt, report
 from snakmodel.publish import InputsMissing, UserError
+from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 from tests.dedup_run import arrow_shards, corpus, join, labels, link, sign, whole, write_shards
 
 PNG = b"\x89PNG\r\n\x1a\n"

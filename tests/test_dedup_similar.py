@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from snakmodel import dedup_similar
-from snakmodel.dedup_similar import Hashes, similar_pairs
-from snakmodel.dedup_verify import Verifier
+from snakmodel.dedup import similar
+from snakmodel.dedup.jaccard import Verifier
+from snakmodel.dedup.similar import Hashes, similar_pairs
 from tests.dedup_run import plain_components
 
 FORM = [f"ord{number}" for number in range(400)]
@@ -44,7 +44,7 @@ def test_the_pairs_connect_what_comparing_all_pairs_connects(
 
     With eight slots almost every member shares its slot with others.
     """
-    monkeypatch.setattr(dedup_similar, "_SLOTS", slots)
+    monkeypatch.setattr(similar, "_SLOTS", slots)
     sets = families(spread, spread)
     jaccard = quotients(sets, spread)
     for threshold in (0.01, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 1.0):
@@ -75,7 +75,7 @@ def test_boilerplate_is_compared_in_linear_time(
 ) -> None:
     """Twice the documents of a form are twice the comparisons, a few for each, whether they pass or not."""
     compared = [0]
-    similar_, intersect = dedup_similar._Join._similar, np.intersect1d
+    similar_, intersect = similar._Join._similar, np.intersect1d
 
     def counted(self, new, others):  # type: ignore[no-untyped-def]
         compared[0] += len(others)
@@ -85,7 +85,7 @@ def test_boilerplate_is_compared_in_linear_time(
         compared[0] += 1
         return intersect(*args, **settings)
 
-    monkeypatch.setattr(dedup_similar._Join, "_similar", counted)
+    monkeypatch.setattr(similar._Join, "_similar", counted)
     monkeypatch.setattr(np, "intersect1d", intersected)
     parameters = {"threshold": 0.85, "ngram": 5, "min_length": 5, "compat": "text-dedup-0.4.0"}
     for count in (300, 600):

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snakmodel.arrow import Rows
-from snakmodel.dedup_buckets import buckets
-from snakmodel.dedup_verify import Texts, Verifier
-from snakmodel.minhash import BandHasher, Parameters
+from snakmodel.dedup.buckets import buckets
+from snakmodel.dedup.jaccard import Texts, Verifier
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.dedup.signature_file import Corpus
 from snakmodel.publish import UserError
-from snakmodel.signature_file import Corpus
+from snakmodel.shards.arrow_stream import Rows
 from tests.dedup_run import WORDS, arrow_shards, clusters, labels, link, plain_components, sign, whole, write_shards
 
 LOOSE = Parameters(num_perm=32, threshold=0.7, ngram=2, b=16, r=2)

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snakmodel.chain import STAGES
+from snakmodel.chain.build import STAGES
+from snakmodel.config.sections import PROJECT
 from snakmodel.publish import Marker
-from snakmodel.settings import PROJECT
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from snakmodel import dedup_components
-from snakmodel.dedup_buckets import chained, forest, group
-from snakmodel.dedup_components import cluster_sizes
-from snakmodel.dedup_filter import kept_batches
-from snakmodel.dedup_report import Tally
-from snakmodel.documents import Cleaning, Counts, clean, regrouped
-from snakmodel.minhash import BandHasher, Parameters
+from snakmodel.dedup import components
+from snakmodel.dedup.buckets import chained, forest, group
+from snakmodel.dedup.components import cluster_sizes
+from snakmodel.dedup.filter import kept_batches
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.dedup.report import Tally
+from snakmodel.prepare.shard_writer import Cleaning, Counts, clean, regrouped
 
 NUMBERS = np.empty(0, np.int64)
 KEYS = np.empty(0, np.uint64)
@@ -31,7 +32,7 @@ def test_no_two_documents_share_a_bucket(count: int) -> None:
         assert forest(left, right).shape == (0, 2)
 
 
-@pytest.mark.parametrize("labels", [[], [0, 1, 2], [dedup_components.DROPPED] * 3])
+@pytest.mark.parametrize("labels", [[], [0, 1, 2], [components.DROPPED] * 3])
 def test_no_document_is_in_a_cluster(labels: list[int]) -> None:
     """Without documents, with single ones, and with dropped ones: there is no cluster of any size."""
     assert cluster_sizes(np.array(labels, np.int64)) == ({}, [])

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from snakmodel import requeue
-from snakmodel.attempts import Attempt, ExitRecord, Summary
-from snakmodel.dedup_pool import pool
-from snakmodel.driver import Driver
-from snakmodel.local import LocalScheduler
+from snakmodel.dedup.process_pool import pool
+from snakmodel.job.driver import Driver
+from snakmodel.job.watchdog import dump_and_kill, log_size
+from snakmodel.launch.local_scheduler import LocalScheduler
 from snakmodel.publish import Marker, UserError
-from snakmodel.tasklist import marker_path
-from snakmodel.watchdog import dump_and_kill, log_size
+from snakmodel.run.attempts import Attempt, ExitRecord, Summary
+from snakmodel.run.task_list import marker_path
+from snakmodel.slurm import own_job
 from tests import toy
 
 FULL = Path("/dev/full")
@@ -101,7 +101,7 @@ def test_a_driver_and_its_ranks_on_a_full_log(tmp_path: Path) -> None:
     path = plan.write_task_list(plan.chain["first"], sys.executable)
     with FULL.open("w") as log:
         ran = subprocess.run(
-            [sys.executable, "-m", "snakmodel.driver", str(path), "--pack", "0"],
+            [sys.executable, "-m", "snakmodel.job.driver", str(path), "--pack", "0"],
             stdout=log, stderr=log, env={**BUFFERED, "SNAKMODEL_JOB": "t"},
         )  # fmt: skip
     assert ran.returncode == 0
@@ -152,10 +152,10 @@ def test_a_job_is_requeued_although_nothing_can_be_printed(monkeypatch: pytest.M
         code = answers.pop(0) if words[0] == "requeue" else 1
         return subprocess.CompletedProcess(words, code, "", "busy")
 
-    monkeypatch.setattr(requeue, "_scontrol", ask)
-    monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
+    monkeypatch.setattr(own_job, "_scontrol", ask)
+    monkeypatch.setattr(own_job.time, "sleep", lambda _: None)
     monkeypatch.setattr(sys, "stdout", full)
-    assert requeue.requeue(Attempt("7", 0), "preempted", lambda: None).result == "requeued"
+    assert own_job.requeue(Attempt("7", 0), "preempted", lambda: None).result == "requeued"
     assert answers == []
 
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies
 
-from snakmodel.arrow import SCHEMA, write_stream
-from snakmodel.chain import STAGES
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.disk_forecast import forecast
 from snakmodel.export_text import export_shard, join
-from snakmodel.forecast import forecast
-from snakmodel.local import check_selection
+from snakmodel.launch.local_scheduler import check_selection
 from snakmodel.publish import InputsMissing, UserError
+from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 from tests.old_run import Run
 
 DOCUMENTS = [['æ \u2028 "citat" \\ tab\t', "to\nlinjer\r\nog\ren"], [], ["🐍", ""]]

@@ -23,7 +23,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from snakmodel.settings import PROJECT
+from snakmodel.config.sections import PROJECT
 from tests.engine.hub_server import WRITER, Hub
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i den {i % 13}. have." for i in range(300)]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from snakmodel import config as configuration
-from snakmodel.by_hand import plan_by_hand
-from snakmodel.chain import STAGES
-from snakmodel.plan import Plan
-from snakmodel.stage import Input
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.plan import Plan
+from snakmodel.chain.stage import Input
+from snakmodel.config import load as configuration
+from snakmodel.launch.by_hand import plan_by_hand
 
 from .conftest import PROJECT
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snakmodel.digests import part_digest
-from snakmodel.documents import Cleaning, Counts, documents
+from snakmodel.prepare.digests import part_digest
+from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
 from snakmodel.publish import READ, Marker, UserError
-from snakmodel.readers import Reading
-from snakmodel.sources import Part, plan_shards
-from snakmodel.tasklist import marker_path
+from snakmodel.run.task_list import marker_path
 from tests.old_run import DATA, MIDDLE, Run
 
 
@@ -242,7 +242,7 @@ def test_tokenizer_and_base_model(run: Run) -> None:
 
 def test_a_weight_file_is_compared_with_what_convert_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files too large for the launcher to digest beforehand: the done marker of `convert` has the digest."""
-    monkeypatch.setattr("snakmodel.inputs._SMALL", 1000)
+    monkeypatch.setattr("snakmodel.chain.inputs._SMALL", 1000)
     weights = run.root / "base/model.safetensors"
     weights.write_bytes(bytes(1_000_000))
     plan = run.plan("convert")

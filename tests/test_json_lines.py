@@ -8,9 +8,9 @@ import pytest
 
 from megatron_llm.documents import Block, columns
 from megatron_llm.files import UserError
-from snakmodel.chunks import Faults
-from snakmodel.jsonl import json_lines
-from snakmodel.streams import TextFile
+from snakmodel.prepare.byte_streams import TextFile
+from snakmodel.prepare.chunks import Faults
+from snakmodel.prepare.json_lines import json_lines
 
 
 def nested(depth: int, start: str = "[", end: str = "]") -> bytes:
@@ -143,7 +143,7 @@ def test_a_refused_line_is_refused_by_name(policy: str) -> None:
 
 def test_ordinary_blocks_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers and brackets that Python's parser does not take do not slow a block down."""
-    monkeypatch.setattr("snakmodel.jsonl._each", None)
+    monkeypatch.setattr("snakmodel.prepare.json_lines._each", None)
     monkeypatch.setattr("megatron_llm.jsonl.parse_line_by_line", None)
     lines = [GOOD, b'{"text": "a", "n": [-1, NaN, Infinity, Inf]}', nested(2000)]
     block = b"\n".join(lines) + b"\n"

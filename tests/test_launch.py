@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.launch import make_writable
+from snakmodel.launch.launcher import make_writable
 from snakmodel.publish import UserError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.limits import Limit, Limits, Room, check_indices, shards_per_job
+from snakmodel.chain.stage import Stage
 from snakmodel.publish import UserError
-from snakmodel.stage import Stage
+from snakmodel.slurm.limits import Limit, Limits, Room, check_indices, shards_per_job
 from tests import toy
 
 WIDE = Limits(20001, 20001, (Limit("MaxJobCount", 200000, 0),), (), 10.0)

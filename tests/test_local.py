@@ -17,10 +17,10 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from snakmodel.local import LocalScheduler, _Job, _Report
+from snakmodel.chain.stage import Stage, Task
+from snakmodel.launch.local_scheduler import LocalScheduler, _Job, _Report
 from snakmodel.publish import READ, Marker, checksum
-from snakmodel.stage import Stage, Task
-from snakmodel.tasklist import marker_path
+from snakmodel.run.task_list import marker_path
 from tests import toy
 from tests.conftest import PATIENCE
 
@@ -188,7 +188,7 @@ def test_a_crashed_rank_takes_the_others_down(tmp_path: Path) -> None:
 
 LAUNCHER = (
     "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import toy\n"
-    "from snakmodel.local import LocalScheduler\n"
+    "from snakmodel.launch.local_scheduler import LocalScheduler\n"
     "root = pathlib.Path(sys.argv[2])\n"
     "sys.exit(LocalScheduler(toy.plan(root, toy.two_stages(root, script=sys.argv[3]))).run())\n"
 )
@@ -261,7 +261,7 @@ def test_missing_input_is_refused_without_retries(tmp_path: Path) -> None:
     path = plan.write_task_list(plan.chain["second"], sys.executable)
     environment = {**os.environ, "SNAKMODEL_JOB": "t"}
     ran = subprocess.run(
-        [sys.executable, "-m", "snakmodel.driver", str(path), "--pack", "0"],
+        [sys.executable, "-m", "snakmodel.job.driver", str(path), "--pack", "0"],
         capture_output=True,
         text=True,
         env=environment,
@@ -275,7 +275,7 @@ def test_driver_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
     root = tmp_path / "run"
     path = toy.plan(root, toy.two_stages(root)).write_task_list(toy.two_stages(root)[0], sys.executable)
     for arguments, words in (([str(path), "--pack", "9"], "packs 0 to 2, not 9"), ([__file__], "not a task list")):
-        ran = subprocess.run([sys.executable, "-m", "snakmodel.driver", *arguments], capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, "-m", "snakmodel.job.driver", *arguments], capture_output=True, text=True)
         assert ran.returncode != 0
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel import lock
-from snakmodel.lock import holder, run_lock
 from snakmodel.publish import UserError
+from snakmodel.run import lock
+from snakmodel.run.lock import holder, run_lock
 from tests.conftest import PATIENCE
 
 ELSEWHERE = {"host": "login7", "pid": 17, "process_start": "1", "since": "2026-01-01 00:00:00"}

@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snakmodel import minhash, minhash_fallback, minhash_numba
-from snakmodel.minhash import RECORD, SHORT_POLICIES, BandHasher, Parameters, optimal_bands
-from snakmodel.minhash_fallback import ReferenceEngine, half_key
-from snakmodel.minhash_kernel import SLACK, minima, normalise
-from snakmodel.minhash_kernel import keys as compute_keys
-from snakmodel.minhash_unicode import decoded, table
+from snakmodel.dedup.minhash import compile_cache, text_dedup_engine
+from snakmodel.dedup.minhash import hasher as minhash
+from snakmodel.dedup.minhash.case_table import decoded, table
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.kernel import SLACK, minima, normalise
+from snakmodel.dedup.minhash.kernel import keys as compute_keys
+from snakmodel.dedup.minhash.parameters import RECORD, SHORT_POLICIES, Parameters, optimal_bands
+from snakmodel.dedup.minhash.text_dedup_engine import ReferenceEngine, half_key
 from snakmodel.publish import UserError
 from tests.conftest import PROJECT
 
@@ -415,7 +417,7 @@ def test_threads_share_a_hasher() -> None:
 SUBPROCESS = """
 import json, multiprocessing, sys
 import pyarrow as pa
-from snakmodel.minhash import BandHasher, Parameters
+from snakmodel.dedup.minhash.hasher import BandHasher, Parameters
 found = [BandHasher(Parameters(ngram=n)).records(pa.array([sys.argv[1]]), 0)[0].tolist() for n in (5, 4)]
 json.dump([found, "text_dedup" in sys.modules, multiprocessing.get_start_method(allow_none=True)], sys.stdout)
 """
@@ -438,7 +440,7 @@ def test_without_numba(disabled: bool) -> None:
 def test_numba_that_cannot_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """An import that fails is explained, and the records come out the same."""
     expected = BandHasher(DEFAULT).records(array([TEXT, "kort"]), 0)[0].tolist()
-    monkeypatch.setitem(sys.modules, "snakmodel.minhash_engine", None)
+    monkeypatch.setitem(sys.modules, "snakmodel.dedup.minhash.numba_engine", None)
     minhash.engine.cache_clear()
     try:
         assert BandHasher(DEFAULT).records(array([TEXT, "kort"]), 0)[0].tolist() == expected
@@ -457,21 +459,21 @@ def test_text_dedup_that_is_missing(monkeypatch: pytest.MonkeyPatch, missing: st
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=re.escape(f"needs text-dedup 0.4.0, and {said}. Type: pip install")):
-        minhash_fallback.import_text_dedup()
+        text_dedup_engine.import_text_dedup()
 
 
 def test_another_text_dedup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version has other clusters, and a package that is not there at all is named."""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.4.1")
     with pytest.raises(UserError, match=r"and version 0\.4\.1 is installed"):
-        minhash_fallback.import_text_dedup()
+        text_dedup_engine.import_text_dedup()
 
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(UserError, match="text-dedup is not installed"):
-        minhash_fallback.import_text_dedup()
+        text_dedup_engine.import_text_dedup()
 
 
 def doubled(value: int) -> int:
@@ -485,18 +487,18 @@ def test_a_cache_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(minhash_numba, "_FOLDER", None)
-    assert minhash_numba.compiled(doubled)(4) == 8
-    monkeypatch.setattr(minhash_numba, "_FOLDER", tmp_path)
+    monkeypatch.setattr(compile_cache, "_FOLDER", None)
+    assert compile_cache.compiled(doubled)(4) == 8
+    monkeypatch.setattr(compile_cache, "_FOLDER", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(caching.IndexDataCacheFile, "_save_data", full)
-        assert minhash_numba.compiled(doubled)(4) == 8
+        assert compile_cache.compiled(doubled)(4) == 8
     assert not list(tmp_path.rglob("*.nbc"))
-    assert minhash_numba.compiled(doubled)(4) == 8
+    assert compile_cache.compiled(doubled)(4) == 8
     for suffix in ("nbc", "nbi"):
         (file,) = tmp_path.rglob(f"*.{suffix}")
         file.write_bytes(file.read_bytes()[:40])
-        assert minhash_numba.compiled(doubled)(4) == 8
+        assert compile_cache.compiled(doubled)(4) == 8
 
 
 def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,19 +506,19 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     import numba
 
     (tmp_path / "file").touch()
-    folder = minhash_numba.cache_folder([tmp_path / "file", tmp_path / "a", tmp_path / "b"])
+    folder = compile_cache.cache_folder([tmp_path / "file", tmp_path / "a", tmp_path / "b"])
     assert folder is not None
     assert folder.parent == tmp_path / "a"
-    assert folder == minhash_numba.cache_folder([tmp_path / "a"])
+    assert folder == compile_cache.cache_folder([tmp_path / "a"])
     monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
-    other = minhash_numba.cache_folder([tmp_path / "a"])
+    other = compile_cache.cache_folder([tmp_path / "a"])
     assert other is not None
     assert (other.parent, other != folder) == (folder.parent, True)
-    assert minhash_numba.cache_folder([tmp_path / "file" / "x"]) is None
+    assert compile_cache.cache_folder([tmp_path / "file" / "x"]) is None
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "given"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     roots = [tmp_path / "given", PROJECT / "snakmodel/__pycache__", tmp_path / "user/snakmodel"]
-    assert minhash_numba.cache_roots() == roots
+    assert compile_cache.cache_roots() == roots
 
 
 def test_fingerprint_tells_parameters_apart() -> None:

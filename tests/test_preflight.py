@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.chain import STAGES
-from snakmodel.cluster import Cluster, Resources
-from snakmodel.config import Config
-from snakmodel.drill import Drill, findings, small
-from snakmodel.drill_rank import Note
-from snakmodel.forecast import forecast
-from snakmodel.recipe import Recipe
-from snakmodel.slurm import make_executor
-from snakmodel.slurm_check import Partition, alike, ask, minutes, partition_of
-from snakmodel.stage import Stage
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.disk_forecast import forecast
+from snakmodel.chain.stage import Stage
+from snakmodel.config.cluster import Cluster, Resources
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.preflight.drill import Drill, findings, small
+from snakmodel.preflight.drill_rank import Note
+from snakmodel.slurm.admission import Partition, alike, ask, minutes, partition_of
+from snakmodel.slurm.batch_file import make_executor
 from tests import toy
 
 from .conftest import PROJECT

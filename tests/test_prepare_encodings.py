@@ -16,14 +16,14 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from snakmodel import streams
-from snakmodel.documents import Cleaning, Counts, documents
-from snakmodel.hf_dataset import write_datasets
+from snakmodel.config.recipe import Data
+from snakmodel.prepare import byte_streams
+from snakmodel.prepare.hf_dataset import write_datasets
+from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.recognise import ENCODINGS, mismatch
+from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
 from snakmodel.publish import UserError
-from snakmodel.readers import Reading
-from snakmodel.recipe import Data
-from snakmodel.recognise import ENCODINGS, mismatch
-from snakmodel.sources import Part, plan_shards
 
 LANGUAGES = {
     "Danish": "Første linje på dansk.\r\nAnden æøå linje 🐍\n\nTredje linje, uden slut",
@@ -212,7 +212,7 @@ def test_byte_order_marks_amid_a_text(
     tmp_path: Path, document: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files put together with `cat`: the marks go and are counted, wherever the file is cut; the first is no fault."""
-    monkeypatch.setattr(streams, "BLOCK", block)
+    monkeypatch.setattr(byte_streams, "BLOCK", block)
     pieces = ["en\n\nto\n", "tre uden slut", "fire\n\n", "fem\n", ""]
     path = write(tmp_path / "a.txt", b"".join(codecs.BOM_UTF8 + piece.encode() for piece in pieces))
     without = write(tmp_path / "b.txt", "".join(pieces).encode())

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from snakmodel.prepare.input_files import plan_shards
 from snakmodel.publish import EXIT_NO_ROOM
-from snakmodel.sources import plan_shards
 
 
 @pytest.fixture

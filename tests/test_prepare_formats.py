@@ -17,15 +17,16 @@ import pytest
 import zstandard
 from hypothesis import strategies
 
-from snakmodel import jsonl, streams
-from snakmodel.chunks import Faults, is_utf8
-from snakmodel.documents import WHITE_SPACE, Cleaning, Counts, blank, documents, write_shard
-from snakmodel.jsonl import json_lines
-from snakmodel.prepare import prepare
+from snakmodel.prepare import byte_streams
+from snakmodel.prepare import json_lines as jsonl
+from snakmodel.prepare.byte_streams import TextFile
+from snakmodel.prepare.chunks import Faults, is_utf8
+from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.json_lines import json_lines
+from snakmodel.prepare.readers import Reading, read
+from snakmodel.prepare.shard import prepare
+from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, Counts, blank, documents, write_shard
 from snakmodel.publish import UserError
-from snakmodel.readers import Reading, read
-from snakmodel.sources import Part, plan_shards
-from snakmodel.streams import TextFile
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]
@@ -305,7 +306,7 @@ def test_blocks_give_what_the_plainest_reader_gives(
     bad = [b"\0", b"\xff", b"\xc3", b"\xa6", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"]
     random_ = random.Random(document)
     for size in (1, 7, 64, 1 << 21):
-        monkeypatch.setattr(streams, "BLOCK", size)
+        monkeypatch.setattr(byte_streams, "BLOCK", size)
         for _ in range(30):
             mixture = [piece.encode() for piece in pieces] * 3 + (bad if random_.random() < 0.5 else [])
             path = write(tmp_path / "a.txt", b"".join(random_.choices(mixture, k=80)))
@@ -351,7 +352,7 @@ def test_white_space_is_what_python_takes_for_it() -> None:
 
 def test_a_long_line_over_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line far longer than a block is one document, wherever the file is cut."""
-    monkeypatch.setattr(streams, "BLOCK", 1 << 10)
+    monkeypatch.setattr(byte_streams, "BLOCK", 1 << 10)
     path = write(tmp_path / "a.txt", b"en\n" + b"ord " * 50000 + b"\nto")
     for border in (3, 4, 100000, 200002, 200004):
         parts = [Part(str(path), "s", 0, border), Part(str(path), "s", border, path.stat().st_size)]

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from snakmodel.documents import Cleaning, Counts, documents, in_share
+from snakmodel.prepare.input_files import Part, input_files, plan_shards, selection, source_names
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard_writer import Cleaning, Counts, documents, in_share
 from snakmodel.publish import UserError
-from snakmodel.readers import Reading
-from snakmodel.sources import Part, input_files, plan_shards, selection, source_names
 
 LINES = [f"linje {number}" for number in range(4000)]
 
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: 
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)
 
-    monkeypatch.setattr("snakmodel.folders.os.scandir", refusing)
+    monkeypatch.setattr("snakmodel.prepare.folders.os.scandir", refusing)
     with pytest.raises(UserError, match=r"news/closed: the folder cannot be listed: Permission denied\. Restore"):
         plan_shards(tmp_path, None, 1, 1)
     closed.add(tmp_path)

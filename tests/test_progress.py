@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from snakmodel import progress as module
-from snakmodel.progress import progress
+from snakmodel.shards import progress as module
+from snakmodel.shards.progress import progress
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

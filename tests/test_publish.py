@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from snakmodel.attempts import log_event
+from snakmodel.monitor.run_files import json_lines
 from snakmodel.publish import (
     Marker,
     Superseded,
@@ -21,7 +21,7 @@ from snakmodel.publish import (
     run_main,
     write_json,
 )
-from snakmodel.runfiles import json_lines
+from snakmodel.run.attempts import log_event
 
 
 def test_published_file_replaces_the_old_one_whole(tmp_path: Path) -> None:

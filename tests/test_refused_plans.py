@@ -18,13 +18,13 @@ import pytest
 import transformers
 import yaml
 
-from snakmodel import config as configuration
-from snakmodel import engine_check
-from snakmodel.chain import STAGES
-from snakmodel.launch import launch
-from snakmodel.plan import Plan, make_plan
+from snakmodel.chain import engine_check
+from snakmodel.chain.build import STAGES
+from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.config import load as configuration
+from snakmodel.config.sections import PROJECT
+from snakmodel.launch.launcher import launch
 from snakmodel.publish import UserError
-from snakmodel.settings import PROJECT
 
 Change = Callable[[dict[str, Any], Path], None]
 """Makes one mistake in a recipe whose base model is in the folder."""

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snakmodel import signature_file
-from snakmodel.minhash import RECORD
-from snakmodel.signature_file import SignatureFile, SignatureWriter, cut_ranges
+from snakmodel.dedup import signature_file
+from snakmodel.dedup.minhash.parameters import RECORD
+from snakmodel.dedup.signature_file import SignatureFile, SignatureWriter, cut_ranges
 
 
 def records_of(keys: list[int]) -> np.ndarray:

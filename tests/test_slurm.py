@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.jobqueue import array_ranges
-from snakmodel.once import Journal, Submission, read_lines
-from snakmodel.paths import RunPaths
-from snakmodel.scheduler import SlurmScheduler
-from snakmodel.slurm import make_executor
+from snakmodel.run.paths import RunPaths
+from snakmodel.slurm.batch_file import make_executor
+from snakmodel.slurm.jobs import array_ranges
+from snakmodel.slurm.journal import Journal, Submission, read_lines
+from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 
 GOLDEN = """\
@@ -39,7 +39,7 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-python -m snakmodel.driver tasks.json
+python -m snakmodel.job.driver tasks.json
 """
 
 
@@ -51,7 +51,7 @@ def test_batch_file(tmp_path: Path) -> None:
     executor = make_executor(plan, plan.chain["second"], root / "sbatch", [0, 1, 2, 7], "aftercorr:17", "0123456789")
     project = Path(__file__).resolve().parent.parent
     expected = GOLDEN.format(folder=tmp_path, project=project)
-    assert executor.text("python -m snakmodel.driver tasks.json") == expected
+    assert executor.text("python -m snakmodel.job.driver tasks.json") == expected
 
 
 def test_dry_run_chains_the_stages(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from snakmodel.chain.stage import Chain, Stage, fingerprint
 from snakmodel.publish import Marker, UserError
-from snakmodel.stage import Chain, Stage, fingerprint
-from snakmodel.tasklist import marker_path
+from snakmodel.run.task_list import marker_path
 from tests import toy
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.attempts import log_event
-from snakmodel.doctor import Diagnosis, State, diagnose
-from snakmodel.jobqueue import Job, Owner, Queue, _records
-from snakmodel.local import LocalScheduler
+from snakmodel.launch.local_scheduler import LocalScheduler
+from snakmodel.monitor.diagnosis import Diagnosis, State, diagnose
+from snakmodel.monitor.run_files import RunFiles
+from snakmodel.monitor.status import as_json, text
 from snakmodel.publish import Marker, write_json
-from snakmodel.runfiles import RunFiles
-from snakmodel.status import as_json, text
-from snakmodel.tasklist import marker_path
+from snakmodel.run.attempts import log_event
+from snakmodel.run.task_list import marker_path
+from snakmodel.slurm.jobs import Job, Owner, Queue, _records
 from tests import toy
 from tests.test_local import SLOW, launcher, wait_for
 from tests.toy import row
@@ -79,8 +79,8 @@ def test_a_running_and_then_killed_launcher(tmp_path: Path) -> None:
     """While the launcher lives its tasks run or wait; after SIGKILL they are missing, and none counts as failed."""
     root = tmp_path / "run"
     lines = (
-        "import sys, pathlib; from tests import toy; from snakmodel.local import LocalScheduler\n"
-        "from snakmodel.lock import run_lock\n"
+        "import sys, pathlib; from tests import toy; from snakmodel.launch.local_scheduler import LocalScheduler\n"
+        "from snakmodel.run.lock import run_lock\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "with run_lock(root): LocalScheduler(toy.plan(root, toy.two_stages(root, 1, sys.argv[2]))).run()\n"
     )
@@ -206,7 +206,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 
 def judged(root: Path, jobs: list[Job]) -> Diagnosis:
     """A run of two_stages of which these jobs of its first stage are all that Slurm knows."""
-    from snakmodel.doctor import _Judge
+    from snakmodel.monitor.diagnosis import _Judge
 
     plan = toy.plan(root, toy.two_stages(root, shards=1))
     for stage in plan.chain.stages:

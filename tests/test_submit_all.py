@@ -16,7 +16,7 @@ import sentencepiece
 import yaml
 
 from megatron_llm import hf_tokenizer
-from snakmodel.settings import PROJECT
+from snakmodel.config.sections import PROJECT
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in range(200)]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snakmodel.doctor import diagnose
-from snakmodel.local import LocalScheduler
-from snakmodel.runfiles import RunFiles
-from snakmodel.status import as_json, text
-from snakmodel.training_numbers import duration, newest, planned, sentence
+from snakmodel.launch.local_scheduler import LocalScheduler
+from snakmodel.monitor.diagnosis import diagnose
+from snakmodel.monitor.run_files import RunFiles
+from snakmodel.monitor.status import as_json, text
+from snakmodel.run.training_numbers import duration, newest, planned, sentence
 from tests import toy
 
 RECORDS = (

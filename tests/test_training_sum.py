@@ -9,13 +9,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from snakmodel.cluster import Cluster, Resources
-from snakmodel.config import Config
-from snakmodel.engine_check import Facts, device_of
-from snakmodel.forecast import Forecast, forecast
-from snakmodel.paths import RunPaths
-from snakmodel.recipe import Recipe
-from snakmodel.training_sum import disk, gpu_hours, remembered, tokens_and_epochs
+from snakmodel.chain.disk_forecast import Forecast, forecast
+from snakmodel.chain.engine_check import Facts, device_of
+from snakmodel.chain.training_sum import disk, gpu_hours, remembered, tokens_and_epochs
+from snakmodel.config.cluster import Cluster, Resources
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.run.paths import RunPaths
 from tests import toy
 
 

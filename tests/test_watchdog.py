@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from snakmodel.local import LocalScheduler
-from snakmodel.supervise import alive_path
-from snakmodel.watchdog import furthest_behind, newest
+from snakmodel.job.watchdog import furthest_behind, newest
+from snakmodel.launch.local_scheduler import LocalScheduler
+from snakmodel.run.attempt_files import alive_path
 from tests import toy
 
 SILENT = (

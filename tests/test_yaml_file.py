@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from snakmodel.config.yaml_file import read_yaml
 from snakmodel.publish import UserError
-from snakmodel.yaml_file import read_yaml
 
 
 def read(folder: Path, text: str) -> Any:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.cluster import Cluster, Resources
-from snakmodel.config import Config
-from snakmodel.paths import RunPaths
-from snakmodel.plan import Plan
-from snakmodel.recipe import Recipe
-from snakmodel.stage import Chain, Input, Stage, Task
+from snakmodel.chain.plan import Plan
+from snakmodel.chain.stage import Chain, Input, Stage, Task
+from snakmodel.config.cluster import Cluster, Resources
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.run.paths import RunPaths
 
 PUBLISH = (
     "import sys, pathlib; from snakmodel.publish import publishing\n"

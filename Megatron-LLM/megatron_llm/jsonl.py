@@ -1,7 +1,7 @@
 """Lines of JSON -> columns of text: Arrow parses a block at once; where it cannot be trusted, each line is read alone.
 
 A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or Arrow's, which knows no
-limits for digits and nesting. So what Arrow takes in a block is taken wherever it stands. snakmodel/jsonl.py, which
+limits for digits and nesting. So what Arrow takes in a block is taken wherever it stands. snakmodel/prepare/json_lines.py, which
 reads raw files, keeps the same rule; tests/test_json_lines.py compares the two, and all positions of a line.
 """
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
-from snakmodel.cluster import Cluster as Settings
-from snakmodel.limits import pack_for_queue
-from snakmodel.lock import run_lock
-from snakmodel.once import read_lines
+from snakmodel.config.cluster import Cluster as Settings
 from snakmodel.publish import run_main
-from snakmodel.scheduler import SlurmScheduler
+from snakmodel.run.lock import run_lock
+from snakmodel.slurm.journal import read_lines
+from snakmodel.slurm.limits import pack_for_queue
+from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from snakmodel.by_hand import STEPS
-from snakmodel.chain import STAGES
+from snakmodel.chain.build import STAGES
+from snakmodel.launch.by_hand import STEPS
 
 from .conftest import PATIENCE, REPOSITORY, Cluster
 

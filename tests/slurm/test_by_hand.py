@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from snakmodel.stage import Stage
+from snakmodel.chain.stage import Stage
 
 from .conftest import PATIENCE, REPOSITORY, Cluster
 from .hand_run import submit_by_hand

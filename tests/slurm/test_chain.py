@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snakmodel.chain import STAGES
+from snakmodel.chain.build import STAGES
 
 from .conftest import REPOSITORY, Cluster
 

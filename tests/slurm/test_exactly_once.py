@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.once import read_lines
+from snakmodel.slurm.journal import read_lines
 
 from .conftest import PATIENCE, REPOSITORY, Cluster, _demote, bring_back, drained, settings
 from .queue_run import QueueRun

@@ -183,7 +183,7 @@ def test_everything_passes(site: Site) -> None:
     assert "jobs there are not preempted" in text
     calls = [line for line in record.read_text().splitlines() if line.startswith("exec ")]
     assert len(calls) == 4, "two ranks, two attempts"
-    assert all(" /s.sif python3 -u -m snakmodel.drill_rank " in line for line in calls)
+    assert all(" /s.sif python3 -u -m snakmodel.preflight.drill_rank " in line for line in calls)
     assert not list(site.folder.glob("runs/demo/preflight*"))
     assert not list(site.folder.glob("logs/demo-preflight*"))
     assert not [row for row in site.cluster.squeue() if "drill" in row["JobName"] and row["State"] != "COMPLETED"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.cluster import Resources
-from snakmodel.stage import Stage, Task
+from snakmodel.chain.stage import Stage, Task
+from snakmodel.config.cluster import Resources
 
 from ..engine.conftest import tiny_config, tiny_data
 from .conftest import REPOSITORY, Cluster

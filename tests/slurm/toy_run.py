@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from snakmodel.cluster import Resources
-from snakmodel.scheduler import SlurmScheduler
-from snakmodel.stage import Stage, Task
+from snakmodel.chain.stage import Stage, Task
+from snakmodel.config.cluster import Resources
+from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 from tests.toy import row
 

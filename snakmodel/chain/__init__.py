@@ -1,0 +1,1 @@
+"""The stages of a run: declared, planned, and compared with what is done."""

@@ -1,0 +1,65 @@
+"""The chain of a run: every stage, its commands and what each reads and writes, declared in order.
+
+prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
+                                                     \\-> dedup-report   \\-> tokenize -> merge-tokens -> index --\\
+convert -> verify -> shard --------------------------------------------------------------------------------> train
+train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
+
+export-text and join-text are left out where the recipe says `text: {export: false}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from snakmodel.chain.context import Context
+from snakmodel.chain.data_stages import TEXT_EXPORT, text_stages, token_stages
+from snakmodel.chain.inputs import Inputs
+from snakmodel.chain.model_stages import export_stages, train_stages, weight_stages
+from snakmodel.chain.stage import Chain
+from snakmodel.config.load import Config
+from snakmodel.prepare.input_files import Part
+from snakmodel.publish import UserError
+
+STAGES = [
+    "prepare",
+    "dedup-signatures",
+    "dedup-buckets",
+    "dedup-components",
+    "dedup-filter",
+    "dedup-report",
+    "export-text",
+    "join-text",
+    "tokenize",
+    "merge-tokens",
+    "index",
+    "convert",
+    "verify",
+    "shard",
+    "train",
+    "merge",
+    "export-hf",
+    "verify-export",
+    "push",
+]
+
+
+def build(
+    config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs, selected: Sequence[str] = STAGES
+) -> Chain:
+    """Declare the stages of a run: all of them, or as many as can be declared where no more are selected.
+
+    Raises UserError when the base model or the tokenizer is not what it should be and a selected stage needs it.
+    """
+    c = Context(config, root, shards, inputs)
+    stages = text_stages(c)
+    asked = set(selected) - set(() if config.recipe.text.export else TEXT_EXPORT)
+    for declare in (token_stages, weight_stages, train_stages, export_stages):
+        try:
+            stages += declare(c)
+        except UserError:
+            if asked - {stage.name for stage in stages}:
+                raise
+            break
+    return Chain.of(root, stages)

@@ -1,0 +1,172 @@
+"""What the declarations of the chain share: the settings, the run's paths, and how a flag is spelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from snakmodel.chain.inputs import Inputs
+from snakmodel.chain.stage import Input, Stage, Task
+from snakmodel.config.load import VARIABLE, Config, not_set
+from snakmodel.config.recipe import Tokenizer
+from snakmodel.prepare.input_files import Part
+from snakmodel.publish import UserError
+from snakmodel.run.paths import RunPaths
+
+CORPUS = "tokens/corpus_text_document"
+INDEX = "index"
+TRACKER = "latest_checkpointed_iteration.txt"
+CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
+
+
+class Context:
+    """The settings that the stages share while they are declared."""
+
+    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
+        self.recipe = config.recipe
+        self.cluster = config.cluster
+        self.root = root
+        self.shards_file = RunPaths(root).shards
+        self.shards = shards
+        self.inputs = inputs
+
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """The base model's config.json. Raises UserError when it is not what it should be."""
+        _check_set("model.base", self.recipe.model.base)
+        return _base_config(self.recipe.model.base)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Embeddings of the base model. Raises UserError when the tokenizer has more pieces."""
+        size, pieces = int(self._base["vocab_size"]), _pieces(self.recipe.tokenizer)
+        if pieces > size:
+            raise UserError(
+                f"tokenizer.file: {self.recipe.tokenizer.file} has {pieces} pieces, but the base model "
+                f"{self.recipe.model.base} has {size} embeddings. Give the tokenizer that belongs to the model."
+            )
+        return size
+
+    def check_base(self) -> None:
+        """Raise UserError unless the base model is there and the tokenizer fits it."""
+        _ = self.vocabulary, self.vocab_size
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the base model's output layer is its embedding."""
+        return bool(self._base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
+
+    @cached_property
+    def vocabulary(self) -> list[Any]:
+        """What stands for the tokenizer in the keys of tasks. Raises UserError when there is none."""
+        _check_set("tokenizer.file", self.recipe.tokenizer.file)
+        if not self.recipe.tokenizer.file.is_file():
+            raise UserError(
+                f"tokenizer.file: there is no file {self.recipe.tokenizer.file}. Give the tokenizer.model or the "
+                "tokenizer.json of the base model."
+            )
+        found = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in self.inputs.whole(path)]
+        _pieces(self.recipe.tokenizer)
+        return found
+
+    def path(self, name: str) -> str:
+        """The absolute path of an artefact of the run."""
+        return f"{self.root}/{name}"
+
+    def stage(self, name: str, tasks: Sequence[Task], waits: dict[str, Any], **more: Any) -> Stage:
+        """A stage with its resources from cluster.yaml."""
+        resources = self.cluster.resources(name)
+        if more.get("resumable"):
+            self.cluster.check_time_limit(name)
+        threads = {"OMP_NUM_THREADS": str(resources.cpus), **more.pop("environment", {})}
+        return Stage(name, tuple(tasks), waits, resources, environment=threads, **more)
+
+    def tokenizer_flags(self) -> tuple[str, ...]:
+        """Which tokenizer, in the engine's flags."""
+        t = self.recipe.tokenizer
+        return flags(tokenizer_type=t.type, vocab_file=t.file)
+
+
+def flags(**values: object) -> tuple[str, ...]:
+    """Keyword arguments as `--name value` words; True is a flag alone, False and None are left out."""
+    words: list[str] = []
+    for name, value in values.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return tuple(words)
+
+
+def shard_task(
+    argv: tuple[str, ...], prefix: str, *suffixes: str, inputs: tuple[Input, ...] = (), outside: Any = None
+) -> Task:
+    """A task that writes PREFIX with these suffixes, and its counts PREFIX.json."""
+    counts = f"{prefix}.json"
+    return Task(argv, (*(prefix + suffix for suffix in suffixes), counts), inputs, counts, outside=outside)
+
+
+def token_files(prefix: str) -> tuple[str, ...]:
+    """The files of tokenised text."""
+    return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json")
+
+
+def _base_config(base: Path) -> dict[str, Any]:
+    """The base model's config.json, with an integer vocab_size in it."""
+    path = base / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(config["vocab_size"])
+    except OSError:
+        raise UserError(
+            f"model.base: {base} is not a Hugging Face model folder: config.json is not there. "
+            "Download the model and give its folder (for the demo's own model: make demo)."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+    return config
+
+
+def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
+    """What decides the ids; a tokenizer.json leaves it to tokenizer_config.json to name the end of a document."""
+    beside = tokenizer.file.with_name("tokenizer_config.json")
+    return [tokenizer.file, beside] if tokenizer.type == "HuggingFaceTokenizer" else [tokenizer.file]
+
+
+def _check_set(key: str, path: Path) -> None:
+    """Raise UserError where a path still holds a variable that the environment lacks."""
+    if unset := VARIABLE.search(str(path)):
+        raise UserError(f"{key}: {not_set(unset[1])}")
+
+
+def _pieces(tokenizer: Tokenizer) -> int:
+    """How many pieces the tokenizer has. Raises UserError for a file that is not of the type."""
+    path = tokenizer.file
+    return _json_pieces(path) if tokenizer.type == "HuggingFaceTokenizer" else _model_pieces(path)
+
+
+def _model_pieces(path: Path) -> int:
+    import sentencepiece
+
+    try:
+        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"tokenizer.file: {path} is not a SentencePiece model ({error}). Give its tokenizer.model, or say "
+            "`type: HuggingFaceTokenizer` for a tokenizer.json."
+        ) from error
+
+
+def _json_pieces(path: Path) -> int:
+    import tokenizers
+
+    try:
+        return max(tokenizers.Tokenizer.from_file(str(path)).get_vocab().values()) + 1
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(
+            f"tokenizer.file: {path} is not a Hugging Face tokenizer.json ({error}). Give that file, or say "
+            "`type: SentencePieceTokenizer` for a tokenizer.model."
+        ) from error

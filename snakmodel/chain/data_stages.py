@@ -1,0 +1,203 @@
+"""The stages from raw text to one token file: every function declares one of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from snakmodel.chain.context import CORPUS, INDEX, Context, flags, shard_task, token_files
+from snakmodel.chain.stage import Input, Stage, Task
+from snakmodel.run.paths import shard_name
+
+_DEDUP = ("python", "-m", "snakmodel.dedup")
+_EXPORT_TEXT = ("python", "-m", "snakmodel.export_text")
+_PREPROCESS = ("python", "Megatron-LLM/tools/preprocess_data.py")
+_MERGE_DATASETS = ("python", "Megatron-LLM/tools/merge_datasets.py")
+_BUILD_INDEX = ("python", "Megatron-LLM/tools/build_index.py")
+
+
+TEXT_EXPORT = ("export-text", "join-text")
+"""Stages that the recipe can leave out."""
+
+
+def text_stages(c: Context) -> list[Stage]:
+    """Raw text to deduplicated shards and the joined text files, in order. They need neither model nor tokenizer."""
+    return [
+        prepare(c),
+        dedup_signatures(c),
+        dedup_buckets(c),
+        dedup_components(c),
+        dedup_filter(c),
+        dedup_report(c),
+        *([export_text(c), join_text(c)] if c.recipe.text.export else []),
+    ]
+
+
+def token_stages(c: Context) -> list[Stage]:
+    """Deduplicated shards to the tokens and the order of samples, in order."""
+    return [tokenize(c), merge_tokens(c), index(c)]
+
+
+def prepare(c: Context) -> Stage:
+    """Raw text to Arrow shards."""
+    data, wanted = c.recipe.data, c.recipe.data.clean
+    settings = flags(
+        document=data.document,
+        errors=data.errors,
+        key=data.key if data.key != "text" else None,
+        encoding=data.encoding if data.encoding != "utf-8" else None,
+        trim=wanted.trim,
+        nfc=wanted.nfc,
+        min_characters=wanted.min_characters or None,
+    )
+
+    def task(index: int) -> Task:
+        prefix = f"arrow/{shard_name(index)}"
+        argv = ("python", "-m", "snakmodel.prepare", "--shards", str(c.shards_file), "--shard", str(index))
+        outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
+        return shard_task((*argv, "--output", c.path(prefix), *settings), prefix, ".arrow", outside=outside)
+
+    return c.stage("prepare", [task(i) for i in range(len(c.shards))], {}, per_shard=True)
+
+
+def dedup_signatures(c: Context) -> Stage:
+    """A shard's documents to its band keys."""
+    d = c.recipe.dedup
+    settings = flags(
+        column="text",
+        num_perm=d.num_perm,
+        threshold=d.threshold,
+        ngram=d.ngram,
+        min_length=d.min_length,
+        hash_func=d.hash_func,
+        b=d.b,
+        r=d.r,
+        ranges=d.ranges,
+        short_docs=d.short_docs,
+        compat=d.compat,
+    )
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix = f"dedup/signatures/{name}"
+        paths = flags(input=c.path(f"arrow/{name}.arrow"), output=c.path(prefix))
+        argv = (*_DEDUP, "signatures", *paths, *settings)
+        return shard_task(argv, prefix, ".sig", inputs=(Input("prepare", index),))
+
+    return c.stage("dedup-signatures", [task(i) for i in range(len(c.shards))], {"prepare": "same"}, per_shard=True)
+
+
+def dedup_buckets(c: Context) -> Stage:
+    """A range of every shard's keys to links, verified against the texts if the recipe asks for it."""
+    verify = c.recipe.dedup.verify_jaccard
+    sources = ("dedup-signatures", "prepare") if verify else ("dedup-signatures",)
+    reads = tuple(Input(source, full=False) for source in sources)
+    texts = flags(texts=c.path("arrow")) if verify else ()
+
+    def task(index: int) -> Task:
+        output = f"dedup/buckets/range-{index:05d}"
+        paths = flags(signatures=c.path("dedup/signatures"), shards=len(c.shards), range=index, output=c.path(output))
+        argv = (*_DEDUP, "buckets", *paths, *texts)
+        return Task(argv, (f"{output}.npy", f"{output}.json"), reads, f"{output}.json")
+
+    waits = dict.fromkeys(sources, "all")
+    return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)], waits)
+
+
+def dedup_components(c: Context) -> Stage:
+    """All links to clusters and removal lists."""
+    paths = flags(
+        signatures=c.path("dedup/signatures"),
+        buckets=c.path("dedup/buckets"),
+        shards=len(c.shards),
+        ranges=c.recipe.dedup.ranges,
+        output=c.path("dedup/components"),
+    )
+    reads = (Input("dedup-signatures", full=False), Input("dedup-buckets"))
+    task = Task((*_DEDUP, "components", *paths), ("dedup/components",), reads, "dedup/components/stats.json")
+    return c.stage("dedup-components", [task], {"dedup-signatures": "all", "dedup-buckets": "all"})
+
+
+def dedup_filter(c: Context) -> Stage:
+    """A shard without its removed documents."""
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix, removed = f"dedup/kept/{name}", f"dedup/components/removed/{name}.npy"
+        paths = flags(input=c.path(f"arrow/{name}.arrow"), removed=c.path(removed), output=c.path(prefix))
+        reads = (Input("prepare", index), Input("dedup-components", only=(removed,)))
+        return shard_task((*_DEDUP, "filter", *paths), prefix, ".arrow", inputs=reads)
+
+    waits = {"prepare": "same", "dedup-components": "all"}
+    return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], waits, per_shard=True)
+
+
+def dedup_report(c: Context) -> Stage:
+    """What was removed, as JSON and PNG; nothing waits for it."""
+    output = "dedup/report"
+    paths = flags(
+        texts=c.path("arrow"), shards=len(c.shards), components=c.path("dedup/components"), output=c.path(output)
+    )
+    reads = (Input("prepare", full=False), Input("dedup-components"))
+    task = shard_task((*_DEDUP, "report", *paths), output, ".png", inputs=reads)
+    return c.stage("dedup-report", [task], {"prepare": "all", "dedup-components": "all"})
+
+
+def export_text(c: Context) -> Stage:
+    """A kept shard to jsonl and txt."""
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix = f"text/shards/{name}"
+        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output=c.path(prefix))
+        argv = (*_EXPORT_TEXT, "shard", *paths)
+        return shard_task(argv, prefix, ".jsonl", ".txt", inputs=(Input("dedup-filter", index),))
+
+    return c.stage("export-text", [task(i) for i in range(len(c.shards))], {"dedup-filter": "same"}, per_shard=True)
+
+
+def join_text(c: Context) -> Stage:
+    """The text files of all shards to one of each kind."""
+    paths = flags(input=c.path("text/shards"), shards=len(c.shards), output=c.path("text/corpus"))
+    task = shard_task((*_EXPORT_TEXT, "join", *paths), "text/corpus", ".jsonl", ".txt", inputs=(Input("export-text"),))
+    return c.stage("join-text", [task], {"export-text": "all"})
+
+
+def tokenize(c: Context) -> Stage:
+    """A kept shard to token ids."""
+    workers = flags(workers=c.cluster.resources("tokenize").cpus)
+    t = c.recipe.tokenizer
+    settings = flags(no_new_tokens=True, append_eod=t.append_eod, prepend_bos=t.prepend_bos)
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix = f"tokens/shards/{name}_text_document"
+        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output_prefix=c.path(f"tokens/shards/{name}"))
+        argv = (*_PREPROCESS, *paths, *c.tokenizer_flags(), *settings)
+        reads = (Input("dedup-filter", index),)
+        return Task(argv, token_files(prefix), reads, f"{prefix}.json", workers, c.vocabulary)
+
+    return c.stage("tokenize", [task(i) for i in range(len(c.shards))], {"dedup-filter": "same"}, per_shard=True)
+
+
+def merge_tokens(c: Context) -> Stage:
+    """The tokens of all shards to one dataset."""
+    paths = flags(input=c.path("tokens/shards"), output_prefix=c.path(CORPUS))
+    task = Task((*_MERGE_DATASETS, *paths), token_files(CORPUS), (Input("tokenize"),), f"{CORPUS}.json")
+    return c.stage("merge-tokens", [task], {"tokenize": "all"})
+
+
+def index(c: Context) -> Stage:
+    """The order of the training run's samples, built once for all ranks."""
+    t = c.recipe.training
+    settings = flags(
+        split=t.split,
+        seed=t.seed,
+        seq_length=t.seq_length,
+        train_iters=t.train_iters,
+        global_batch_size=t.global_batch_size,
+        eval_interval=t.eval_interval,
+        eval_iters=t.eval_iters,
+    )
+    paths = flags(data_path=c.path(CORPUS), index_path=c.path(INDEX))
+    task = Task((*_BUILD_INDEX, *paths, *settings), (INDEX,), (Input("merge-tokens"),))
+    return c.stage("index", [task], {"merge-tokens": "all"})

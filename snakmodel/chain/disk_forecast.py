@@ -1,0 +1,123 @@
+"""How much disk a run will need, from the input's bytes, the base model's size and the recipe: an upper estimate.
+
+With B bytes of raw text in the recipe's sources (three times the size of compressed files), D documents (B over the
+mean length in the first megabyte), P parameters, W bytes a weight (2 for bf16 and fp16, 4 for fp32) and E exported
+iterations:
+
+    arrow       1.1 B              one copy of the text with `source` and offsets
+    dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
+    text        4 B                jsonl and txt, a shard and joined; none with `text: {export: false}`
+    tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
+    index       p (4 D + 7 B / L)  order of the training samples: p passes at 5 bytes a token, L tokens a sample
+    weights     2 P W              converted, then sharded
+    checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments; n = saves that are kept, one half-written
+    exports     3 E P W            merged, Hugging Face, and pushed to a folder (2 E P W when pushed to the Hub)
+
+P is the size of the base model's weight files over the bytes a weight that its config.json names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from snakmodel.chain.plan import Plan
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.parameters import Parameters
+from snakmodel.prepare.input_files import input_files
+
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
+_SMALL_VOCABULARY = 65_500
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that each part of a run will take at its end."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts.items())
+
+
+def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary: int, bands: int) -> Forecast:
+    """The formula above. `files`: raw text files and their bytes that the run reads."""
+    recipe = config.recipe
+    training = recipe.training
+    text = sum(files.values())
+    documents = _documents(recipe, files, text)
+    width = _WIDTHS[training.dtype]
+    passes = 1 + 5 * training.train_iters * training.global_batch_size * training.seq_length // max(1, text)
+    saves = _kept(recipe)
+    exported = len(recipe.exported_iterations) * parameters * _WIDTHS[recipe.export.dtype or training.dtype]
+    parts = {
+        "arrow": text * 11 // 10,
+        "dedup": text * 11 // 10 + 24 * documents * bands,
+        "text": 4 * text if recipe.text.export else 0,
+        "tokens": 2 * text * (2 if vocabulary < _SMALL_VOCABULARY else 4) // 3,
+        "index": passes * (4 * documents + 7 * text // training.seq_length),
+        "weights": 2 * parameters * width,
+        "checkpoints": 12 * parameters * (saves + 1),
+        "exports": exported * (2 if recipe.push.repository else 3),
+    }
+    return Forecast(parts)
+
+
+def forecast_plan(plan: Plan) -> Forecast:
+    """The forecast of a planned run."""
+    recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
+    files = {one.path: one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares)}
+    parameters = Parameters(dedup.num_perm, dedup.threshold, b=dedup.b, r=dedup.r)
+    base = json.loads((recipe.model.base / "config.json").read_text(encoding="utf-8"))
+    bands = BandHasher(parameters).bands
+    return forecast(plan.config, files, _parameters(recipe.model.base, base), int(base["vocab_size"]), bands)
+
+
+def used(root: Path) -> int:
+    """Bytes that a run's folder takes already."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def free(folder: Path) -> int:
+    """Bytes that this user may still write to the file system of a folder. A quota does not show here."""
+    return shutil.disk_usage(folder).free
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _kept(recipe: Recipe) -> int:
+    """How many checkpoints there are at the most: all that are saved, or those that keep_last and keep_every leave."""
+    t = recipe.training
+    saved = {*range(t.save_interval, t.train_iters, t.save_interval), t.train_iters}
+    if t.keep_last is None:
+        return len(saved)
+    stay = {iteration for iteration in saved if t.keep_every and iteration % t.keep_every == 0}
+    return len(stay | set(sorted(saved)[-t.keep_last :]))
+
+
+def _documents(recipe: Recipe, files: dict[Path, int], text: int) -> int:
+    if recipe.data.document == "file" or not files:
+        return len(files)
+    largest = max(files, key=lambda path: files[path])
+    with largest.open("rb") as file:
+        sample = file.read(10**6)
+    ends = sample.count(b"\n") if recipe.data.document == "line" else sample.count(b"\n\n")
+    return text * max(1, ends) // max(1, len(sample))
+
+
+def _parameters(base: Path, config: dict[str, object]) -> int:
+    weights = list(base.glob("*.safetensors")) or list(base.glob("pytorch_model*.bin"))
+    named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return sum(path.stat().st_size for path in weights) // _WIDTHS.get(named, 4)

@@ -1,0 +1,303 @@
+"""Configuration -> what is left to do: the chain, its packs, and which packs have no verified done marker yet.
+
+run.yaml freezes the resolved recipe and a key of each stage at the first submission. A later change of the recipe or
+of the input files is refused with the stages it touches, unless the run is told to start again from the first of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from snakmodel.chain.borders import EarlierPlan, read_plan
+from snakmodel.chain.build import build
+from snakmodel.chain.containers import container_spec, srun_flags
+from snakmodel.chain.engine_check import Facts, ask_engine
+from snakmodel.chain.inputs import Inputs
+from snakmodel.chain.stage import Chain, Stage, meaning
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Data, Recipe
+from snakmodel.config.sections import PROJECT, suggest
+from snakmodel.prepare.folders import shortened
+from snakmodel.prepare.input_files import Part, Selection, cut, selection
+from snakmodel.publish import UserError, remove, write_json, write_text
+from snakmodel.run.paths import RunPaths
+from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
+
+_SAID = 3
+"""Tasks of a stage for which it is said why they are done again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run consists of and what is missing of it."""
+
+    config: Config
+    paths: RunPaths
+    chain: Chain
+    packs: dict[str, list[list[int]]]
+    """Stage -> pack (array index) -> tasks."""
+    missing: dict[str, list[int]]
+    """Selected stage -> packs without a verified marker, in chain order."""
+    facts: Facts | None
+    """What the engine says of the model and its training; None where none of its commands is missing."""
+    notes: list[str]
+    """Markers that were there but did not count, and input files that are not read, and why."""
+
+    def logs(self, stage: str) -> Path:
+        """Folder of a stage's logs."""
+        return self.config.cluster.logs / self.paths.name / stage
+
+    def write_task_list(self, stage: Stage, python: str) -> Path:
+        """Write the file that the stage's jobs read; return its path."""
+        cluster, resources = self.config.cluster, self.config.cluster.with_defaults(stage.resources)
+        container = container_spec(self.config, self.paths.root, resources)
+        specs = [
+            TaskSpec(
+                argv=[*task.argv, *task.unkeyed],
+                outputs=list(task.outputs),
+                inputs=[InputSpec(one.stage, one.index, list(one.only), one.full) for one in task.inputs],
+                counts=task.counts,
+                key=key,
+                meaning=meaning(self.paths.root, task),
+                reads=list(task.reads),
+            )
+            for task, key in zip(stage.tasks, self.chain.keys[stage.name], strict=True)
+        ]
+        tasks = TaskList(
+            run=str(self.paths.root),
+            stage=stage.name,
+            project=str(PROJECT),
+            python=python,
+            ranks_per_node=resources.ranks_per_node,
+            nodes=resources.nodes,
+            cpus=resources.cpus,
+            packs=self.packs[stage.name],
+            tasks=specs,
+            keys={name: list(self.chain.keys[name]) for name in stage.waits},
+            without_progress=cluster.retries.without_progress,
+            crashes=cluster.retries.crashes,
+            resumable=stage.resumable,
+            progress=stage.progress,
+            environment=dict(stage.environment),
+            srun_args=[*(resources.srun_args or []), *srun_flags(container, str(PROJECT))],
+            interface=cluster.slurm.interface,
+            logs=str(self.logs(stage.name)),
+            container=container,
+            signal_seconds=cluster.slurm.signal_seconds,
+            hung_seconds=cluster.retries.hung_minutes * 60,
+        )
+        path = self.paths.task_list(stage.name)
+        tasks.write(path)
+        return path
+
+
+def make_plan(
+    config: Config,
+    root: Path,
+    selected: Sequence[str],
+    restart_from: Sequence[str],
+    *,
+    dry: bool,
+    check_inputs: bool = False,
+    fit: Callable[[Sequence[Stage]], int] | None = None,
+) -> Plan:
+    """Build the chain, compare it with what the run was frozen with, and find what is missing.
+
+    The engine is asked whether it would refuse a missing command before anything is written. `check_inputs` compares
+    the content of all files from outside the run, not only of those that look changed. `fit` gives the shards that an
+    array element of a new run takes (default: what cluster.yaml says).
+    """
+    paths, data = RunPaths(root), config.recipe.data
+    frozen = _read_frozen(paths.frozen)
+    found = selection(data.path, data.shares)
+    inputs = Inputs.read(root, check=check_inputs)
+    shards = _shards(paths, data, found, frozen, inputs)
+    inputs.look(found, shards, data)
+    chain = build(config, root, shards, inputs, [*selected, *restart_from])
+    _refuse_left_out(chain, selected, restart_from)
+    minimum = config.cluster.shards_per_job
+    shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
+    touched = _touched(frozen, chain) if frozen else []
+    if frozen and touched:
+        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
+    again = [name for name in downstream(chain, restart_from) if name not in touched]
+    packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
+    missing, notes = _missing(chain, packs, selected, again)
+    facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
+    if not dry:
+        _forget(chain, again, touched)
+        write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
+        _freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
+        inputs.write(found.skipped)
+    for stage in chain.stages:  # whatever would keep a container from starting is said now
+        container_spec(config, root, config.cluster.with_defaults(stage.resources))
+    return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
+
+
+_CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
+"""Settings of `data` that say which bytes make up a shard."""
+
+
+def _shards(
+    paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
+) -> list[list[Part]]:
+    """The shards that the run has, with the files as they are now, or new ones."""
+    now = data.model_dump(mode="json")
+    before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs do not name it
+    earlier = read_plan(paths.shards) if all(now[name] == before.get(name, "") for name in _CUTS) else None
+    if earlier is None:
+        return cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
+    plan = EarlierPlan(earlier, Path(before["path"]))
+    inputs.changes += plan.changes(found)
+    return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
+
+
+def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequence[str]) -> None:
+    """Raise UserError where stages are asked for that the recipe leaves out of the chain."""
+    names = {stage.name for stage in chain.stages}
+    absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
+    if absent:
+        raise UserError(f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`; change that")
+
+
+def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
+    """Array index -> tasks; fixed for the life of a run."""
+    size = shards_per_job if stage.per_shard else 1
+    every = list(range(len(stage.tasks)))
+    return [every[start : start + size] for start in range(0, len(every), size)]
+
+
+def _missing(
+    chain: Chain, packs: dict[str, list[list[int]]], selected: Sequence[str], forgotten: Sequence[str]
+) -> tuple[dict[str, list[int]], list[str]]:
+    missing: dict[str, list[int]] = {}
+    notes: list[str] = []
+    for stage in chain.stages:
+        if stage.name not in selected:
+            continue
+        problems = chain.marker_problems(stage.name)
+        said = [problem for problem in problems if problem and problem != "no marker"]
+        notes += [f"{stage.name}: {problem}; done again" for problem in said[:_SAID]]
+        notes += [f"{stage.name}: {len(said) - _SAID} more are done again"] if len(said) > _SAID else []
+        again = stage.name in forgotten
+        wanted = [n for n, pack in enumerate(packs[stage.name]) if again or any(problems[index] for index in pack)]
+        missing[stage.name] = wanted
+    return missing, notes
+
+
+def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
+    """Some stages and all that wait for them, directly or not."""
+    found = list(first)
+    for stage in chain.stages:
+        if stage.name not in found and any(other in found for other in stage.waits):
+            found.append(stage.name)
+    return found
+
+
+def _forget(chain: Chain, again: Sequence[str], touched: Sequence[str]) -> None:
+    """Remove the markers of stages that are done again; of touched ones the tasks' keys say which.
+
+    The outputs of resumable stages among both are moved aside.
+    """
+    for name in again:
+        remove(chain.root / "markers" / name)
+    for name in (*again, *touched):
+        progress = chain[name].progress
+        if progress and (folder := (chain.root / progress).parent).exists():
+            folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def _read_frozen(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("recipe", "stage_keys", "shards_per_job")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as the record of a run ({error}). Restore it, or give another --run-dir."
+        ) from error
+
+
+def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, before: dict[str, str]) -> None:
+    """Write run.yaml. Keys of stages in `before` that were not declared this time stay."""
+    value = {
+        "recipe": config.recipe.model_dump(mode="json"),
+        "shards_per_job": shards_per_job,
+        "stage_keys": {**before, **chain.stage_keys()},
+    }
+    text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True
+    )
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
+    """Stages that would do something else now; one that the run did not have before is new, and touches nothing."""
+    keys = chain.stage_keys()
+    return [name for name in keys if frozen["stage_keys"].get(name, keys[name]) != keys[name]]
+
+
+def _refuse_unless_restarted(
+    paths: RunPaths,
+    config: Config,
+    frozen: dict[str, Any],
+    touched: list[str],
+    restart_from: Sequence[str],
+    chain: Chain,
+    files: Sequence[str],
+) -> None:
+    if set(touched) <= set(downstream(chain, restart_from)):
+        return
+    now = _flat(config.recipe.model_dump(mode="json"))
+    before = _flat(_with_defaults(frozen["recipe"]))
+    changes = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if files:
+        changes.append(f"the input files: {shortened(files)}")
+    what = "; ".join(changes) or "the input files or the base model"
+    starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
+    raise UserError(
+        f"{paths.root} was made by another recipe ({paths.frozen.name} is its record). Changed: {what}. "
+        f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
+        f"or redo what it touches with --restart-from {' '.join(starts)}."
+    )
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that an earlier version froze, with the keys that it did not know."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, item in value.items()
+        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def select(names: Sequence[str], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
+    """The stages that --from, --until and --only leave."""
+    for name in (first, last, *only):
+        if name is not None and name not in names:
+            raise UserError(f"there is no stage {name}. {suggest(name, names)}")
+    start = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+    return [name for name in names[start:end] if not only or name in only]

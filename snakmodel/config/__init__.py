@@ -1,0 +1,1 @@
+"""What users write: cluster.yaml and recipes, checked key by key."""

@@ -1,0 +1,1 @@
+"""Near-deduplication by MinHash, one module a step."""

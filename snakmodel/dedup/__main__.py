@@ -1,0 +1,109 @@
+"""Near-duplicate removal in steps that any number of machines can share, or in one command on one machine.
+
+  signatures   a shard's documents -> its band keys, sorted and cut into P ranges of the key space   (one task a shard)
+  buckets      range p of every shard -> documents that share a key, as few links as connect them    (one task a range)
+  components   all links -> the lowest document number of every cluster, and each shard's removals   (one task)
+  filter       a shard and its removals -> the documents kept                                        (one task a shard)
+  report       what was removed: sources, clusters, excerpts, as JSON and PNG                        (one task)
+
+Documents are numbered through the shards in order. The lowest number of a cluster survives, so the result depends
+neither on the number of shards nor on that of ranges. Every file names the texts and parameters it was made from.
+Without the name of a step the command takes text-dedup's flags and does the first four itself: dedup_command.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snakmodel.dedup.flags import add_parameters, parameters_of
+from snakmodel.dedup.minhash.parameters import SHORT_POLICIES
+from snakmodel.dedup.signature_file import numbered
+from snakmodel.publish import run_main
+from snakmodel.shards.arrow_stream import Rows
+
+STEPS = ("signatures", "buckets", "components", "filter", "report")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of the sub-commands; outputs are given without their suffix."""
+    parser = argparse.ArgumentParser(prog="snakmodel.dedup", description="near-duplicate removal, one step at a time")
+    steps = parser.add_subparsers(dest="step", required=True)
+    step = steps.add_parser("signatures", help="a shard's documents -> its band keys")
+    step.add_argument("--input", type=Path, required=True, help="an Arrow shard")
+    step.add_argument("--ranges", type=int, required=True, help="ranges of the key space")
+    add_parameters(step, num_perm=64, threshold=0.85)
+    step.add_argument("--short_docs", choices=SHORT_POLICIES, default="exact", help="what to do with short documents")
+    bucket = steps.add_parser("buckets", help="one range of every shard -> links")
+    bucket.add_argument("--range", type=int, required=True, help="which range, from 0")
+    bucket.add_argument("--texts", type=Path, help="the folder of the Arrow shards: verify links by Jaccard similarity")
+    joined = steps.add_parser("components", help="all links -> clusters and removal lists")
+    joined.add_argument("--buckets", type=Path, required=True, help="the folder of the links")
+    joined.add_argument("--ranges", type=int, required=True, help="ranges of the key space")
+    kept = steps.add_parser("filter", help="a shard and its removals -> the documents kept")
+    kept.add_argument("--input", type=Path, required=True, help="an Arrow shard")
+    kept.add_argument("--removed", type=Path, required=True, help="the shard's removal list")
+    seen = steps.add_parser("report", help="sources, clusters and excerpts as JSON and PNG")
+    seen.add_argument("--texts", type=Path, required=True, help="the folder of the Arrow shards")
+    seen.add_argument("--components", type=Path, required=True, help="the folder that components wrote")
+    for step in (bucket, joined):
+        step.add_argument("--signatures", type=Path, required=True, help="the folder of the signature files")
+    for step in (bucket, joined, seen):
+        step.add_argument("--shards", type=int, required=True, help="number of shards")
+    for step in (steps.choices["signatures"], bucket, seen):
+        step.add_argument("--column", default="text", help="the column that holds the documents")
+    for step in steps.choices.values():
+        step.add_argument("--output", type=Path, required=True, help="output path without suffix")
+    return parser.parse_args(argv)
+
+
+def shard_files(folder: Path, shards: int) -> list[Rows]:
+    """The Arrow shards of a folder."""
+    return [Rows(path) for path in numbered(folder, "shard", ".arrow", shards, "--shards")]
+
+
+def run_step(args: argparse.Namespace) -> dict[str, Any]:
+    """Run one step for one shard or range; return its counts."""
+    if args.step == "signatures":
+        from snakmodel.dedup.signatures import signatures
+
+        return signatures(Rows(args.input), args.output, args.column, args.ranges, parameters_of(args))
+    if args.step == "buckets":
+        from snakmodel.dedup.buckets import buckets
+
+        texts = shard_files(args.texts, args.shards) if args.texts else None
+        return buckets(args.signatures, args.shards, args.range, args.output, texts, args.column)
+    if args.step == "components":
+        from snakmodel.dedup.components import components
+
+        return components(args.signatures, args.buckets, args.shards, args.ranges, args.output)
+    if args.step == "filter":
+        from snakmodel.dedup.filter import filter_shard
+
+        return filter_shard(Rows(args.input), args.removed, args.output)
+    from snakmodel.dedup.report import report
+
+    return report(shard_files(args.texts, args.shards), args.column, args.components, args.output)
+
+
+def main() -> None:
+    """python -m snakmodel.dedup signatures|buckets|components|filter|report --output PATH …
+    python -m snakmodel.dedup --path DATASET --local --split train --output PATH --column text …
+
+    Runs one step for one shard or range and prints its counts, or all of them on one machine.
+    """
+    argv = sys.argv[1:]
+    if argv and argv[0] in STEPS:
+        print(json.dumps(run_step(parse_arguments(argv)), ensure_ascii=False))
+        return
+    from snakmodel.dedup.one_machine import deduplicate
+
+    deduplicate(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

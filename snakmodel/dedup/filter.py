@@ -1,0 +1,61 @@
+"""A shard and its removals -> the documents kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from snakmodel.dedup.signature_file import read_array
+from snakmodel.publish import UserError, publishing, write_json
+from snakmodel.shards.arrow_stream import Rows, batches, open_stream, source_names, write_stream
+from snakmodel.shards.counts import bounded
+
+
+def filter_shard(source: Rows, removed: Path, output: Path) -> dict[str, Any]:
+    """Write the documents kept, with all columns, as `output`.arrow, and their counts by source as `output`.json."""
+    with open_stream(source.path) as reader:
+        rows = removal_list(removed, source)
+        counts: dict[str, Any] = {"documents": 0, "removed": len(rows), "sources": {}}
+        with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
+            write_stream(arrow, reader.schema, kept_batches(batches(reader, source), rows, counts))
+            write_json(report, counts)
+    return counts
+
+
+def removal_list(path: Path, source: Rows) -> NDArray[Any]:
+    """The rows to remove from a shard. Raises InputsMissing if there is no list, UserError if it is another shard's."""
+    rows, about = read_array(path)
+    if about.get("input") != source.identity():
+        raise UserError(f"{path} was made for other texts than {source.path}; run dedup again from signatures on")
+    if len(rows) != about["removed"] or (rows >= about["documents"]).any():
+        raise UserError(f"{path} does not agree with the .json beside it; run dedup components again")
+    return rows
+
+
+def kept_batches(found: Iterator[Any], rows: NDArray[Any], counts: dict[str, Any]) -> Iterator[Any]:
+    """Each record batch without the rows removed; `counts` grows as they are made."""
+    first = 0
+    for batch in found:
+        low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+        keep = np.ones(batch.num_rows, bool)
+        keep[rows[low:high].astype(np.int64) - first] = False
+        first += batch.num_rows
+        batch = batch.filter(mask(keep))
+        counts["documents"] += batch.num_rows
+        if (sources := source_names(batch)) is not None:
+            for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
+                counts["sources"][name] = counts["sources"].get(name, 0) + count
+            counts["sources"] = bounded(counts["sources"])
+        if batch.num_rows:
+            yield batch
+
+
+def mask(keep: NDArray[np.bool_]) -> Any:
+    """A `pyarrow.BooleanArray`; `pyarrow.array` would do it too, but loads pandas: 40 MB and half a second."""
+    bits = pa.py_buffer(np.packbits(keep, bitorder="little"))
+    return pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, bits])

@@ -1,0 +1,1 @@
+"""MinHash signatures: text-dedup's, compiled."""

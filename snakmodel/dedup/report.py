@@ -1,0 +1,137 @@
+"""What deduplication removed: documents and bytes by source, which sources repeat each other, the largest clusters.
+
+Walks the shards once for lengths and sources, without reading the texts; memory is 4 bytes a document, and the labels,
+which are mapped. Nothing in the chain waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from snakmodel.dedup.components import DROPPED
+from snakmodel.dedup.jaccard import Texts
+from snakmodel.dedup.report_figure import draw
+from snakmodel.dedup.signature_file import Numbers
+from snakmodel.publish import InputsMissing, UserError, publishing, write_json
+from snakmodel.shards.arrow_stream import NO_SOURCE, Rows, batches, column_index, open_stream, source_names
+from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
+from snakmodel.shards.progress import progress
+
+_EXCERPT = 160
+
+
+def report(shards: list[Rows], column: str, components: Path, output: Path) -> dict[str, Any]:
+    """Write `output`.json and `output`.png; return the counts of documents.
+
+    Raises UserError if the components are of other texts.
+    """
+    for name in ("stats.json", "labels.npy"):
+        if not (components / name).is_file():
+            raise InputsMissing(f"{components / name} does not exist; run dedup components first")
+    stats = json.loads((components / "stats.json").read_text(encoding="utf-8"))
+    labels = np.load(components / "labels.npy", mmap_mode="r")
+    tally = Tally(labels)
+    counted = [0]
+    with progress("report", len(labels), "documents") as advance:
+        for shard in shards:
+            for names, codes, lengths in described(shard, column):
+                tally.add(names, codes, lengths)
+                advance(len(lengths))
+            counted.append(tally.documents)
+    if tally.documents != len(labels):
+        raise UserError(
+            f"{components} is of {len(labels)} documents, the shards in {shards[0].path.parent} have "
+            f"{tally.documents}; run dedup again from signatures on"
+        )
+    texts = Texts(counted, shards, column)
+    clusters = [{**one, "excerpt": excerpt(texts[one["document"]])} for one in stats["largest_clusters"]]
+    removed = {key: stats[key] for key in ("documents", "kept", "removed", "duplicates", "dropped", "clusters")}
+    found = {
+        **removed,
+        "sources": tally.by_source(),
+        "sizes": stats["sizes"],
+        "largest_clusters": clusters,
+        "duplicates_of": tally.matrix(),
+    }
+    with publishing(Path(f"{output}.json"), Path(f"{output}.png")) as (text, picture):
+        write_json(text, found)
+        draw(found, picture)
+    return removed
+
+
+def described(shard: Rows, column: str) -> Iterator[tuple[list[str], Numbers, Numbers]]:
+    """Batch by batch the names of sources, and of each document the position of its own and the length in bytes."""
+    with open_stream(shard.path) as reader:
+        index = column_index(reader, column, shard.path)
+        for batch in batches(reader, shard):
+            lengths = pc.binary_length(batch.column(index)).to_numpy(zero_copy_only=False).astype(np.int64)
+            names, codes = source_names(batch) or ([NO_SOURCE], np.zeros(batch.num_rows, np.int64))
+            yield names, codes, lengths
+
+
+class Tally:
+    """Sums over documents, which come in the order of their numbers, by source or, of too many, of all together."""
+
+    def __init__(self, labels: NDArray[Any]) -> None:
+        self.labels = labels
+        self.documents = 0
+        self.names: dict[str, int] = {}
+        self.codes = np.empty(len(labels), np.int32)
+        self.sums = np.zeros((4, 0), np.int64)
+        self.pairs: dict[tuple[int, int], int] = {}
+
+    def add(self, names: list[str], places: Numbers, lengths: Numbers) -> None:
+        """A batch of documents: the names of sources, and of each document the place of its own and its bytes."""
+        first, self.documents = self.documents, self.documents + len(lengths)
+        if self.documents > len(self.labels):
+            return
+        codes = self.number(names)[places]
+        self.codes[first : self.documents] = codes
+        labels = self.labels[first : self.documents]
+        kept = labels == np.arange(first, self.documents)
+        for sums, weights in zip(self.sums, (np.ones(len(codes)), lengths, kept, lengths * kept), strict=True):
+            sums += np.bincount(codes, weights, len(sums)).astype(np.int64)
+        twice = ~kept & (labels != DROPPED)  # the survivor came earlier: its source is known
+        pairs, counts = np.unique(
+            np.stack([self.codes[labels[twice]], codes[twice]], axis=1), axis=0, return_counts=True
+        )
+        for (survivor, removed), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            self.pairs[survivor, removed] = self.pairs.get((survivor, removed), 0) + count
+
+    def number(self, names: list[str]) -> Numbers:
+        """The numbers of these sources, new ones among them."""
+        if MANY_SOURCES not in self.names:
+            for name in names:
+                self.names.setdefault(name, len(self.names))
+            self.sums = np.pad(self.sums, ((0, 0), (0, len(self.names) - self.sums.shape[1])))
+        if len(self.names) > MOST_SOURCES:
+            self.names, self.sums = {MANY_SOURCES: 0}, self.sums.sum(1, keepdims=True)
+            self.codes[:] = 0
+            self.pairs = {(0, 0): sum(self.pairs.values())}
+        return np.array([self.names.get(name, 0) for name in names])
+
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """Documents and bytes, before and after, of each source."""
+        names = ("documents", "bytes", "kept_documents", "kept_bytes")
+        return {name: dict(zip(names, self.sums[:, code].tolist(), strict=True)) for name, code in self.names.items()}
+
+    def matrix(self) -> dict[str, dict[str, int]]:
+        """Source of the survivor -> source of the removed duplicate -> documents; zeros are left out."""
+        names = list(self.names)
+        found: dict[str, dict[str, int]] = {}
+        for (survivor, removed), count in sorted(self.pairs.items()):
+            found.setdefault(names[survivor], {})[names[removed]] = count
+        return found
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a document on one line."""
+    line = " ".join(text[: 4 * _EXCERPT].split())
+    return line if len(line) <= _EXCERPT and len(text) <= 4 * _EXCERPT else f"{line[:_EXCERPT]}…"

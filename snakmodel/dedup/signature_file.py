@@ -1,0 +1,204 @@
+"""Signature files: what a shard's documents are linked by, sorted and cut into ranges of the key space.
+
+A file is written run by run, so that a writer holds `RUN` records at most, and read range by range. Layout,
+little-endian: magic; for each run P segments of records (one a range, sorted by key) and one of dropped rows; an index
+with an entry of SEGMENT each; a JSON header; its length and the xxh3-64 of index and header, uint64; magic.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from snakmodel.dedup.minhash.parameters import RECORD
+from snakmodel.publish import InputsMissing, UserError
+
+Numbers = NDArray[np.int64]
+
+MAGIC = b"SNAKSIG2"
+SEGMENT = np.dtype([("offset", "<u8"), ("length", "<u8"), ("checksum", "<u8")])
+"""Where a segment lies, in bytes, and its xxh3-64."""
+ROW = np.dtype("<u4")
+RUN = 1 << 21
+"""Records that are sorted at a time: 42 MB of them, about 150 MB of memory with what sorting takes."""
+_TAIL = 16 + len(MAGIC)
+
+
+@dataclass(frozen=True)
+class SignatureFile:
+    """An opened signature file."""
+
+    path: Path
+    header: dict[str, Any]
+    """parameters, fingerprint, ranges, runs, documents, short_documents, dropped, input (names the texts)."""
+    index: NDArray[np.void]
+    """(runs, ranges + 1) of SEGMENT."""
+
+    @classmethod
+    def open(cls, path: Path) -> SignatureFile:
+        """Read header and index. Raises UserError if the file is foreign, damaged or truncated."""
+        with path.open("rb") as file:
+            start, size = file.read(len(MAGIC)), file.seek(0, 2)
+            try:
+                file.seek(size - _TAIL)
+                tail = file.read(_TAIL)
+                length, digest = (int(value) for value in np.frombuffer(tail[:16], "<u8"))
+                file.seek(size - _TAIL - length)
+                header = file.read(length)
+                meta = json.loads(header)
+                entries = meta["runs"] * (meta["ranges"] + 1)
+                file.seek(size - _TAIL - length - entries * SEGMENT.itemsize)
+                table = file.read(entries * SEGMENT.itemsize)
+                intact = start == MAGIC == tail[16:] and xxhash.xxh3_64_intdigest(table + header) == digest
+                index = np.frombuffer(table, SEGMENT).reshape(meta["runs"], meta["ranges"] + 1)
+                expected = len(MAGIC) + int(index["length"].sum()) + len(table) + length + _TAIL
+            except (OSError, ValueError, KeyError, TypeError):
+                intact = False
+        if not intact or size != expected:
+            raise UserError(f"{path} is not a signature file, or is cut off or damaged; run dedup signatures again")
+        return cls(path, meta, index)
+
+    def records(self, part: int) -> int:
+        """The number of records in a range."""
+        return int(self.index["length"][:, part].sum()) // RECORD.itemsize
+
+    def read(self, part: int) -> NDArray[np.void]:
+        """The records of a range, a sorted run after the other, checksums compared."""
+        return self._read(part, RECORD)
+
+    def dropped(self) -> NDArray[Any]:
+        """The rows of the dropped short documents, ascending."""
+        return self._read(self.header["ranges"], ROW)
+
+    def _read(self, column: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        parts = []
+        with self.path.open("rb") as file:
+            for run, entry in enumerate(self.index[:, column]):
+                file.seek(int(entry["offset"]))
+                content = file.read(int(entry["length"]))
+                if xxhash.xxh3_64_intdigest(content) != entry["checksum"]:
+                    raise UserError(f"{self.path}: range {column} of run {run} is damaged; run dedup signatures again")
+                parts.append(np.frombuffer(content, dtype))
+        return np.concatenate([np.empty(0, dtype), *parts]) if len(parts) != 1 else parts[0]
+
+
+class SignatureWriter:
+    """Takes records in document order and writes them run by run; `finish` completes the file."""
+
+    def __init__(self, file: BinaryIO, ranges: int) -> None:
+        self.file = file
+        self.ranges = ranges
+        self.total = 0
+        self._offset = file.write(MAGIC)
+        self._index: list[tuple[int, int, int]] = []
+        self._records: list[NDArray[np.void]] = []
+        self._rows: list[NDArray[Any]] = []
+        self._held = 0
+
+    def add(self, records: NDArray[np.void], dropped: NDArray[Any]) -> None:
+        """Records, and the rows of documents that are to be dropped."""
+        self._records.append(records)
+        self._rows.append(dropped.astype(ROW))
+        self._held += len(records) + len(dropped)
+        if self._held >= RUN:
+            self._write_run()
+
+    def _write_run(self) -> None:
+        records = np.concatenate([np.empty(0, RECORD), *self._records])
+        rows = np.concatenate([np.empty(0, ROW), *self._rows])
+        self.total += len(records)
+        self._records, self._rows, self._held = [], [], 0
+        for segment in [*cut_ranges(records, self.ranges), rows]:
+            content = segment.view(np.uint8).data
+            self._index.append((self._offset, segment.nbytes, xxhash.xxh3_64_intdigest(content)))
+            self._offset += self.file.write(content)
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """Write what is held, the index and the header."""
+        if self._held:
+            self._write_run()
+        table = np.array(self._index, SEGMENT).tobytes()
+        runs = len(self._index) // (self.ranges + 1)
+        header = json.dumps({**about, "ranges": self.ranges, "runs": runs}, sort_keys=True).encode()
+        digest = xxhash.xxh3_64_intdigest(table + header)
+        self.file.write(table + header + np.array([len(header), digest], "<u8").tobytes() + MAGIC)
+
+
+def cut_ranges(records: NDArray[np.void], ranges: int) -> list[NDArray[np.void]]:
+    """Sort records by the upper half of the key, in document order where it is equal, and cut them where it passes
+    p·2⁶⁴/P, p = 1 … P-1.
+    """
+    records = records[np.argsort(records["hi"], kind="stable")]
+    borders = np.array([-(-(part << 64) // ranges) for part in range(1, ranges)], np.uint64)
+    return np.split(records, np.searchsorted(records["hi"], borders))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The signature files of all shards, checked against each other."""
+
+    files: tuple[SignatureFile, ...]
+    bases: Numbers
+    """(S + 1,): the number of each shard's first document; the last entry is the number of documents."""
+    digest: str
+    """Names the texts, the parameters and how they are cut into shards and ranges."""
+
+    @classmethod
+    def open(cls, folder: Path, shards: int) -> Corpus:
+        """Raises InputsMissing if a shard is absent, UserError if one is too many or of other parameters."""
+        files = tuple(SignatureFile.open(path) for path in numbered(folder, "shard", ".sig", shards, "--shards"))
+        first = files[0]
+        for file in files:
+            for key in ("parameters", "ranges"):
+                if file.header[key] != first.header[key]:
+                    raise UserError(
+                        f"{first.path} and {file.path} were made with different {key}: {first.header[key]} and "
+                        f"{file.header[key]}; run dedup signatures again for all shards with the same flags"
+                    )
+        bases = np.cumsum([0, *(file.header["documents"] for file in files)], dtype=np.int64)
+        digest = xxhash.xxh3_128_hexdigest(json.dumps([file.header for file in files], sort_keys=True).encode())
+        return cls(files, bases, digest)
+
+    @property
+    def ranges(self) -> int:
+        """Ranges that the files are cut into."""
+        return int(self.files[0].header["ranges"])
+
+
+def numbered(folder: Path, stem: str, suffix: str, count: int, flag: str) -> list[Path]:
+    """The paths stem-00000 … in a folder. Raises InputsMissing or UserError if there are fewer or more than `count`."""
+    if count < 1:
+        raise UserError(f"{flag} {count}: must be 1 or more")
+    paths = [folder / f"{stem}-{number:05d}{suffix}" for number in range(count)]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise InputsMissing(f"{folder} lacks {len(missing)} of {count} files, the first is {missing[0]}")
+    if foreign := sorted({path.name for path in folder.glob(f"{stem}-*{suffix}")} - {path.name for path in paths}):
+        raise UserError(
+            f"{folder} holds {foreign[0]} although {flag} is {count}: it is of another run; remove the folder"
+        )
+    return paths
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Save an array under exactly this name."""
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """An array and the JSON object beside it. Raises InputsMissing or UserError."""
+    about = path.with_suffix(".json")
+    if missing := [str(file) for file in (path, about) if not file.is_file()]:
+        raise InputsMissing(f"{' and '.join(missing)} missing; run the step that writes it first")
+    try:
+        return np.load(path, allow_pickle=False), json.loads(about.read_text(encoding="utf-8"))
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} or the .json beside it is damaged ({error}); run the step that writes it again"
+        ) from error

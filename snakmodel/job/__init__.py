@@ -1,0 +1,1 @@
+"""Inside a job: the driver, its ranks, and what watches them."""

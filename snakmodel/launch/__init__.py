@@ -1,0 +1,1 @@
+"""Launchers: on Slurm, on this machine, and by hand."""

@@ -1,0 +1,306 @@
+"""Files and queue -> the state of every pack of a run, and why it is in it.
+
+Proof comes first: a valid marker is done, whatever Slurm says. Then what squeue and sacct know, then the events. What
+waits for something that failed is blocked; what is neither done nor queued is missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from snakmodel.monitor.run_files import RunFiles, StageFiles, Story
+from snakmodel.run.log_file import tail
+from snakmodel.slurm.ask import use_cluster
+from snakmodel.slurm.jobs import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
+from snakmodel.slurm.pending_reasons import NEVER, explain
+
+State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "missing"]
+STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "missing")
+_ERROR_LINES = 50
+"""Lines at the end of a log among which the error is looked for."""
+
+
+@dataclass
+class Pack:
+    """One array element that is not done."""
+
+    number: int
+    state: State
+    why: str
+    tasks: list[int]
+    """Its tasks without a marker."""
+    node: str = ""
+    job: str = ""
+    attempts: int = 0
+    remedy: str = ""
+    """What the user must do before Slurm starts it; empty where waiting is enough."""
+
+
+@dataclass
+class StageState:
+    """One stage: how many tasks are in which state, and the packs that are not done."""
+
+    files: StageFiles
+    packs: dict[int, Pack] = field(default_factory=dict)
+    attempts: int = 0
+    """Most attempts that one of its packs took, those that are done included."""
+    again: Counter[str] = field(default_factory=Counter)
+    """Kind -> attempts of that kind that were followed by another one."""
+    lost: list[str] = field(default_factory=list)
+    """Nodes that were lost under it."""
+    avoided: list[str] = field(default_factory=list)
+    """Nodes that its jobs were kept off."""
+    superseded: int = 0
+    """Attempts that lived on beside a later one and were refused."""
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.files.name
+
+    def recall(self, story: Story) -> None:
+        """Take in what happened to one of its packs."""
+        self.attempts = max(self.attempts, story.starts)
+        self.again.update(kind for kind, _ in story.again)
+        self.lost += [node for kind, node in story.again if kind == "node-failure" and node not in self.lost]
+        self.avoided += [node for node in story.avoided if node not in self.avoided]
+        self.superseded += story.superseded
+
+    def count(self, state: State) -> int:
+        """Number of tasks in a state."""
+        undone = sum(len(pack.tasks) for pack in self.packs.values())
+        if state == "done":
+            return self.files.size - undone
+        return sum(len(pack.tasks) for pack in self.packs.values() if pack.state == state)
+
+
+@dataclass
+class Diagnosis:
+    """The state of a run."""
+
+    files: RunFiles
+    queue: Queue
+    stages: list[StageState]
+
+    def packs(self, state: State) -> list[tuple[StageState, Pack]]:
+        """All packs in a state, in chain order."""
+        return [(stage, pack) for stage in self.stages for pack in stage.packs.values() if pack.state == state]
+
+
+def diagnose(files: RunFiles) -> Diagnosis:
+    """Look into the queue, where the run has been there, and judge every pack."""
+    queue = Queue()
+    elsewhere = any(not story.job.startswith("local") for story in files.stories.values())
+    if files.journal or elsewhere:
+        use_cluster(files.cluster)
+        wanted = {stage.name: set(stage.undone) for stage in files.stages}
+        queue = look(Owner.of(files.root, files.journal), files.journal, wanted)
+    judge = _Judge(files, queue)
+    return Diagnosis(files, queue, [judge.stage(stage) for stage in files.stages])
+
+
+class _Judge:
+    """Judges stage after stage, each with what came of those that it waits for."""
+
+    def __init__(self, files: RunFiles, queue: Queue) -> None:
+        self.files = files
+        self.queue = queue
+        self.newest = {(one["stage"], int(n)): str(one.get("job", "")) for one in files.journal for n in one["packs"]}
+        self.order = {str(one.get("job", "")): number for number, one in enumerate(files.journal)}
+        self.judged: dict[str, StageState] = {}
+        self.roots: dict[tuple[str, int], str] = {}
+        """Failed or blocked pack -> the stage whose failure is at the root."""
+        self.told: dict[str, list[Story]] = {}
+        """Stage -> the stories of its packs."""
+        for (name, _), story in files.stories.items():
+            self.told.setdefault(name, []).append(story)
+        self.bad: dict[str, str] = {}
+        """Stage with a failed or blocked pack -> the same."""
+        holder = files.holder
+        self.launcher = f"local{holder.get('pid')}"
+        self.runs_here = bool(holder) and any(one.job == self.launcher for one in files.stories.values())
+
+    def stage(self, stage: StageFiles) -> StageState:
+        """Judge one stage; those before it have been judged."""
+        state = StageState(stage)
+        self.judged[stage.name] = state
+        for told in self.told.get(stage.name, ()):
+            state.recall(told)
+        waits = stage.waits()
+        for number, problems in stage.undone.items():
+            story = self.files.stories.get((stage.name, number), Story())
+            pack = Pack(number, "missing", "", list(problems), attempts=self.files.attempts(stage.name, number))
+            pack.node, pack.job = str(story.start.get("node", "")), story.job
+            pack.state, pack.why = self._pack(stage.name, pack, story, waits)
+            state.packs[number] = pack
+            state.attempts = max(state.attempts, pack.attempts)
+            if pack.state in ("failed", "blocked"):
+                root = self._root(waits, number) if pack.state == "blocked" else stage.name
+                self.roots[stage.name, number] = root or stage.name
+                self.bad.setdefault(stage.name, root or stage.name)
+        return state
+
+    def _root(self, waits: dict[str, Literal["same", "all"]], number: int) -> str:
+        """The failed stage that keeps a pack from running, or nothing."""
+        for other, kind in waits.items():
+            root = self.roots.get((other, number)) if kind == "same" else self.bad.get(other)
+            if root:
+                return root
+        return ""
+
+    def _waiting(self, waits: dict[str, Literal["same", "all"]], number: int) -> list[str]:
+        """Stages that have to come first and have not."""
+        return [
+            other
+            for other, kind in waits.items()
+            if other in self.judged
+            and (number in self.judged[other].packs if kind == "same" else self.judged[other].packs)
+        ]
+
+    def _pack(
+        self, stage: str, pack: Pack, story: Story, waits: dict[str, Literal["same", "all"]]
+    ) -> tuple[State, str]:
+        job = self._job(stage, pack.number, story)
+        root, waiting = self._root(waits, pack.number), self._waiting(waits, pack.number)
+        if job:
+            pack.job, pack.node = job.id, job.node or pack.node
+        if job and job.id in self.queue.shared and (found := self._shared(stage, pack, job, story, root)):
+            return found
+        if job and job.state in RUNNING:
+            return "running", "is just ending" if job.state == "COMPLETING" else job.state.lower()
+        if job and job.active:
+            pack.remedy = explain(job.reason, job.id).remedy
+            return _queued(job, root, waiting)
+        if self.runs_here:
+            return self._local(story, root, waiting, self.files.log(self.judged[stage].files, pack.number))
+        if job and job.state in FAILED:
+            log = self.files.log(self.judged[stage].files, pack.number)
+            if story.job == job.id and job.state == "FAILED" and story.last.get("event") == "start":
+                if error := _error_in(log):
+                    return "failed", error
+                return (
+                    "missing",
+                    "its job was killed from outside, and it could not say why; there is nothing to repair",
+                )
+            return "failed", _never_began(job, log.parent) if story.job != job.id else _ended(job, story, log)
+        if not job and story.last.get("event") == "failed" and self._is_current(stage, pack.number, story):
+            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
+        if root:
+            removed = "; Slurm removed its job" if job and job.state == "CANCELLED" else ""
+            return "blocked", f"because {root} failed{removed}"
+        return self._left(stage, pack, job, story, waiting)
+
+    def _shared(self, stage: str, pack: Pack, job: Job, story: Story, root: str) -> tuple[State, str] | None:
+        """What the state of a job by hand does not say of a pack, since the job works through several of them."""
+        event = story.last.get("event") if story.job == job.id else None
+        if event == "failed" and (job.state in RUNNING or job.state in FAILED):
+            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
+        if root and not job.active:
+            return "blocked", f"because {root} failed"
+        if job.state in RUNNING and event != "start":
+            return "pending", f"waits its turn in job {job.id}, which works through several tasks"
+        if job.state in FAILED:
+            return "missing", f"job {job.id}, which works through several tasks, ended {job.state} before this was done"
+        return None
+
+    def _job(self, stage: str, number: int, story: Story) -> Job | None:
+        """What Slurm knows of a pack: an active job, else its newest one."""
+        known = self.queue.packs.get((stage, number), [])
+        started = self.queue.by_id.get(story.job) if story.job and "_" not in story.job else None
+        for job in [*known, *([started] if started else [])]:  # started: a batch file submitted by hand
+            if job.active:
+                return job
+        newest = self.newest.get((stage, number))
+        ended = [job for job in known if newest is None or job.array == newest]
+        return ended[-1] if ended else None
+
+    def _is_current(self, stage: str, number: int, story: Story) -> bool:
+        """Whether the pack has not been submitted again since its latest attempt."""
+        newest = self.newest.get((stage, number), "")
+        last = story.job.partition("_")[0]
+        return last not in self.order or self.order[last] >= self.order.get(newest, -1)
+
+    def _local(self, story: Story, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
+        """The state of a pack while a launcher runs the stages itself."""
+        event = story.last.get("event") if story.job == self.launcher else None
+        if event == "failed":
+            return "failed", _ended(None, story, log)
+        if event == "start":
+            return "running", f"by the launcher on {self.files.holder.get('host')}"
+        if root:
+            return "blocked", f"because {root} failed"
+        return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for free cores"
+
+    def _left(self, stage: str, pack: Pack, job: Job | None, story: Story, waiting: list[str]) -> tuple[State, str]:
+        """A pack that is neither done nor queued, and that nothing failed for."""
+        newest = self.newest.get((stage, pack.number), "")
+        event, local = story.last.get("event"), story.job.startswith("local")
+        if not self.queue.answered and not job and (newest or (story.starts and not local)):
+            last = f"{event} on {pack.node} at {story.last.get('time')}" if event else f"submitted as job {newest}"
+            return "unknown", f"{last}; whether it is queued or runs, only Slurm knows"
+        needs = f"; it waits for {', '.join(waiting)}" if waiting else ""
+        if job and job.state == "CANCELLED":
+            return "missing", f"cancelled{needs}"
+        if job and job.state in INTERRUPTED:
+            return "missing", f"interrupted ({job.state}), which is no failure, and not queued again"
+        if job:
+            return "missing", f"its job ended {job.state}, but a done marker is missing or no longer valid"
+        if event in ("start", "again", "requeue", "cancelled"):
+            said = story.last.get("reason") or "without a word (killed, or its node was lost)"
+            return (
+                "missing",
+                "cancelled" if event == "cancelled" else f"its last attempt ended: {said}; it is not queued",
+            )
+        if newest:
+            return "missing", f"not queued: Slurm no longer knows job {newest}{needs}"
+        return "missing", f"not queued{needs}"
+
+
+def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
+    """A job that waits in Slurm's queue."""
+    if job.reason == NEVER:
+        cause = f"because {root} failed; " if root else ""
+        return (
+            "blocked",
+            f"{cause}job {job.array} can never start ({NEVER}: a job that it waits for failed or was cancelled)",
+        )
+    if job.reason == "Dependency":
+        if root:
+            return "blocked", f"because {root} failed"
+        return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for jobs that are just ending"
+    return "pending", explain(job.reason, job.id).words
+
+
+def _never_began(job: Job, logs: Path) -> str:
+    """Why a job failed of which no attempt says anything: Slurm itself could not start it."""
+    if job.state != "FAILED":
+        return _ended(job, Story(), logs)
+    if not logs.is_dir():
+        gone = f"{logs}, the folder of its log, is gone; the launcher makes it anew"
+        return f"Slurm could not start it (FAILED: {job.reason}): {gone}"
+    return f"it ended before its command began (FAILED: {job.reason}); its log or the node may say why"
+
+
+def _ended(job: Job | None, story: Story, log: Path) -> str:
+    """Why a pack failed: what the driver decided, with the error in the log where it says more; else Slurm's word."""
+    if story.last.get("event") == "failed" and story.last.get("reason"):
+        reason = str(story.last["reason"])
+        error = _error_in(log) or "its inputs or settings are not right; its log says more"
+        return f"refused: {error}" if reason == "refused" else reason
+    if job and job.state == "TIMEOUT":
+        return "reached its time limit (TIMEOUT)"
+    if job and job.state == "OUT_OF_MEMORY":
+        return "used more memory than it asked for (OUT_OF_MEMORY): raise mem_gb in cluster.yaml"
+    return f"ended {job.state}: {job.reason}" if job else "failed"
+
+
+def _error_in(log: Path) -> str:
+    """The last error in a log since its last task began, so that a full disk, a damaged file and a wrong setting can be
+    told apart; empty where there is none."""
+    lines = tail(log, _ERROR_LINES)
+    began = max((number for number, line in enumerate(lines) if " | attempt " in line), default=-1)
+    errors = [line for line in lines[began + 1 :] if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else ""

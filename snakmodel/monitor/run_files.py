@@ -1,0 +1,291 @@
+"""What a run's folder alone says: stages, packs, done markers, attempts and events. Nothing here asks Slurm.
+
+Everything is read with care: a file that is damaged becomes a note, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from snakmodel.config.load import load_cluster
+from snakmodel.config.sections import PROJECT
+from snakmodel.publish import Marker, UserError
+from snakmodel.run import lock
+from snakmodel.run.attempts import ExitRecord
+from snakmodel.run.paths import RunPaths
+from snakmodel.run.task_list import TaskList
+from snakmodel.slurm.ask import BY_HAND
+
+_TOKENIZE = "tokenize"
+"""The stage whose manifests count the mismatches of two tokenizers."""
+_ENDS = frozenset(["done", "failed", "again", "requeue", "cancelled"])
+"""Events that end an attempt."""
+
+
+@dataclass
+class Story:
+    """What the events file tells of one pack."""
+
+    starts: int = 0
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """The latest start."""
+    last: Mapping[str, Any] = field(default_factory=dict)
+    """What became of it: that start, or how it ended."""
+    again: list[tuple[str, str]] = field(default_factory=list)
+    """(Kind, node) of every attempt that was followed by another one."""
+    avoided: list[str] = field(default_factory=list)
+    """Nodes that the job was kept off."""
+    superseded: int = 0
+    """Attempts that lived on beside a later one and were refused."""
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take in the next event; those of an attempt that has been replaced, and mere remarks, change nothing."""
+        if event["event"] == "start":
+            self.starts += 1
+            self.start = self.last = event
+        elif event["event"] in _ENDS and event.get("attempt") == self.start.get("attempt"):
+            self.last = event
+        if event["event"] in ("requeue", "again", "lost"):
+            self.again.append((str(event.get("kind") or "saved"), str(event.get("node", ""))))
+        elif event["event"] == "excluded":
+            self.avoided += [str(node) for node in event.get("nodes", ())]
+        elif event["event"] == "superseded":
+            self.superseded += 1
+
+    @property
+    def job(self) -> str:
+        """Id of the job that the latest attempt ran in."""
+        return str(self.start.get("attempt", "")).rpartition(".r")[0]
+
+
+@dataclass
+class StageFiles:
+    """One stage as its task list and markers have it."""
+
+    name: str
+    tasks: TaskList | None
+    """None: nothing of it was ever planned."""
+    undone: dict[int, dict[int, str]]
+    """Pack -> task without a valid marker -> what is wrong; packs that are done are left out."""
+
+    def waits(self) -> dict[str, Literal["same", "all"]]:
+        """Stages it waits for: index by index, or for the whole of them."""
+        if self.tasks is None:
+            return {}
+        return {other: _kind(self.tasks, other) for other in self.tasks.keys}
+
+    @property
+    def size(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks.tasks) if self.tasks else 0
+
+
+def _kind(tasks: TaskList, other: str) -> Literal["same", "all"]:
+    if len(tasks.keys[other]) != len(tasks.tasks):
+        return "all"
+    for number, task in enumerate(tasks.tasks):
+        numbers = {one.index for one in task.inputs if one.stage == other}
+        if numbers != {number}:
+            return "all"
+    return "same"
+
+
+@dataclass
+class RunFiles:
+    """One run, read from its folder."""
+
+    root: Path
+    stages: list[StageFiles]
+    journal: list[dict[str, Any]]
+    stories: dict[tuple[str, int], Story]
+    holder: dict[str, Any]
+    """Who holds the lock (empty: nobody, or a process that is gone)."""
+    notes: list[str]
+
+    @classmethod
+    def read(cls, root: Path) -> RunFiles:
+        """Read everything. Raises UserError when the folder is not a run's."""
+        paths, notes = RunPaths(root), list[str]()
+        if not paths.frozen.exists() and not (root / "tasks").is_dir():
+            raise UserError(f"{root} is not a run's folder: it holds neither run.yaml nor tasks/.{_known_runs(root)}")
+        lists = _task_lists(root, notes)
+        stages = [_stage(root, name, lists.get(name), notes) for name in _order(paths.frozen, lists, notes)]
+        journal = [one for one in json_lines(paths.submissions, notes) if _is_submission(one)]
+        stories: dict[tuple[str, int], Story] = {}
+        for event in json_lines(paths.events, notes):
+            if isinstance(event.get("pack"), int) and "event" in event and "stage" in event:
+                stories.setdefault((event["stage"], event["pack"]), Story()).add(event)
+        return cls(root, stages, journal, stories, lock.holder(root), notes)
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster that the run was last submitted to, where several share one accounting and one was named."""
+        launched = [one for one in self.journal if not str(one.get("token", "")).startswith(BY_HAND)]
+        return str(launched[-1].get("cluster", "")) or None if launched else None
+
+    def log(self, stage: StageFiles, pack: int) -> Path:
+        """Where the log of a pack is, or would be."""
+        named = stage.tasks.logs if stage.tasks else ""
+        return Path(named or PROJECT / "logs" / self.root.name / stage.name) / f"{pack:05d}.out"
+
+    def attempts(self, stage: str, pack: int) -> int:
+        """How often a pack was started, by the events or by the attempts' folders."""
+        folder = self.root / "attempts" / stage / f"{pack:05d}"
+        story = self.stories.get((stage, pack))
+        return max(story.starts if story else 0, len(_names(folder)))
+
+    def exits(self, stage: str, pack: int, tasks: list[int]) -> list[str]:
+        """How the last attempt at these tasks ended, in words; empty when it left no records."""
+        folder = self.root / "attempts" / stage / f"{pack:05d}"
+        story = self.stories.get((stage, pack))
+        names = _names(folder)
+        name = str(story.start["attempt"]) if story and story.start.get("attempt") in names else (names or [""])[-1]
+        words = []
+        for path in sorted((folder / name).glob("task-*.rank-*.json")) if name else []:
+            record = ExitRecord.read(path)
+            if record and record.code and int(path.name[5:10]) in tasks:
+                words.append(f"task {int(path.name[5:10])}, rank {record.rank} on {record.node}: {_code(record.code)}")
+        return words
+
+
+def _code(code: int) -> str:
+    meaning = {2: " (a mistake in its settings or input)", 3: " (inputs missing)", 75: " (saved, to be run again)"}
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}{meaning.get(code, '')}"
+
+
+def _names(folder: Path) -> list[str]:
+    """Sub-folders, oldest first."""
+    try:
+        return [one.name for one in sorted(os.scandir(folder), key=lambda one: one.stat().st_mtime) if one.is_dir()]
+    except OSError:
+        return []
+
+
+def _task_lists(root: Path, notes: list[str]) -> dict[str, TaskList]:
+    found = {}
+    for path in sorted((root / "tasks").glob("*.json")):
+        try:
+            found[path.stem] = TaskList.read(path)
+        except UserError as error:
+            notes.append(str(error))
+    return found
+
+
+def _order(frozen: Path, lists: Mapping[str, TaskList], notes: list[str]) -> list[str]:
+    """The chain's stages in their order: run.yaml's, then what else has a task list, each after what it waits for."""
+    names: list[str] = []
+    if frozen.exists():
+        try:
+            names = [str(name) for name in yaml.safe_load(frozen.read_text(encoding="utf-8"))["stage_keys"]]
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+            first = str(error).splitlines()[0]
+            notes.append(f"{frozen} cannot be read ({first}); stages without a task list are not shown")
+    left = [name for name in lists if name not in names]
+    while left:
+        ready = [name for name in left if not set(lists[name].keys) & set(left)] or left
+        names += ready
+        left = [name for name in left if name not in ready]
+    return names
+
+
+def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> StageFiles:
+    undone: dict[int, dict[int, str]] = {}
+    mismatches: Counter[int] = Counter()
+    for pack, numbers in enumerate(tasks.packs if tasks else []):
+        assert tasks is not None
+        problems = {index: problem for index in numbers if (problem := _marker_problem(root, tasks, index, mismatches))}
+        notes += [f"{name}: {one}; it will be done again" for one in problems.values() if one != "no marker"]
+        if problems:
+            undone[pack] = problems
+    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest has the sum again
+        notes.append(
+            f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
+            f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
+            "tokenised again as a whole by the tokenizer's own library, so their ids are right"
+        )
+    return StageFiles(name, tasks, undone)
+
+
+def _marker_problem(root: Path, tasks: TaskList, index: int, mismatches: Counter[int]) -> str | None:
+    """Why a task does not count as done, or None: key, existence and sizes, not checksums.
+
+    `mismatches` takes in how many mismatches of its two tokenizers a done task counted, where it counted any.
+    """
+    path = root / "markers" / tasks.stage / f"{index:05d}.json"
+    marker = Marker.read(path)
+    if marker is None:
+        return f"{path} cannot be read" if path.exists() else "no marker"
+    if marker.key != tasks.tasks[index].key:
+        return f"{path} is of another command or other inputs"
+    if isinstance(count := marker.counts.get("sample_mismatches"), int) and count:
+        mismatches[index] = count
+    return marker.problem(root, full=False)
+
+
+def json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; lines that are none are counted in a note."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror}")
+        return []
+    found, bad = [], 0
+    for line in lines:
+        try:
+            one = json.loads(line)
+        except ValueError:
+            one = None
+        if isinstance(one, dict):
+            found.append(one)
+        else:
+            bad += bool(line.strip())
+    if bad:
+        notes.append(f"{path}: {bad} unreadable line(s) left out")
+    return found
+
+
+def _is_submission(one: Mapping[str, Any]) -> bool:
+    return isinstance(one.get("stage"), str) and isinstance(one.get("packs"), list)
+
+
+def find_run(name: str | None) -> Path:
+    """The run's folder: a path, the name of one of cluster.yaml's runs, or the run that was touched last."""
+    if name and (Path(name).is_dir() or "/" in name):
+        root = Path(name).absolute()
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}.{_known_runs(root)}")
+        return root
+    runs = load_cluster(PROJECT / "cluster.yaml").runs
+    if name:
+        if not (runs / name).is_dir():
+            raise UserError(f"there is no run {name} in {runs}.{_known_runs(runs / name)}")
+        return runs / name
+    found = _runs(runs)
+    if not found:
+        raise UserError(f"there are no runs in {runs}. Start one with jobs/submit_all.py, or give a run's folder.")
+    return found[-1]
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Folders of runs, the one that was touched last at the end."""
+    touched = {}
+    for path in folder.iterdir() if folder.is_dir() else []:
+        times = [one.stat().st_mtime for one in (path / "run.yaml", path / "events.jsonl") if one.exists()]
+        if times:
+            touched[path] = max(times)
+    return sorted(touched, key=lambda path: touched[path])
+
+
+def _known_runs(root: Path) -> str:
+    known = [path.name for path in _runs(root.parent)]
+    return f" Runs in {root.parent}: {', '.join(known)}." if known else " Give a run's folder, such as runs/demo."

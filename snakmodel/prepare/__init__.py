@@ -1,0 +1,1 @@
+"""Raw text of any form to Arrow shards."""

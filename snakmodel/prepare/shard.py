@@ -1,0 +1,52 @@
+"""One shard: its parts as planned, read, cleaned and written with a digest of what was read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from snakmodel.prepare.digests import part_digest
+from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard_writer import Cleaning, Counts, write_shard
+from snakmodel.publish import READ, InputsMissing, UserError, publishing, write_json
+
+
+def read_shard(plan: Path, shard: int) -> list[Part]:
+    """The parts of one shard of a `shards.json`. Raises InputsMissing or UserError."""
+    if not plan.is_file():
+        raise InputsMissing(f"{plan} does not exist; the launcher writes it when it plans the run")
+    try:
+        shards = [[Part(**part) for part in parts] for parts in json.loads(plan.read_text(encoding="utf-8"))["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{plan} is not a shard plan ({error}); plan the run again") from error
+    if not 0 <= shard < len(shards):
+        raise UserError(f"--shard {shard}: {plan} has the shards 0 to {len(shards) - 1}")
+    return shards[shard]
+
+
+def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+    """Write `output`.arrow and its counts `output`.json, with a digest of what was read of each part.
+
+    The digests are made by a thread while the parts are read, so that nothing is fetched from disk twice. Raises
+    UserError if a file is changed meanwhile.
+    """
+    before = _versions(parts)
+    with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
+        with ThreadPoolExecutor(1) as beside:
+            digests = beside.submit(lambda: [part_digest(part, reading) for part in parts])
+            counts = write_shard(parts, arrow, reading, cleaning)
+            read = [[part.start, part.end, digest] for part, digest in zip(parts, digests.result(), strict=True)]
+        if changed := [name for name, version in _versions(parts).items() if version != before[name]]:
+            raise UserError(f"{changed[0]} was changed while it was read; leave it alone and run this again")
+        write_json(report, {**asdict(counts), READ: read})
+    return counts
+
+
+def _versions(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
+    """Size and modification time of the files that are there."""
+    found = {part.file: Path(part.file).stat() for part in parts if Path(part.file).exists()}
+    return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}

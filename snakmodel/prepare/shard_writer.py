@@ -1,0 +1,211 @@
+"""What a shard consists of: the documents of its parts without blank ones, the share wanted, cleaned, in batches.
+
+Everything works on whole Arrow arrays; `Counts` says what was taken in and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from snakmodel.prepare.chunks import Faults
+from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.readers import Reading, read
+from snakmodel.shards.arrow_stream import SCHEMA, write_stream
+from snakmodel.shards.counts import Amounts
+
+BATCH_CHARACTERS = 1 << 22
+BATCH_DOCUMENTS = 1 << 14
+WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
+"""All there is of it (str.isspace) in Unicode."""
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is done to documents on request."""
+
+    trim: bool = False
+    """Take white space from both ends."""
+    nfc: bool = False
+    """Compose characters (Unicode normal form C)."""
+    min_characters: int = 0
+    """Leave out what is shorter, after the above."""
+
+
+@dataclass
+class Counts(Amounts):
+    """What one shard took in, and what it left out."""
+
+    empty: int = 0
+    """Documents of white space only, left out."""
+    empty_files: int = 0
+    beyond_share: int = 0
+    """Documents left out because only a share of their source is taken."""
+    trimmed: int = 0
+    composed: int = 0
+    short: int = 0
+    """Documents left out as shorter than `min_characters`."""
+    replaced: int = 0
+    """Documents in which what is not a character became U+FFFD."""
+    skipped: int = 0
+    """Documents left out because they are not text."""
+    invalid: dict[str, int] = field(default_factory=dict)
+    """Replaced and skipped documents by the first fault found in them."""
+    byte_order_marks: int = 0
+    """Removed, although they did not begin a file: files were put together with them."""
+
+    def __str__(self) -> str:
+        """For people: what was kept, and all that was left out or changed."""
+        rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "replaced", "skipped")
+        shown = ((name.replace("_", " "), getattr(self, name)) for name in (*rare, "byte_order_marks"))
+        others = "".join(f", {value} {name}" for name, value in shown if value)
+        return f"{self.documents} documents, {self.bytes} bytes, {self.empty} empty ones left out{others}"
+
+    def keep(self, source: str, documents: int, characters: int, size: int) -> None:
+        """Add documents of a source to what is kept."""
+        amounts = {"documents": documents, "characters": characters, "bytes": size}
+        self.add(Counts(documents, characters, size, {source: amounts}))
+
+
+def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+    """Arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
+    faults = Faults(reading.errors)
+    counts.empty_files += part.end == 0
+    for texts, positions in read(part, reading, faults):
+        kept = ~blank(texts)
+        counts.empty += len(texts) - int(kept.sum())
+        if part.share < 1:
+            chosen = kept & in_share(positions, part.share, part.salt)
+            counts.beyond_share += int(kept.sum()) - int(chosen.sum())
+            kept = chosen
+        if kept.any():
+            texts = clean(_only(texts, kept), cleaning, counts)
+            if len(texts):
+                yield texts
+    counts.add(
+        Counts(
+            replaced=faults.replaced,
+            skipped=faults.skipped,
+            invalid=faults.invalid,
+            byte_order_marks=faults.byte_order_marks,
+        )
+    )
+
+
+def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:
+    if kept.all():
+        return texts
+    bits = pa.py_buffer(np.packbits(kept, bitorder="little"))
+    return texts.filter(pa.Array.from_buffers(pa.bool_(), len(kept), [None, bits]))
+
+
+def _borders(texts: Any) -> NDArray[np.int64]:
+    """Where the strings of a LargeStringArray begin in its content, and where the last one ends."""
+    return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _lengths(texts: Any) -> NDArray[np.int64]:
+    """Characters of each string. (Arrow's own ways from and to Python and NumPy import pandas, which takes a while.)"""
+    found = pc.utf8_length(texts)
+    return np.frombuffer(found.buffers()[1], np.int64)[found.offset : found.offset + len(found)]
+
+
+_FIRST_OF_SPACE, _LAST_OF_SPACE = np.zeros(256, bool), np.zeros(256, bool)
+for _character in WHITE_SPACE:
+    _FIRST_OF_SPACE[_character.encode()[0]] = _LAST_OF_SPACE[_character.encode()[-1]] = True
+
+
+def blank(texts: Any) -> NDArray[np.bool_]:
+    """Which strings of a LargeStringArray hold nothing but white space (str.isspace)."""
+    borders = _borders(texts)
+    content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    found: NDArray[np.bool_] = borders[1:] == borders[:-1]
+    if not len(content):
+        return found
+    firsts = content[np.minimum(borders[:-1], len(content) - 1)]
+    suspect = ~found & _FIRST_OF_SPACE[firsts] & _LAST_OF_SPACE[content[borders[1:] - 1]]
+    for index in np.flatnonzero(suspect):
+        found[index] = content[borders[index] : borders[index + 1]].tobytes().decode().isspace()
+    return found
+
+
+def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[np.bool_]:
+    """Which documents belong to a share of their source: by a hash of salt and position (SplitMix64's finaliser)."""
+    mixed = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    chosen: NDArray[np.bool_] = (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11) < np.uint64(share * (1 << 53))
+    return chosen
+
+
+def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
+    """The documents after the cleaning that is asked for; `counts` grows."""
+    if cleaning.trim:
+        trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
+        counts.trimmed += _different(texts, trimmed)
+        texts = trimmed
+    if cleaning.nfc:
+        composed = pc.utf8_normalize(texts, "NFC")
+        counts.composed += _different(texts, composed)
+        texts = composed
+    if cleaning.min_characters:
+        long = _lengths(texts) >= cleaning.min_characters
+        counts.short += len(texts) - int(long.sum())
+        texts = _only(texts, long)
+    return texts
+
+
+def _different(before: Any, after: Any) -> int:
+    return pc.sum(pc.not_equal(before, after)).as_py() or 0
+
+
+def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+    """Record batches of one part each, of bounded size; `counts` grows as they are made."""
+    for part in parts:
+        for texts, characters in regrouped(documents(part, reading, cleaning, counts)):
+            borders = _borders(texts)
+            size = int(borders[-1] - borders[0])
+            counts.keep(part.source, len(texts), characters, size)
+            yield pa.RecordBatch.from_arrays([texts, _repeated(part.source.encode(), len(texts))], schema=SCHEMA)
+
+
+def _repeated(value: bytes, times: int) -> Any:
+    offsets = np.arange(times + 1, dtype=np.int32) * np.int32(len(value))
+    return pa.Array.from_buffers(pa.string(), times, [None, pa.py_buffer(offsets), pa.py_buffer(value * times)])
+
+
+def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """(array, characters): each ends with the document that brings BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th.
+
+    So the batches depend on the documents only, not on how they were read.
+    """
+    group: list[Any] = []
+    characters = number = 0
+    for texts in chunks:
+        sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(_lengths(texts))))
+        start = 0
+        while start < len(texts):
+            enough = int(np.searchsorted(sums, sums[start] + BATCH_CHARACTERS - characters))
+            end = min(enough, start + BATCH_DOCUMENTS - number, len(texts))
+            group.append(texts.slice(start, end - start))
+            characters, number = characters + int(sums[end] - sums[start]), number + end - start
+            if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
+                yield pa.concat_arrays(group), characters
+                group, characters, number = [], 0, 0
+            start = end
+    if number:
+        yield pa.concat_arrays(group), characters
+
+
+def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+    """Write the documents of some parts as an Arrow stream file."""
+    counts = Counts()
+    write_stream(path, SCHEMA, batches(parts, reading, cleaning, counts))
+    return counts

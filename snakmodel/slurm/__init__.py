@@ -1,0 +1,1 @@
+"""Everything that is said to Slurm and asked of it."""

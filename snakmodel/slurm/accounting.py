@@ -1,0 +1,107 @@
+"""What accounting allows one person: associations, QOS, and the QOS that partitions bring along, as sacctmgr has them.
+
+limits.py counts queued jobs against it, slurm_check.py compares time limits with it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from snakmodel.config.cluster import Resources
+from snakmodel.slurm.ask import ask
+
+_USER = ["DefaultAccount", "Account", "Partition", "DefaultQOS", "MaxSubmitJobs", "MaxJobs", "GrpSubmitJobs", "MaxWall"]
+_QOS = ["Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs", "MaxJobsPerUser", "MaxWall"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stage's jobs are counted by."""
+
+    account: str
+    qos: str
+    partition: str
+    """The one that is named, the first of several, or the default."""
+    partition_qos: str
+    """Empty where the partition has none."""
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """The user's associations (with what they inherit), every QOS, and the partitions."""
+
+    user: str
+    associations: Sequence[Mapping[str, str]]
+    qos: Mapping[str, Mapping[str, str]]
+    partition_qos: Mapping[str, str]
+    default_partition: str
+    group_submit: Mapping[str, str]
+    """Account -> GrpSubmitJobs, where it is set."""
+
+    @classmethod
+    def read(cls, settings: Mapping[str, str]) -> Accounting | None:
+        """Ask sacctmgr; None where Slurm enforces no limits. `settings`: `scontrol show config`. Raises Unanswered."""
+        if not re.search(r"limits|safe", settings.get("AccountingStorageEnforce", "")):
+            return None
+        user, cluster = getpass.getuser(), f"cluster={settings['ClusterName']}"
+        own = _table(["user", f"name={user}", "withassoc", cluster], _USER)
+        accounts = ",".join(sorted({row["Account"] for row in own}))
+        above = _table(["assoc", f"account={accounts}", cluster], ["Account", "User", "GrpSubmitJobs"])
+        partitions, default = _partitions()
+        return cls(
+            user,
+            own,
+            {row["Name"]: row for row in _table(["qos"], _QOS)},
+            partitions,
+            default,
+            {row["Account"]: row["GrpSubmitJobs"] for row in above if not row["User"] and row["GrpSubmitJobs"]},
+        )
+
+    def place(self, resources: Resources) -> Place:
+        """Account, QOS and partition of a job. `resources`: as from Cluster.with_defaults."""
+        partition = (resources.partition or self.default_partition).split(",")[0]
+        account = resources.account or next((row["DefaultAccount"] for row in self.associations), "")
+        default = (row["DefaultQOS"] for row in self.of(account, partition) if row["DefaultQOS"])
+        qos = resources.qos or next(default, "normal")
+        return Place(account, qos, partition, self.partition_qos.get(partition, ""))
+
+    def of(self, account: str, partition: str) -> list[Mapping[str, str]]:
+        """The user's associations with an account that hold in a partition."""
+        rows = [row for row in self.associations if row["Account"] == account]
+        return [row for row in rows if row["Partition"] in ("", partition)]
+
+    def max_wall(self, place: Place) -> tuple[str, str] | None:
+        """The longest time limit there in Slurm's spelling, and what sets it: a QOS's goes before an association's."""
+        for name in filter(None, (place.partition_qos, place.qos)):
+            if wall := self.qos.get(name, {}).get("MaxWall"):
+                return wall, f"QOS {name}"
+        walls = [row["MaxWall"] for row in self.of(place.account, place.partition) if row["MaxWall"]]
+        return (walls[0], f"account {place.account}") if walls else None
+
+
+def slurm_settings(patience: float = 0.0) -> dict[str, str]:
+    """`scontrol show config`. Raises Unanswered when the controller is silent for so many seconds."""
+    lines = ask(["scontrol", "show", "config"], patience).splitlines()
+    pairs = [line.split("=", 1) for line in lines if "=" in line]
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _table(what: Sequence[str], fields: Sequence[str]) -> list[dict[str, str]]:
+    lines = ask(["sacctmgr", "--noheader", "--parsable2", "show", *what, f"format={','.join(fields)}"])
+    return [dict(zip(fields, line.split("|"), strict=True)) for line in lines.splitlines()]
+
+
+def _partitions() -> tuple[dict[str, str], str]:
+    """Partition -> its QOS, where it has one; and the name of the default partition."""
+    found, default = {}, ""
+    for line in ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        name = values.get("PartitionName", "")
+        if values.get("QoS", "N/A") != "N/A":
+            found[name] = values["QoS"]
+        if values.get("Default") == "YES":
+            default = name
+    return found, default

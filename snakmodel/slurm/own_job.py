@@ -1,0 +1,180 @@
+"""What a job asks Slurm about itself: why it is being ended, to be started again, and not on a certain node.
+
+`requeue` is the only place that asks for a job to be started again, with all that has to be minded then.
+
+Seen on Slurm 22.05 while a job is being ended: at the time limit Reason is TimeLimit; at preemption PreemptTime is set,
+or, with PreemptMode=REQUEUE, Restarts is already raised, as it is by `scontrol requeue`, and only accounting tells the
+two apart (PREEMPTED, REQUEUED); a job that a user cancelled has neither.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from snakmodel.publish import say
+from snakmodel.run.attempts import Attempt, Kind
+from snakmodel.slurm.ask import CLUSTER_VARIABLE
+
+_SECONDS = 60
+_PERMANENT = (
+    "presently disabled",
+    "Invalid job id",
+    "ermission denied",
+    "not supported",
+    "Only batch jobs",
+    "already finished",
+)
+_PASSING = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "temporarily", "Communication", "ransi")
+"""Words of refusals that may pass, however long it takes: the controller is down, or the job is just changing state."""
+_PATIENCE_SECONDS = 600
+"""Other refusals are taken for final after this long."""
+_NOTICE_SLACK_SECONDS = 90
+_ACCOUNTING_SECONDS = 3.0
+"""How long accounting is given to hear from the controller how a start ended."""
+_KINDS: Mapping[str, Kind] = {"PREEMPTED": "preempted", "REQUEUED": "requeued", "NODE_FAIL": "node-failure"}
+"""The state in which accounting keeps a start that was followed by another one -> why it ended."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the controller says of a job."""
+
+    fields: dict[str, str]
+
+    @property
+    def restarts(self) -> int:
+        """How often it has been started before, including a restart that is already decided."""
+        return int(self.fields.get("Restarts", "0"))
+
+    def kind(self, attempt: Attempt, notice_seconds: float) -> Kind:
+        """Why the attempt is being ended. `notice_seconds`: how long before the time limit jobs are signalled."""
+        if self.fields.get("PreemptTime", "None") not in ("None", "N/A", ""):
+            return "preempted"
+        if self.fields.get("Reason") == "TimeLimit":
+            return "timeout"
+        if self.restarts > attempt.restart:  # the requeue wipes PreemptTime, but accounting knows what it was
+            return _KINDS.get(accounted_end(attempt, patience=_ACCOUNTING_SECONDS), "restarted")
+        if self.fields.get("JobState") in ("COMPLETING", "CANCELLED"):
+            return "cancelled"
+        return "timeout" if self._seconds_left() < notice_seconds + _NOTICE_SLACK_SECONDS else "requested"
+
+    def _seconds_left(self) -> float:
+        try:
+            return (datetime.fromisoformat(self.fields["EndTime"]) - datetime.now()).total_seconds()
+        except (KeyError, ValueError):
+            return float("inf")
+
+
+def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
+    """The state in which accounting keeps this start of its job, such as PREEMPTED, REQUEUED or NODE_FAIL.
+
+    It is empty where there is no accounting, or where accounting has not heard of the end within `patience` seconds.
+    """
+    command = ["sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", "--format=Start,State"]
+    end = time.monotonic() + patience
+    while True:
+        asked = _run(*command, f"--jobs={attempt.job}")
+        rows = sorted(line.split("|") for line in asked.stdout.splitlines() if not line.startswith("Unknown|"))
+        state = rows[attempt.restart][1].split()[0] if len(rows) > attempt.restart else ""
+        if asked.returncode == 0 and state not in ("", "RUNNING", "PENDING", "COMPLETING"):
+            return state
+        if asked.returncode or time.monotonic() > end:
+            return ""
+        time.sleep(0.5)
+
+
+def job_state(job: str) -> JobState | None:
+    """What the controller says of a job, or None if it does not answer."""
+    asked = _scontrol("show", "job", "--oneliner", job)
+    if asked.returncode or "JobState=" not in asked.stdout:
+        return None
+    fields = re.findall(r"(\S+?)=(\S*)", asked.stdout)
+    return JobState(dict(reversed(fields)))  # the first of a name counts: the paths come last and may hold anything
+
+
+@dataclass(frozen=True)
+class End:
+    """What came of the wish to be started again."""
+
+    result: Literal["requeued", "cancelled", "refused"]
+    """Slurm starts the job again; a user has cancelled it; Slurm will never start it again."""
+    words: str = ""
+    """Slurm's, where it refused."""
+
+
+def requeue(attempt: Attempt, reason: str, check: Callable[[], None]) -> End:
+    """Have Slurm start an attempt's job again: ask until it agrees, or refuses for good.
+
+    A job that Slurm starts again by itself is left alone, and so is one that a user has cancelled, which asking would
+    bring back. `check` raises, before each request, if the attempt may not ask any more.
+    """
+    job, pause, began = attempt.job, 0.5, time.monotonic()
+    while True:
+        state = job_state(job)
+        if state and state.restarts > attempt.restart:
+            say(f"=== Slurm starts {job} again by itself: {reason}")
+            return End("requeued")
+        if state and state.kind(attempt, 0) == "cancelled":
+            say(f"=== {job} was cancelled; it is not requeued")
+            return End("cancelled")
+        check()
+        asked = _scontrol("requeue", job)
+        if asked.returncode == 0:
+            say(f"=== requeued {job}: {reason}")
+            return End("requeued")
+        words = asked.stderr.strip()
+        passing = any(part in words for part in _PASSING) or time.monotonic() < began + _PATIENCE_SECONDS
+        if not passing or any(part in words for part in _PERMANENT):
+            say(f"error: Slurm refuses to requeue {job}: {words}", error=True)
+            return End("refused", words)
+        say(f"scontrol requeue {job}: {words}; again in {pause:.1f} s")
+        time.sleep(pause)
+        pause = min(60.0, pause * 2)
+
+
+def exclude(job: str, nodes: Sequence[str], needed: int) -> str | None:
+    """Keep a requeued job off some nodes, if the partition has enough others; returns why not, or None.
+
+    Slurm refuses this for a running job: requeue first, then call this before the job's processes are killed.
+    """
+    state = job_state(job)
+    if state is None:
+        return "the controller does not answer"
+    partition = state.fields.get("Partition", "")
+    asked = _run("sinfo", "--noheader", "--Node", "--format=%N %t", "--partition", partition)
+    usable = {
+        line.split()[0] for line in asked.stdout.splitlines() if line.split()[1] in ("idle", "mix", "alloc", "comp")
+    }
+    before = state.fields.get("ExcNodeList", "(null)")
+    excluded = [] if before == "(null)" else _run("scontrol", "show", "hostnames", before).stdout.split()
+    every = list(dict.fromkeys([*excluded, *nodes]))
+    if len(usable - set(every)) < needed:
+        return f"partition {partition} would not have {needed} usable node(s) left"
+    updated = _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join(every)}")
+    return None if updated.returncode == 0 else updated.stderr.strip()
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    return _run("scontrol", *words)
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    # A job asks the cluster that it runs on, whichever its user's shell or its launcher was directed to.
+    env = {name: value for name, value in os.environ.items() if name != CLUSTER_VARIABLE}
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_ignore_term, env=env)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(argv, 1, "", str(error))
+
+
+def _ignore_term() -> None:
+    """In the child: Slurm signals every process of the job, and so would end the very request to be requeued."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
