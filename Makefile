@@ -65,6 +65,7 @@ check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup-dev
 	@ls benchmarks/*.py >/dev/null 2>&1 && for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done \

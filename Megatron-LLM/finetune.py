@@ -15,7 +15,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from megatron_llm import signals
+from megatron_llm.process import signals
 
 if __name__ == "__main__":
     STOP = signals.install()  # before torch is imported, which takes seconds: an early signal must not be lost
@@ -25,22 +25,27 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     """Parse, join the other ranks, train."""
     import torch
 
-    from megatron_llm import arguments, host_memory, layout, parallel, train
+    from megatron_llm.flags import parser as flags_parser
+    from megatron_llm.parallel import layout_checks
+    from megatron_llm.parallel import world as parallel
+    from megatron_llm.process import host_memory
+    from megatron_llm.training import assemble
 
-    args = arguments.parse(argv)
-    layout.batch_layout(args, parallel.world_size_in_environment())
+    args = flags_parser.parse(argv)
+    layout_checks.batch_layout(args, parallel.world_size_in_environment())
     torch.set_num_threads(args.threads)
     sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     world = parallel.start(*sizes, args.distributed_timeout_minutes)
     if world.device.type == "cpu":
         host_memory.keep_freed()
-    return train.run(args, world, stop)
+    return assemble.run(args, world, stop)
 
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
-    from megatron_llm.files import TOLD, UserError, exit_code_of
-    from megatron_llm.guards import Diverged
+    from megatron_llm.optim.update_guards import Diverged
+    from megatron_llm.process.errors import TOLD
+    from run_contract.errors import UserError, exit_code_of
 
     try:
         return main(argv, stop)

@@ -24,22 +24,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_llm import (
-    any_weights,
-    divergence,
-    gate_model,
-    gate_text,
-    hf_config,
-    hf_weights,
-    logit_gate,
-    parallel,
-    tokenizer_check,
-)
-from megatron_llm.files import UserError, run_main, write_json
-from megatron_llm.gate_model import GateModel
-from megatron_llm.logit_gate import Comparison
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.parallel import World
+from megatron_llm.gate import compare as logit_gate
+from megatron_llm.gate import divergence
+from megatron_llm.gate import model as gate_model
+from megatron_llm.gate import text as gate_text
+from megatron_llm.gate.compare import Comparison
+from megatron_llm.gate.model import GateModel
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.parallel import world as parallel
+from megatron_llm.parallel.world import World
+from megatron_llm.tokenizer import export_check
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import hf_config, load_any
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
+from run_contract.publish import write_json
 
 T = TypeVar("T")
 TEXTS = 1000
@@ -117,7 +116,7 @@ class Here:
 
     world: World | None
     """None for a process by itself."""
-    loaded: any_weights.Loaded | None = None
+    loaded: load_any.Loaded | None = None
     theirs: Any = None
 
     def first(self, function: Callable[[], T]) -> T:
@@ -144,9 +143,9 @@ def join(args: argparse.Namespace) -> World | None:
     return parallel.start(*sizes)
 
 
-def check_model_flags(args: argparse.Namespace, loaded: any_weights.Loaded) -> None:
+def check_model_flags(args: argparse.Namespace, loaded: load_any.Loaded) -> None:
     """Raise UserError when a flag that describes the model says something else than the checkpoint."""
-    any_weights.check_family(loaded, args.model_name, "--model_name")
+    load_any.check_family(loaded, args.model_name, "--model_name")
     config = loaded.config
     for flag, given, found in (
         ("layernorm_epsilon", args.layernorm_epsilon, config.layernorm_epsilon),
@@ -160,7 +159,7 @@ def check_model_flags(args: argparse.Namespace, loaded: any_weights.Loaded) -> N
 
 def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor]]:
     """On rank 0: both models' weights into `here`, and the batches."""
-    loaded = any_weights.load(args.load, args.load_iters)
+    loaded = load_any.load(args.load, args.load_iters)
     check_model_flags(args, loaded)
     positions = loaded.config.max_position_embeddings
     if (args.seq_length or 0) > positions:
@@ -255,13 +254,13 @@ def say(here: Here, text: str) -> None:
         print(text, flush=True)
 
 
-def check_tokenizer(args: argparse.Namespace) -> tokenizer_check.TextComparison | None:
+def check_tokenizer(args: argparse.Namespace) -> export_check.TextComparison | None:
     """The folder's tokenizer against sentencepiece on the first texts of --input, if that was asked for."""
     if not args.compare_tokenizer:
         return None
     if not args.input or not args.vocab_file:
         raise UserError("--compare_tokenizer needs --input and --vocab_file")
-    found = tokenizer_check.compare_texts(
+    found = export_check.compare_texts(
         args.huggingface_cache, args.vocab_file, islice(gate_text.texts(args.input), TEXTS)
     )
     print(f"tokenizer: {found.texts} texts, {found.tokens} tokens, {found.control_text} with control text", flush=True)
@@ -276,14 +275,14 @@ def report_divergence(args: argparse.Namespace) -> None:
         return
     if not args.base_model:
         raise UserError("--divergence needs --base_model, the folder of the model that training began with")
-    base, new = any_weights.load(args.base_model), any_weights.load(args.load, args.load_iters)
+    base, new = load_any.load(args.base_model), load_any.load(args.load, args.load_iters)
     found = divergence.report(base.state, new.state, args.divergence)
     furthest = max(found, key=lambda one: one.mean_absolute_change)
     print(f"divergence: {args.divergence}; most: {furthest.name} by {furthest.mean_absolute_change:.3g}", flush=True)
 
 
 def conclude(
-    args: argparse.Namespace, done: list[Comparison], parting: str | None, text: tokenizer_check.TextComparison | None
+    args: argparse.Namespace, done: list[Comparison], parting: str | None, text: export_check.TextComparison | None
 ) -> int:
     """Write the reports, say what failed; 1 when something did."""
     report_divergence(args)

@@ -34,12 +34,12 @@ import numpy as np
 import pyarrow as pa
 from submit import machine
 
+from run_contract.entry_point import run_main
 from snakmodel.config.sections import PROJECT
 from snakmodel.dedup.jaccard import Verifier
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import RECORD, Parameters
 from snakmodel.dedup.signature_file import SignatureWriter
-from snakmodel.publish import run_main
 
 PARTS = ("signatures", "command", "datatrove", "scale", "verify")
 CORES = len(os.sched_getaffinity(0))

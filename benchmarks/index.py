@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_llm import batches
-from megatron_llm.arguments import parse
-from megatron_llm.indexed_dataset import HEADER, MAGIC, pointers_after
+from megatron_llm.data.indexed_dataset import HEADER, MAGIC, pointers_after
+from megatron_llm.flags.parser import parse
+from megatron_llm.training import batches
 
 BUILD = Path(__file__).parents[1] / "Megatron-LLM" / "tools" / "build_index.py"
 BLOCK, MEAN, SEQ_LENGTH, GLOBAL_BATCH = 1 << 22, 57, 4096, 512

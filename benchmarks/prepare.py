@@ -27,12 +27,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from megatron_llm.documents import columns, read_blocks
+from megatron_llm.data.document_blocks import columns, read_blocks
+from run_contract.entry_point import run_main
+from run_contract.publish import fsync
 from snakmodel.config.sections import PROJECT
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
-from snakmodel.publish import append_file, fsync, run_main
+from snakmodel.shards.append_file import append_file
 
 FILES = 4
 SMALL = 8

@@ -22,13 +22,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_llm import arguments, parallel
-from megatron_llm.model import Llama, initial_weights, shapes
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import build_optimizer, update
-from megatron_llm.saving import WRITTEN, Saver
-from megatron_llm.sharding import fill, parameters_by_name, shard
-from megatron_llm.steps import Direct
+from megatron_llm.checkpoint.saver import WRITTEN, Saver
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights, shapes
+from megatron_llm.optim.adamw import build_optimizer, update
+from megatron_llm.parallel import world as parallel
+from megatron_llm.parallel.sharding import fill, parameters_by_name, shard
+from megatron_llm.training.steps import Direct
 
 VOCAB, LENGTH = 32_000, 128
 FLAGS = "--data_path none --seq_length 128 --micro_batch_size 1 --train_iters 1 --lr 1 --keep_last 1"
@@ -59,7 +60,7 @@ class Training:
         self.steps, self.iterations = Direct(model, 1, world), count(1)
         argv = [*FLAGS.split(), "--save", str(folder)]
         self.beside, self.waiting = (
-            Saver(arguments.parse([*argv, *more]), world, self.config) for more in ([], ["--no_async_save"])
+            Saver(flags_parser.parse([*argv, *more]), world, self.config) for more in ([], ["--no_async_save"])
         )
 
     def step(self) -> float:

@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 
 from sentencepiece import SentencePieceTrainer
 
+from run_contract.entry_point import run_main
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.plan import Plan, make_plan
 from snakmodel.config.cluster import Cluster
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import run_main
 from snakmodel.run.task_list import marker_path
 from snakmodel.slurm.batch_file import make_executor
 from snakmodel.slurm.limits import pack_for_queue

@@ -268,10 +268,10 @@ def contest(folder: Path, megabytes: int, workers: int, text: Path) -> dict[str,
     lines, model = read_text(text), folder / "tokenizer.model"
     corpora = [write_parts(documents(lines, megabytes * 10**5 * k), folder / f"x{k}", workers) for k in (1, 10)]
     train(documents(lines, min(10**7, megabytes * 10**5)), model)
-    from megatron_llm import hf_tokenizer
+    from megatron_llm.tokenizer import hf_export
 
     (folder / "hf").mkdir()
-    hf_tokenizer.save(folder / "hf", model, 4096)
+    hf_export.save(folder / "hf", model, 4096)
     peer = datatrove(folder / "venv")
     small, large = (commands(folder, model, folder / name, workers, peer) for name in ("x1", "x10"))
     sizes = corpora[0]["megabytes"], corpora[1]["megabytes"]

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_llm.indexed_dataset import IndexedDatasetWriter
-from megatron_llm.manifest import Manifest, beside
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter
+from megatron_llm.data.manifest import Manifest, beside
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {

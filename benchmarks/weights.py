@@ -25,10 +25,11 @@ from pathlib import Path
 import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "Megatron-LLM"))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "Megatron-LLM")]
 
-from megatron_llm import hf_weights, reshard  # noqa: E402  the path comes first
-from megatron_llm.model_config import ModelConfig  # noqa: E402
+from megatron_llm.model import canonical_state  # noqa: E402
+from megatron_llm.model.config import ModelConfig  # noqa: E402
+from megatron_llm.weights import hf as hf_weights  # noqa: E402  the path comes first
 
 GB = 10**9
 LIMIT_FACTOR, LIMIT_CONSTANT = 1.3, 0.5 * GB
@@ -81,8 +82,8 @@ def make_model(folder: Path, config: ModelConfig, text: Path) -> None:
         normalization_rule_name="identity",
         minloglevel=2,
     )
-    shapes = reshard.expected_shapes(config)
-    state = reshard.LazyState(shapes, lambda name: torch.randn(shapes[name]).to(torch.bfloat16))
+    shapes = canonical_state.expected_shapes(config)
+    state = canonical_state.LazyState(shapes, lambda name: torch.randn(shapes[name]).to(torch.bfloat16))
     vocab_file = prefix.with_suffix(".model")
     hf_weights.save(folder, config, state, dtype=torch.bfloat16, vocab_file=vocab_file, max_shard_size="1GB")
 
@@ -103,7 +104,7 @@ def anonymous(pid: int) -> int:
 
 def watch(argv: Sequence[str]) -> tuple[float, int]:
     """Run a command of the engine; (seconds, peak of anonymous memory)."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "Megatron-LLM"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT}/Megatron-LLM", "OMP_NUM_THREADS": "1"}
     start, peak = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, *argv], env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:

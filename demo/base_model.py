@@ -14,8 +14,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.chain.stage import fingerprint
-from snakmodel.publish import UserError, publishing, run_main, write_json
 
 VOCAB_SIZE = 2000
 SEED = 8446

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from snakmodel.publish import InputsMissing, Marker, run_main
+from run_contract.entry_point import run_main
+from run_contract.errors import InputsMissing
+from snakmodel.run.markers import Marker
 
 PROMPT = "Der var engang en"
 

@@ -6,8 +6,8 @@ Checkpoints to verified Hugging Face folders, pushed: the last part of jobs/subm
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import run_main
 
 STAGES = ["merge", "export-hf", "verify-export", "push"]
 

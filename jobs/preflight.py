@@ -6,8 +6,8 @@ Would the run work here? Checks everything that can be known before jobs/submit_
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.preflight.checks import main
-from snakmodel.publish import run_main
 
 if __name__ == "__main__":
     run_main(main)

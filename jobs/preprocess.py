@@ -6,9 +6,9 @@ Raw text to deduplicated shards and the joined text files: the first part of job
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.chain.build import STAGES
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import run_main
 
 if __name__ == "__main__":
     run_main(lambda: launch(__doc__, STAGES[: STAGES.index("tokenize")]))

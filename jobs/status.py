@@ -7,8 +7,8 @@ RUN is a run's folder or name; the newest run when absent. Needs the run's folde
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.monitor.status import main
-from snakmodel.publish import run_main
 
 if __name__ == "__main__":
     run_main(lambda: main(__doc__))

@@ -6,8 +6,8 @@ Deduplicated shards to one token file and the order of its samples: a part of jo
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import run_main
 
 STAGES = ["tokenize", "merge-tokens", "index"]
 

@@ -6,8 +6,8 @@ The training job, which saves and requeues itself: a part of jobs/submit_all.py.
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import run_main
 
 STAGES = ["train"]
 

@@ -6,8 +6,8 @@ The base model to the sharded layout that training loads, checked on the way: a 
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it
 
+from run_contract.entry_point import run_main
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import run_main
 
 STAGES = ["convert", "verify", "shard"]
 

@@ -18,7 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from snakmodel.publish import InputsMissing, UserError, append_file, publishing, run_main, write_json
+from run_contract.entry_point import run_main
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, write_json
+from snakmodel.shards.append_file import append_file
 from snakmodel.shards.arrow_stream import column_index, open_stream, source_names
 from snakmodel.shards.counts import Amounts
 

@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from run_contract.errors import UserError
 from snakmodel.prepare.byte_streams import BOM
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import BACKWARD_BLOCK
 from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Counts
-from snakmodel.publish import UserError
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 
 

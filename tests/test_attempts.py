@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.errors import UserError
+from run_contract.publish import write_json
 from snakmodel.config.cluster import Cluster
-from snakmodel.publish import UserError, write_json
 from snakmodel.run.attempts import (
     Attempt,
     ExitRecord,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Input, Stage
 from snakmodel.config import load as configuration
 from snakmodel.launch.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
-from snakmodel.publish import InputsMissing, UserError
 from snakmodel.slurm.submitter import SlurmScheduler
 
 from . import toy

@@ -9,14 +9,14 @@ import pytest
 import tokenizers
 import yaml
 
-from megatron_llm import arguments
+from megatron_llm.flags import parser as flags_parser
+from run_contract.errors import UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.context import Context
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.model_stages import _training_flags
 from snakmodel.config import load as config
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import UserError
 from tests import toy
 
 
@@ -116,7 +116,7 @@ def test_training_keys_are_flags_that_the_engine_takes(tmp_path: Path) -> None:
         recipe = with_training(**keys) | {"model": {"base": str(base)}}
         recipe["tokenizer"] = {"type": "HuggingFaceTokenizer", "file": str(base / "tokenizer.json")}
         context = Context(load(tmp_path, recipe), tmp_path, [], Inputs(tmp_path, {}, {}))
-        found.append(arguments.parse(_training_flags(context)))
+        found.append(flags_parser.parse(_training_flags(context)))
     plain, full = ({name: getattr(args, name) for name in (*asked, "fp16", "bf16", "wandb_logger")} for args in found)
     assert full == {**asked, "fp16": True, "bf16": False, "wandb_logger": True}
     assert plain == {

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.chain.containers import check_local
 from snakmodel.config.cluster import Cluster
 from snakmodel.config.sections import PROJECT
 from snakmodel.job.containers import contain, inner_python, needed, supervisor_python
 from snakmodel.job.supervisor import python_of
-from snakmodel.publish import UserError
 from snakmodel.run.task_list import TaskList
 from tests import toy
 

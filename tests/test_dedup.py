@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import write_json
 from snakmodel.dedup.filter import filter_shard
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.signature_file import write_array
 from snakmodel.dedup.signatures import signatures
 from snakmodel.export_text import export_shard, read_counts
-from snakmodel.publish import InputsMissing, UserError, write_json
 from snakmodel.shards.arrow_stream import NO_SOURCE, SCHEMA, Rows, write_stream
 from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES, Amounts
 from tests.dedup_run import ENVIRONMENT, arrow_shards, corpus, join, keep, kept, labels, link, sign, whole, write_shards

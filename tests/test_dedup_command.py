@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from run_contract.errors import UserError
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.one_machine import deduplicate
-from snakmodel.publish import UserError
 from tests.conftest import PROJECT
 from tests.dedup_run import ENVIRONMENT, clusters, corpus, kept, labels, whole
 

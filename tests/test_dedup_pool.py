@@ -2,8 +2,8 @@ import os
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.dedup.process_pool import pool
-from snakmodel.publish import UserError
 
 
 def test_tasks_run_and_their_errors_come_back() -> None:

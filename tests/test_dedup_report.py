@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.dedup.components import DROPPED
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.report import excerpt, report
-from snakmodel.publish import InputsMissing, UserError
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 from tests.dedup_run import arrow_shards, corpus, join, labels, link, sign, whole, write_shards
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.dedup.buckets import buckets
 from snakmodel.dedup.jaccard import Texts, Verifier
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.signature_file import Corpus
-from snakmodel.publish import UserError
 from snakmodel.shards.arrow_stream import Rows
 from tests.dedup_run import WORDS, arrow_shards, clusters, labels, link, plain_components, sign, whole, write_shards
 

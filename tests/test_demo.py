@@ -18,7 +18,7 @@ import yaml
 
 from snakmodel.chain.build import STAGES
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import Marker
+from snakmodel.run.markers import Marker
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:

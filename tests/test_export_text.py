@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.disk_forecast import forecast
 from snakmodel.export_text import export_shard, join
 from snakmodel.launch.local_scheduler import check_selection
-from snakmodel.publish import InputsMissing, UserError
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 from tests.old_run import Run
 

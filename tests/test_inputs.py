@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from run_contract.errors import UserError
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
-from snakmodel.publish import READ, Marker, UserError
+from snakmodel.run.markers import READ, Marker
 from snakmodel.run.task_list import marker_path
 from tests.old_run import DATA, MIDDLE, Run
 
@@ -252,7 +253,7 @@ def test_a_weight_file_is_compared_with_what_convert_read(run: Run, monkeypatch:
     weights.touch()
     with pytest.raises(UserError, match=r"model\.safetensors is different"):
         run.plan()
-    from snakmodel.publish import checksum
+    from run_contract.publish import checksum
 
     marker.counts[READ]["model.safetensors"] = checksum(weights)
     marker.write(marker_path(run.root, "convert", 0))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.documents import Block, columns
-from megatron_llm.files import UserError
+from megatron_llm.data.document_blocks import Block, columns
+from run_contract.errors import UserError
 from snakmodel.prepare.byte_streams import TextFile
 from snakmodel.prepare.chunks import Faults
 from snakmodel.prepare.json_lines import json_lines
@@ -144,7 +144,7 @@ def test_a_refused_line_is_refused_by_name(policy: str) -> None:
 def test_ordinary_blocks_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers and brackets that Python's parser does not take do not slow a block down."""
     monkeypatch.setattr("snakmodel.prepare.json_lines._each", None)
-    monkeypatch.setattr("megatron_llm.jsonl.parse_line_by_line", None)
+    monkeypatch.setattr("megatron_llm.data.json_lines.parse_line_by_line", None)
     lines = [GOOD, b'{"text": "a", "n": [-1, NaN, Infinity, Inf]}', nested(2000)]
     block = b"\n".join(lines) + b"\n"
     assert prepared(block)[0] == tokenised(block)

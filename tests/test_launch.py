@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.launch.launcher import make_writable
-from snakmodel.publish import UserError
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.chain.stage import Stage
-from snakmodel.publish import UserError
 from snakmodel.slurm.limits import Limit, Limits, Room, check_indices, shards_per_job
 from tests import toy
 

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from run_contract.publish import checksum
 from snakmodel.chain.stage import Stage, Task
 from snakmodel.launch.local_scheduler import LocalScheduler, _Job, _Report
-from snakmodel.publish import READ, Marker, checksum
+from snakmodel.run.markers import READ, Marker
 from snakmodel.run.task_list import marker_path
 from tests import toy
 from tests.conftest import PATIENCE

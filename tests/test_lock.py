@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 from snakmodel.run import lock
 from snakmodel.run.lock import holder, run_lock
 from tests.conftest import PATIENCE

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
 from snakmodel.dedup.minhash import compile_cache, text_dedup_engine
 from snakmodel.dedup.minhash import hasher as minhash
 from snakmodel.dedup.minhash.case_table import decoded, table
@@ -27,7 +28,6 @@ from snakmodel.dedup.minhash.kernel import SLACK, minima, normalise
 from snakmodel.dedup.minhash.kernel import keys as compute_keys
 from snakmodel.dedup.minhash.parameters import RECORD, SHORT_POLICIES, Parameters, optimal_bands
 from snakmodel.dedup.minhash.text_dedup_engine import ReferenceEngine, half_key
-from snakmodel.publish import UserError
 from tests.conftest import PROJECT
 
 TEXT = "Rødgrød med fløde – det er DANSK, og det er svært at sige: æ ø å _ 1234 ...\u2028Ja!"

@@ -9,11 +9,11 @@ from pathlib import Path
 import datasets
 import pytest
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import BACKWARD_BLOCK, Reading
 from snakmodel.prepare.shard import prepare
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
-from snakmodel.publish import InputsMissing, UserError
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from run_contract.errors import UserError
 from snakmodel.config.recipe import Data
 from snakmodel.prepare import byte_streams
 from snakmodel.prepare.hf_dataset import write_datasets
@@ -23,7 +24,6 @@ from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.recognise import ENCODINGS, mismatch
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
-from snakmodel.publish import UserError
 
 LANGUAGES = {
     "Danish": "Første linje på dansk.\r\nAnden æøå linje 🐍\n\nTredje linje, uden slut",

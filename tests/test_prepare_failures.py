@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from run_contract.errors import EXIT_NO_ROOM
 from snakmodel.prepare.input_files import plan_shards
-from snakmodel.publish import EXIT_NO_ROOM
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 from hypothesis import strategies
 
+from run_contract.errors import UserError
 from snakmodel.prepare import byte_streams
 from snakmodel.prepare import json_lines as jsonl
 from snakmodel.prepare.byte_streams import TextFile
@@ -26,7 +27,6 @@ from snakmodel.prepare.json_lines import json_lines
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.prepare.shard import prepare
 from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, Counts, blank, documents, write_shard
-from snakmodel.publish import UserError
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]

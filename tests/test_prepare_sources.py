@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.prepare.input_files import Part, input_files, plan_shards, selection, source_names
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents, in_share
-from snakmodel.publish import UserError
 
 LINES = [f"linje {number}" for number in range(4000)]
 

@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from run_contract.entry_point import run_main
+from run_contract.errors import Superseded, UserError
+from run_contract.output import printable
+from run_contract.publish import publishing, write_json
 from snakmodel.monitor.run_files import json_lines
-from snakmodel.publish import (
-    Marker,
-    Superseded,
-    UserError,
-    append_file,
-    printable,
-    publishing,
-    run_main,
-    write_json,
-)
 from snakmodel.run.attempts import log_event
+from snakmodel.run.markers import Marker
+from snakmodel.shards.append_file import append_file
 
 
 def test_published_file_replaces_the_old_one_whole(tmp_path: Path) -> None:

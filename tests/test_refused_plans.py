@@ -18,13 +18,13 @@ import pytest
 import transformers
 import yaml
 
+from run_contract.errors import UserError
 from snakmodel.chain import engine_check
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.plan import Plan, make_plan
 from snakmodel.config import load as configuration
 from snakmodel.config.sections import PROJECT
 from snakmodel.launch.launcher import launch
-from snakmodel.publish import UserError
 
 Change = Callable[[dict[str, Any], Path], None]
 """Makes one mistake in a recipe whose base model is in the folder."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.chain.stage import Chain, Stage, fingerprint
-from snakmodel.publish import Marker, UserError
+from snakmodel.run.markers import Marker
 from snakmodel.run.task_list import marker_path
 from tests import toy
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from run_contract.publish import write_json
 from snakmodel.launch.local_scheduler import LocalScheduler
 from snakmodel.monitor.diagnosis import Diagnosis, State, diagnose
 from snakmodel.monitor.run_files import RunFiles
 from snakmodel.monitor.status import as_json, text
-from snakmodel.publish import Marker, write_json
 from snakmodel.run.attempts import log_event
+from snakmodel.run.markers import Marker
 from snakmodel.run.task_list import marker_path
 from snakmodel.slurm.jobs import Job, Owner, Queue, _records
 from tests import toy

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 import yaml
 
-from megatron_llm import hf_tokenizer
+from megatron_llm.tokenizer import hf_export
 from snakmodel.config.sections import PROJECT
 
 LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in range(200)]
@@ -194,7 +194,7 @@ def test_tokenizer_that_does_not_fit(desk: Desk) -> None:
 
 def test_tokens_from_a_tokenizer_json(desk: Desk) -> None:
     """The base model's tokenizer in Hugging Face's format, with EOD and BOS as the recipe says: SentencePiece's ids."""
-    hf_tokenizer.save(desk.text, desk.base / "tokenizer.model", 128)
+    hf_export.save(desk.text, desk.base / "tokenizer.model", 128)
     desk.recipe["tokenizer"] = {
         "type": "HuggingFaceTokenizer", "file": str(desk.text / "tokenizer.json"), "prepend_bos": True
     }  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from run_contract.errors import UserError
 from snakmodel.config.yaml_file import read_yaml
-from snakmodel.publish import UserError
 
 
 def read(folder: Path, text: str) -> Any:

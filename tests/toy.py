@@ -14,7 +14,7 @@ from snakmodel.config.recipe import Recipe
 from snakmodel.run.paths import RunPaths
 
 PUBLISH = (
-    "import sys, pathlib; from snakmodel.publish import publishing\n"
+    "import sys, pathlib; from run_contract.publish import publishing\n"
     "with publishing(pathlib.Path(sys.argv[1])) as (t,):\n"
     "    t.write_text(''.join(pathlib.Path(p).read_text() for p in sys.argv[2:]) or sys.argv[1][-5:])\n"
 )

@@ -12,18 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_llm import arguments, gpt_dataset, index_files
-from megatron_llm.arguments import Arguments
-from megatron_llm.files import UserError, run_main
-from megatron_llm.gpt_dataset import SPLITS, DataPaths, Plan
-from megatron_llm.indexed_dataset import IndexedDataset
+from megatron_llm.data import gpt_dataset, sample_order_files
+from megatron_llm.data.gpt_dataset import SPLITS, DataPaths, Plan
+from megatron_llm.data.indexed_dataset import IndexedDataset
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.flags.arguments import Arguments
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
 
 NOT_NEEDED = ("save", "lr", "micro_batch_size")
 
 
 def main() -> None:
     """Plan the three splits, then build what is missing."""
-    args = arguments.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
+    args = flags_parser.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
     if args.seq_length is None:
         raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
     if args.global_batch_size is None:
@@ -61,16 +63,16 @@ def forecast(plans: list[Plan]) -> int:
 def build(one: Plan, folder: Path) -> None:
     """Build and publish the index of a split unless it is there."""
     began, description = time.perf_counter(), one.description()
-    manifest = index_files.manifest_path(folder, one.split, description)
+    manifest = sample_order_files.manifest_path(folder, one.split, description)
     if manifest.exists():
         try:
-            index_files.verify(manifest)
+            sample_order_files.verify(manifest)
         except UserError as error:
             print(f"{error} (this is done now)", flush=True)
         else:
             print(f"{one.split}: {manifest} is there already", flush=True)
             return
-    index_files.write(manifest, description, one.build())
+    sample_order_files.write(manifest, description, one.build())
     print(
         f"{one.split}: {one.samples()} samples of {sum(order.last - order.first for order in one.orders)} documents, "
         f"{max(order.epochs for order in one.orders)} epoch(s), {one.bytes() / 1e6:.1f} MB "

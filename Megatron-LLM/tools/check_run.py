@@ -23,9 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from megatron_llm import arguments, flops, gpt_dataset, hf_weights, layout, meta_weights, reshard, start
-from megatron_llm.files import EXIT_USER_ERROR, UserError, run_main
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.data import gpt_dataset
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.model import flops
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.parallel import layout_checks
+from megatron_llm.training import resume
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron_layout
+from megatron_llm.weights import meta as meta_weights
+from run_contract.entry_point import run_main
+from run_contract.errors import EXIT_USER_ERROR, UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -84,8 +92,8 @@ def find_facts(request: Request, config: ModelConfig) -> dict[str, float | None]
     """Parameters of the model, FLOPs of the whole training (0 without one), and the GPU's peak in TFLOP/s if known."""
     total = 0
     if command := request.commands.get("train"):
-        args = arguments.parse(command[1:])
-        batch, _ = layout.batch_layout(args, request.ranks)
+        args = flags_parser.parse(command[1:])
+        batch, _ = layout_checks.batch_layout(args, request.ranks)
         total = args.train_iters * flops.training_flops(config, args.seq_length, batch)
     return {
         "parameters": flops.parameter_count(config),
@@ -144,7 +152,9 @@ def check_layout(command: list[str], request: Request, config: ModelConfig | Non
     """checkpoint_util.py: the model can be cut over the parallel ranks."""
     _, args = parse(command)
     if config is not None and args.saver == "megatron":
-        reshard.check_sizes(config, args.target_tensor_parallel_size or 1, args.target_pipeline_parallel_size or 1)
+        megatron_layout.check_sizes(
+            config, args.target_tensor_parallel_size or 1, args.target_pipeline_parallel_size or 1
+        )
 
 
 def check_tokenizer(command: list[str], request: Request, config: ModelConfig | None) -> None:
@@ -161,19 +171,19 @@ def check_tokenizer(command: list[str], request: Request, config: ModelConfig | 
 def check_samples(command: list[str], request: Request, config: ModelConfig | None) -> None:
     """build_index.py: finetune.py's flags, of which it needs fewer."""
     script = load_script(PROJECT / command[0])
-    arguments.parse(command[1:], optional=script.NOT_NEEDED)
+    flags_parser.parse(command[1:], optional=script.NOT_NEEDED)
 
 
 def check_training(command: list[str], request: Request, config: ModelConfig | None) -> None:
     """finetune.py: flags, ranks, batch, schedule, and how the model is spread."""
-    args = arguments.parse(command[1:])
-    batch, _ = layout.batch_layout(args, request.ranks)
-    start.schedule(args, batch, {})
+    args = flags_parser.parse(command[1:])
+    batch, _ = layout_checks.batch_layout(args, request.ranks)
+    resume.schedule(args, batch, {})
     if split := args.data().split:
         gpt_dataset.split_boundaries(split, 1000)
     if config is None:
         return
-    layout.check(config, args, request.ranks)
+    layout_checks.check(config, args, request.ranks)
     if args.seq_length > config.max_position_embeddings:
         raise UserError(
             f"--seq_length {args.seq_length} is more than the model's max_position_embeddings "

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_llm import any_weights, hf_weights, megatron_weights, tokenizer_files
-from megatron_llm.any_weights import Loaded
-from megatron_llm.files import UserError, run_main
-from megatron_llm.reshard import EMBEDDING, HEAD, LazyState
+from megatron_llm.model.canonical_state import EMBEDDING, HEAD, LazyState
+from megatron_llm.tokenizer import files as tokenizer_files
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import load_any, megatron
+from megatron_llm.weights.load_any import Loaded
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
 
 CARRIED = (
     *("seq_length", "tokenizer_type", "vocab_file", "no_new_tokens", "vocab_extra_ids_list"),
@@ -101,7 +104,7 @@ def check_source(args: argparse.Namespace, loaded: Loaded) -> None:
     found = "hf" if loaded.folder == args.load_dir else "megatron"
     if args.loader not in (None, found):
         raise UserError(f"--loader {args.loader} but {args.load_dir} is read by --loader {found}; leave the flag out")
-    any_weights.check_family(loaded, args.model_type, "--model_type")
+    load_any.check_family(loaded, args.model_type, "--model_type")
 
 
 def to_hugging_face(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) -> Path:
@@ -120,7 +123,7 @@ def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) ->
     vocab_file = args.vocab_file or tokenizer_files.look(args.load_dir, loaded.args.get("vocab_file"))
     if vocab_file:
         tokenizer_files.check_fits(vocab_file, loaded.config.vocab_size)
-    final = megatron_weights.save(
+    final = megatron.save(
         args.save_dir,
         loaded.iteration,
         loaded.config,
@@ -143,13 +146,13 @@ def main() -> None:
     for name, reason in NO_EFFECT.items():
         if getattr(args, name):
             print(f"--{name} has no effect: {reason}")
-    loaded = any_weights.load(args.load_dir, args.load_iters)
+    loaded = load_any.load(args.load_dir, args.load_iters)
     check_source(args, loaded)
     if loaded.folder == args.load_dir:
         hf_weights.say_what_stays_behind(loaded.folder)
     if args.true_vocab_size is not None:
         loaded = with_true_vocabulary(loaded, args.true_vocab_size)
-    dtype = megatron_weights.DTYPES[args.dtype] if args.dtype else loaded.dtype
+    dtype = megatron.DTYPES[args.dtype] if args.dtype else loaded.dtype
     final = (to_hugging_face if args.saver == "hf" else to_megatron)(args, loaded, dtype)
     print(f"wrote {final} from {loaded.folder}: the weights, without an optimizer's state")
 

@@ -16,8 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from megatron_llm import arguments, run_changes
-from megatron_llm.argument_parser import OnlyThese
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.flags.argument_parser import OnlyThese
+from megatron_llm.training import run_changes
 
 ENGINE = Path(__file__).resolve().parents[1]
 ORIGINAL = ENGINE.parent / "docs" / "megatron-flags.tsv"
@@ -42,7 +43,7 @@ Every flag of epfLLM's Megatron-LLM, and what the program of the same name does 
 
 The last column of finetune.py's tables says what happens when a run goes on (from `--save`, or from a training
 checkpoint in `--load` without `--finetune`) with another value: the same table decides it in the code
-(`megatron_llm/run_changes.py`).
+(`megatron_llm/training/run_changes.py`).
 """
 
 
@@ -50,7 +51,7 @@ checkpoint in `--load` without `--finetune`) with another value: the same table 
 def parser_of(where: str) -> argparse.ArgumentParser:
     """The parser of the program here that takes the flags of one of the original's."""
     if where in (MEGATRON, "finetune.py"):
-        return arguments.parser()
+        return flags_parser.parser()
     script = runpy.run_path(str(ENGINE / ELSEWHERE.get(where, where)), run_name="flags_table")
     parser: argparse.ArgumentParser = script["make_parser"]()
     return parser

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_llm.files import InputsMissing, UserError, publishing, run_main, write_json
-from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter
-from megatron_llm.manifest import Manifest, beside
+from megatron_llm.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_llm.data.manifest import Manifest, beside
+from run_contract.entry_point import run_main
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, write_json
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,16 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from megatron_llm import tokenizer
-from megatron_llm.documents import Block, columns, find_inputs, offsets, read_blocks
-from megatron_llm.encoding import BACKENDS, Encoder, open_encoder
-from megatron_llm.fast_tokenizer import Differs, Unfit
-from megatron_llm.files import EXIT_AGAIN, UserError, publishing, run_main, write_json
-from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
-from megatron_llm.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, Manifest, added, beside, bounded
-from megatron_llm.vocabulary import Tokenizer
+from megatron_llm.data.document_blocks import Block, columns, find_inputs, offsets, read_blocks
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.data.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, Manifest, added, beside, bounded
+from megatron_llm.tokenizer import build as tokenizer
+from megatron_llm.tokenizer.base import Tokenizer
+from megatron_llm.tokenizer.encoder import BACKENDS, Encoder, open_encoder
+from megatron_llm.tokenizer.gigatoken import Differs, Unfit
+from run_contract.entry_point import run_main
+from run_contract.errors import EXIT_AGAIN, UserError
+from run_contract.publish import publishing, write_json
 
 Counts = dict[str, dict[str, int]]
 """Source -> count -> number."""

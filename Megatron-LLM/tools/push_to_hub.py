@@ -26,10 +26,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     OfflineModeIsEnabled,
 )
 
-from megatron_llm import hf_weights, model_card
-from megatron_llm.files import InputsMissing, UserError, publishing, remove, run_main
-from megatron_llm.megatron_weights import DTYPES
-from megatron_llm.reshard import EMBEDDING
+from megatron_llm.model.canonical_state import EMBEDDING
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import model_card
+from megatron_llm.weights.megatron import DTYPES
+from run_contract.entry_point import run_main
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, remove
 
 REFUSED = {
     "auth_token": "every user of the machine can read a token on the command line; use HF_TOKEN, --token_file FILE "

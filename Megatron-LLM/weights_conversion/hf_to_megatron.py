@@ -13,10 +13,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_llm import hf_config, hf_weights, megatron_weights, meta_weights, tokenizer_files
-from megatron_llm.files import UserError, run_main
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.reshard import EMBEDDING, parameters
+from megatron_llm.model.canonical_state import EMBEDDING, parameters
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.tokenizer import files as tokenizer_files
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import hf_config, megatron
+from megatron_llm.weights import meta as meta_weights
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
 
 SIZE_TOLERANCE = 0.15
 
@@ -84,7 +88,7 @@ def main() -> None:
         check_size(config, args.size)
     hf_weights.say_what_stays_behind(folder)
     copy_tokenizer(folder, args.out, config.vocab_size)
-    final = megatron_weights.save(
+    final = megatron.save(
         args.out,
         "release",
         config,

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch
 
-from megatron_llm import any_weights, hf_weights, reshard, tokenizer_files
-from megatron_llm.files import UserError, run_main
-from megatron_llm.megatron_weights import DTYPES
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.special_tokens import ROLES, SpecialTokens
+from megatron_llm.model import canonical_state
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.tokenizer import files as tokenizer_files
+from megatron_llm.tokenizer.special_tokens import ROLES, SpecialTokens
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import load_any
+from megatron_llm.weights.megatron import DTYPES
+from run_contract.entry_point import run_main
+from run_contract.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,14 +62,14 @@ def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.d
         return str(args.max_shard_size)
     if count < 1:
         raise UserError(f"--num_output_shards {count}: must be at least 1")
-    return str(-(-reshard.parameters(config) * dtype.itemsize // count))
+    return str(-(-canonical_state.parameters(config) * dtype.itemsize // count))
 
 
 def main() -> None:
     """Load, write beside, read back, publish."""
     args = make_parser().parse_args()
-    loaded = any_weights.load(args.input_dir, args.load_iters)
-    any_weights.check_family(loaded, args.model, "--model")
+    loaded = load_any.load(args.input_dir, args.load_iters)
+    load_any.check_family(loaded, args.model, "--model")
     dtype = DTYPES[args.dtype] if args.dtype else loaded.dtype
     vocab_file = tokenizer_files.find(args.vocab_file, args.input_dir, loaded.args.get("vocab_file"))
     tokenizer_files.say_if_another(vocab_file, args.input_dir)

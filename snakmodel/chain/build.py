@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from run_contract.errors import UserError
 from snakmodel.chain.context import Context
 from snakmodel.chain.data_stages import TEXT_EXPORT, text_stages, token_stages
 from snakmodel.chain.inputs import Inputs
@@ -20,7 +21,6 @@ from snakmodel.chain.model_stages import export_stages, train_stages, weight_sta
 from snakmodel.chain.stage import Chain
 from snakmodel.config.load import Config
 from snakmodel.prepare.input_files import Part
-from snakmodel.publish import UserError
 
 STAGES = [
     "prepare",

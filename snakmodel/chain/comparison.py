@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from run_contract.errors import UserError
 from snakmodel.config.recipe import Data
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, batches
-from snakmodel.publish import READ, Marker, UserError
+from snakmodel.run.markers import READ, Marker
 from snakmodel.run.paths import shard_name
 from snakmodel.run.task_list import marker_path
 from snakmodel.shards.arrow_stream import open_stream

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 from snakmodel.run.task_list import ContainerSpec
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from run_contract.errors import UserError
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.load import VARIABLE, Config, not_set
 from snakmodel.config.recipe import Tokenizer
 from snakmodel.prepare.input_files import Part
-from snakmodel.publish import UserError
 from snakmodel.run.paths import RunPaths
 
 CORPUS = "tokens/corpus_text_document"

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from run_contract.errors import UserError
 from snakmodel.chain.stage import Chain
 from snakmodel.config.cluster import Resources
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import UserError
 
 _COMMAND = "Megatron-LLM/tools/check_run.py"
 _DEVICE = re.compile(r"gpu:([A-Za-z]\w*)")

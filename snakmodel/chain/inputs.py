@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from run_contract.errors import UserError
+from run_contract.publish import checksum, write_json
 from snakmodel.chain.stage import fingerprint
 from snakmodel.config.recipe import Data
 from snakmodel.prepare.input_files import Part, Selection, relative
-from snakmodel.publish import UserError, checksum, write_json
 from snakmodel.run.paths import RunPaths
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from run_contract.errors import UserError
 from snakmodel.chain.context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags
 from snakmodel.chain.stage import Input, Stage, Task
-from snakmodel.publish import READ, Marker, UserError
+from snakmodel.run.markers import READ, Marker
 from snakmodel.run.paths import shard_name
 from snakmodel.run.task_list import marker_path
 

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from run_contract.errors import UserError
+from run_contract.publish import remove, write_json, write_text
 from snakmodel.chain.borders import EarlierPlan, read_plan
 from snakmodel.chain.build import build
 from snakmodel.chain.containers import container_spec, srun_flags
@@ -26,7 +28,6 @@ from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import Part, Selection, cut, selection
-from snakmodel.publish import UserError, remove, write_json, write_text
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from run_contract.errors import UserError
 from snakmodel.config.cluster import Resources
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import Marker, UserError
+from snakmodel.run.markers import Marker
 from snakmodel.run.task_list import marker_path
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
+from run_contract.publish import write_json
 from snakmodel.chain.disk_forecast import Forecast, forecast_plan, gigabytes
 from snakmodel.chain.engine_check import Facts, device_of
 from snakmodel.chain.plan import Plan
 from snakmodel.config.recipe import Recipe
 from snakmodel.prepare.input_files import input_files
-from snakmodel.publish import write_json
 from snakmodel.run.paths import RunPaths
 
 MANY_EPOCHS = 4

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from run_contract.errors import UserError
 from snakmodel.config.sbatch_options import Words, check_sbatch_args, check_srun_args
 from snakmodel.config.sections import PROJECT, ProjectPath, Section, suggest
-from snakmodel.publish import UserError
 
 SIGNAL_EARLY_SECONDS = 60
 """Slurm may send the notice of the time limit so much earlier than asked."""

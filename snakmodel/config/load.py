@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from run_contract.errors import UserError
 from snakmodel.config.cluster import Cluster, Resources
 from snakmodel.config.recipe import Recipe
 from snakmodel.config.sections import Section, suggest
 from snakmodel.config.yaml_file import read_yaml
-from snakmodel.publish import UserError
 
 
 class Config(Section):

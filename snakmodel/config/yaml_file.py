@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 _INT, _BOOL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from run_contract.entry_point import run_main
 from snakmodel.dedup.flags import add_parameters, parameters_of
 from snakmodel.dedup.minhash.parameters import SHORT_POLICIES
 from snakmodel.dedup.signature_file import numbered
-from snakmodel.publish import run_main
 from snakmodel.shards.arrow_stream import Rows
 
 STEPS = ("signatures", "buckets", "components", "filter", "report")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.jaccard import Texts, Verifier
 from snakmodel.dedup.signature_file import Corpus, Numbers, write_array
-from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.shards.arrow_stream import Rows
 from snakmodel.shards.progress import progress
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.buckets import find, union
 from snakmodel.dedup.signature_file import ROW, Corpus, Numbers, numbered, read_array, write_array
-from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.shards.progress import progress
 
 DROPPED = -1

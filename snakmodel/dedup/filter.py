@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.signature_file import read_array
-from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.shards.arrow_stream import Rows, batches, open_stream, source_names, write_stream
 from snakmodel.shards.counts import bounded
 

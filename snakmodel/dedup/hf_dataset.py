@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from run_contract.errors import UserError
 from snakmodel.dedup.signatures import count_rows
-from snakmodel.publish import UserError
 from snakmodel.shards.arrow_stream import Rows, write_stream
 
 _LEAST, _MOST = 10_000, 1 << 18

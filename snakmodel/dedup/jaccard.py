@@ -17,9 +17,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
 from snakmodel.dedup.signature_file import Numbers
 from snakmodel.dedup.similar import similar_pairs
-from snakmodel.publish import UserError
 from snakmodel.shards.arrow_stream import Rows, columns
 
 _NO_WORD = {"text-dedup-0.4.0": re.compile(r"\W"), "text-dedup-0.3.1": re.compile(r"[^A-Za-z_0-9]")}

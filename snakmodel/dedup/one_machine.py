@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing
 from snakmodel.dedup.buckets import buckets
 from snakmodel.dedup.components import DROPPED, components
 from snakmodel.dedup.filter import filter_shard
@@ -27,7 +29,6 @@ from snakmodel.dedup.hf_dataset import cut, load_dataset, save_dataset
 from snakmodel.dedup.minhash.parameters import SHORT_POLICIES, Parameters
 from snakmodel.dedup.process_pool import Run, pool
 from snakmodel.dedup.signatures import count_rows, signatures
-from snakmodel.publish import UserError, publishing
 from snakmodel.shards.arrow_stream import Rows
 
 _SHORT_DEFAULT = {"text-dedup-0.4.0": "drop", "text-dedup-0.3.1": "collapse"}

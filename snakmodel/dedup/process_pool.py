@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,10 +13,9 @@ from multiprocessing.context import BaseContext
 from multiprocessing.forkserver import ensure_running
 from typing import Any
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
+from run_contract.process import die_with_parent
 from snakmodel.shards.progress import progress
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Run:
@@ -74,5 +72,5 @@ def workers(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecuto
 def _start() -> None:
     """In a new process: the parent shows the progress and answers Ctrl-C, and nobody outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

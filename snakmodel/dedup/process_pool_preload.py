@@ -5,11 +5,12 @@ CAUTION: only that server may import it, since it prepares the kernel when it is
 
 import gc
 
+from snakmodel.dedup import buckets, signatures
 from snakmodel.dedup import filter as dedup_filter
 from snakmodel.dedup.minhash.hasher import engine
 from snakmodel.dedup.minhash.parameters import Parameters
 
-__all__ = ["dedup_buckets", "dedup_filter", "dedup_signatures"]
+__all__ = ["buckets", "dedup_filter", "signatures"]
 
 engine(Parameters(b=4, r=15))  # given both, it need not load SciPy to find them
 gc.freeze()  # what is here stays shared: the collector of a forked process does not write to it

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.components import DROPPED
 from snakmodel.dedup.jaccard import Texts
 from snakmodel.dedup.report_figure import draw
 from snakmodel.dedup.signature_file import Numbers
-from snakmodel.publish import InputsMissing, UserError, publishing, write_json
 from snakmodel.shards.arrow_stream import NO_SOURCE, Rows, batches, column_index, open_stream, source_names
 from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
 from snakmodel.shards.progress import progress

@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.dedup.minhash.parameters import RECORD
-from snakmodel.publish import InputsMissing, UserError
 
 Numbers = NDArray[np.int64]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.signature_file import SignatureWriter
-from snakmodel.publish import UserError, publishing, write_json
 from snakmodel.shards.arrow_stream import Rows, arrays, open_stream
 from snakmodel.shards.progress import progress
 

@@ -20,25 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from snakmodel.job.ranks import Ranks
-from snakmodel.publish import (
-    ATTEMPT_VARIABLE,
-    CLAIM_VARIABLE,
+from run_contract.claim import ATTEMPT_VARIABLE, CLAIM_VARIABLE, check_claim
+from run_contract.entry_point import run_main
+from run_contract.errors import (
     EXIT_AGAIN,
     EXIT_DONE,
     EXIT_INPUTS_MISSING,
     EXIT_NO_ROOM,
     EXIT_STOPPED,
-    READ,
-    Marker,
     NoRoom,
     Superseded,
     UserError,
-    check_claim,
-    run_main,
-    say,
-    write_json,
 )
+from run_contract.output import say
+from run_contract.publish import write_json
+from snakmodel.job.ranks import Ranks
 from snakmodel.run import reads
 from snakmodel.run.attempt_files import hung_path, read_progress, started_path
 from snakmodel.run.attempts import (
@@ -58,6 +54,7 @@ from snakmodel.run.attempts import (
     take_claim,
     unrecorded,
 )
+from snakmodel.run.markers import READ, Marker
 from snakmodel.run.task_list import InputSpec, TaskList
 from snakmodel.slurm.own_job import accounted_end, exclude, job_state, requeue
 

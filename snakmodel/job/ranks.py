@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from run_contract.errors import EXIT_DONE, EXIT_NO_ROOM
+from run_contract.output import say
+from run_contract.process import die_with_parent
 from snakmodel.job.containers import supervisor_python
-from snakmodel.job.supervisor import die_with_parent
 from snakmodel.job.watchdog import Watchdog, furthest_behind, log_size, newest
-from snakmodel.publish import EXIT_DONE, EXIT_NO_ROOM, say
 from snakmodel.run.attempt_files import FORWARD_VARIABLE, hung_path, read_progress, started_path
 from snakmodel.run.task_list import TaskList
 

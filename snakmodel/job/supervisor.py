@@ -10,7 +10,6 @@ only after a crash; what to do next is decided by the driver from all ranks' rec
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
@@ -22,23 +21,14 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from run_contract.claim import ATTEMPT_VARIABLE, CLAIM_VARIABLE, attempt_name, check_claim
+from run_contract.entry_point import run_main
+from run_contract.errors import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, InputsMissing, Superseded
+from run_contract.output import say
+from run_contract.process import die_with_parent
+from run_contract.publish import write_json
 from snakmodel.job.containers import contain, inner_python
 from snakmodel.job.watchdog import cpu_seconds, dump_and_kill, kill_tree
-from snakmodel.publish import (
-    ATTEMPT_VARIABLE,
-    CLAIM_VARIABLE,
-    EXIT_AGAIN,
-    EXIT_DONE,
-    EXIT_STOPPED,
-    EXIT_USER_ERROR,
-    InputsMissing,
-    Superseded,
-    attempt_name,
-    check_claim,
-    run_main,
-    say,
-    write_json,
-)
 from snakmodel.run.attempt_files import (
     FORWARD_VARIABLE,
     HEARTBEAT_VARIABLE,
@@ -53,12 +43,6 @@ from snakmodel.run.task_list import TaskList
 _RENDEZVOUS_SECONDS = 300
 _LOOK_SECONDS = 5
 _BUSY_SHARE = 0.05
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies. For `preexec_fn`."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def python_of(tasks: TaskList, argv: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snakmodel.publish import say
+from run_contract.output import say
 
 _DUMP_SECONDS = 10
 

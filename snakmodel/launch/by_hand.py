@@ -23,22 +23,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from run_contract.claim import ATTEMPT_VARIABLE
+from run_contract.entry_point import run_main
+from run_contract.errors import EXIT_AGAIN, InputsMissing, NoRoom, UserError
+from run_contract.output import say
+from run_contract.publish import write_json
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.plan import Plan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
 from snakmodel.launch.local_scheduler import LocalScheduler
-from snakmodel.publish import (
-    ATTEMPT_VARIABLE,
-    EXIT_AGAIN,
-    InputsMissing,
-    NoRoom,
-    UserError,
-    run_main,
-    say,
-    write_json,
-)
 from snakmodel.run.attempts import Attempt, Summary, decide, history, log_event
 from snakmodel.run.lock import run_lock
 from snakmodel.run.paths import RunPaths

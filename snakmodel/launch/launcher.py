@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from run_contract.errors import UserError
+from run_contract.output import printable
 from snakmodel.chain import training_sum
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
@@ -25,7 +27,6 @@ from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
 from snakmodel.launch.local_scheduler import LocalScheduler, check_selection
-from snakmodel.publish import UserError, printable
 from snakmodel.run.lock import run_lock
 from snakmodel.slurm.admission import check_resources
 from snakmodel.slurm.ask import use_cluster

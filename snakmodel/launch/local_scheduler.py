@@ -21,11 +21,13 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from run_contract.entry_point import STOPPED
+from run_contract.errors import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED
+from run_contract.output import say
+from run_contract.process import die_with_parent
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.sections import PROJECT
-from snakmodel.job.supervisor import die_with_parent
-from snakmodel.publish import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED, STOPPED, say
 from snakmodel.run import training_numbers
 from snakmodel.run.attempts import next_restart
 from snakmodel.slurm.jobs import array_ranges

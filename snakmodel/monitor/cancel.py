@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from run_contract.errors import UserError
 from snakmodel.config.sections import suggest
 from snakmodel.monitor.run_files import RunFiles, find_run
-from snakmodel.publish import UserError
 from snakmodel.run.attempts import log_event
 from snakmodel.slurm.ask import Unanswered, ask, use_cluster
 from snakmodel.slurm.jobs import RUNNING, Job, Owner, ask_squeue

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import yaml
 
+from run_contract.errors import UserError
 from snakmodel.config.load import load_cluster
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import Marker, UserError
 from snakmodel.run import lock
 from snakmodel.run.attempts import ExitRecord
+from snakmodel.run.markers import Marker
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import TaskList
 from snakmodel.slurm.ask import BY_HAND

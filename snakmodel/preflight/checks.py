@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from run_contract.errors import UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
 from snakmodel.chain.disk_forecast import forecast_plan, free, gigabytes, used
@@ -28,7 +29,6 @@ from snakmodel.config.sections import PROJECT
 from snakmodel.launch.launcher import make_writable
 from snakmodel.preflight import drill
 from snakmodel.preflight.drill import Finding
-from snakmodel.publish import UserError
 from snakmodel.slurm.admission import Partition, alike, ask, partition_of, partitions, read_accounting, refusal
 from snakmodel.slurm.ask import use_cluster
 from snakmodel.slurm.batch_file import choose

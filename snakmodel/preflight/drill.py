@@ -18,12 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from run_contract.publish import write_text
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Chain, Stage, Task
 from snakmodel.config.cluster import Resources
 from snakmodel.config.load import Config
 from snakmodel.preflight.drill_rank import HELLO, REPORT, Note
-from snakmodel.publish import write_text
 from snakmodel.run.attempts import Attempt
 from snakmodel.run.paths import RunPaths
 from snakmodel.slurm.admission import Partition, ask

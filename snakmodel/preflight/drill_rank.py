@@ -19,7 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from snakmodel.publish import EXIT_AGAIN, attempt_name, publishing, run_main, write_json, write_text
+from run_contract.claim import attempt_name
+from run_contract.entry_point import run_main
+from run_contract.errors import EXIT_AGAIN
+from run_contract.publish import publishing, write_json, write_text
 
 PACKAGES = ("numpy", "pyarrow", "sentencepiece", "torch", "datasets", "transformers", "huggingface_hub")
 HELLO = "hello.txt"

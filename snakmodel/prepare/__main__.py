@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from run_contract.entry_point import run_main
 from snakmodel.prepare.byte_streams import UTF_8
 from snakmodel.prepare.chunks import ERROR_POLICIES
 from snakmodel.prepare.hf_dataset import write_datasets
@@ -16,7 +17,6 @@ from snakmodel.prepare.readers import DOCUMENT_MODES, Reading
 from snakmodel.prepare.recognise import ENCODINGS
 from snakmodel.prepare.shard import prepare, read_shard
 from snakmodel.prepare.shard_writer import Cleaning
-from snakmodel.publish import run_main
 
 
 def main() -> None:

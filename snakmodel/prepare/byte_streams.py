@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 UTF_8 = "utf-8"
 BOM = b"\xef\xbb\xbf"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 ERROR_POLICIES = ("error", "replace", "skip")
 CHUNK_DOCUMENTS = 1 << 14

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from run_contract.errors import UserError
 from snakmodel.prepare.chunks import CHUNK_BYTES, CHUNK_DOCUMENTS, Chunk, Faults, are_utf8, holds_nul, packed
 from snakmodel.prepare.input_files import Part
-from snakmodel.publish import UserError
 from snakmodel.shards.arrow_stream import END_OF_STREAM, column_index
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 HIDDEN = "hidden, as its name starts with a dot"
 LOOP = "a link to a folder that it lies in"

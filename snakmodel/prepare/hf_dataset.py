@@ -15,11 +15,13 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from run_contract.errors import UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.dedup.process_pool import workers
 from snakmodel.prepare.input_files import ALL, plan_shards, selection, source_names
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, write_shard
-from snakmodel.publish import UserError, append_file, publishing, write_json
+from snakmodel.shards.append_file import append_file
 from snakmodel.shards.arrow_stream import SCHEMA
 
 _SPLIT = Path("train", "train")

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import xxhash
 
+from run_contract.errors import UserError
+from run_contract.output import printable
 from snakmodel.prepare.folders import NAMED, Entry, below, checked_record, dataset_files, entries, identity, shortened
-from snakmodel.publish import UserError, printable
 
 ALL = "all"
 """Stands for every source where no source has this name."""

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from run_contract.errors import InputsMissing, UserError
 from snakmodel.prepare.byte_streams import (
     BOM,
     END,
@@ -31,7 +32,6 @@ from snakmodel.prepare.columns import arrow_column, parquet_column
 from snakmodel.prepare.input_files import COMPRESSED, TEXT, Part, divisible, suffix
 from snakmodel.prepare.json_lines import json_lines
 from snakmodel.prepare.recognise import HEAD, mismatch
-from snakmodel.publish import InputsMissing, UserError
 
 DOCUMENT_MODES = ("line", "blank-line", "file")
 BACKWARD_BLOCK = 1 << 16

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, write_json
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, write_shard
-from snakmodel.publish import READ, InputsMissing, UserError, publishing, write_json
+from snakmodel.run.markers import READ
 
 
 def read_shard(plan: Path, shard: int) -> list[Part]:

@@ -19,15 +19,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from snakmodel.publish import (
-    EXIT_AGAIN,
-    EXIT_DONE,
-    EXIT_INPUTS_MISSING,
-    EXIT_STOPPED,
-    EXIT_USER_ERROR,
-    encoded,
-    write_json,
-)
+from run_contract.errors import EXIT_AGAIN, EXIT_DONE, EXIT_INPUTS_MISSING, EXIT_STOPPED, EXIT_USER_ERROR
+from run_contract.publish import encoded, write_json
 
 Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed", "lost"]
 """done; saved and to be run again; saved and stopped on request; ended by a signal from outside; inputs missing or a

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 
 @contextmanager

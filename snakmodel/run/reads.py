@@ -13,7 +13,8 @@ from pathlib import Path
 
 import xxhash
 
-from snakmodel.publish import Marker, checksum
+from run_contract.publish import checksum
+from snakmodel.run.markers import Marker
 from snakmodel.run.task_list import InputSpec, TaskList
 
 

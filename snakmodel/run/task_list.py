@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snakmodel.publish import Marker, UserError, encoded, write_text
+from run_contract.errors import UserError
+from run_contract.publish import encoded, write_text
+from snakmodel.run.markers import Marker
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from snakmodel.publish import InputsMissing, UserError, checksum
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import checksum
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 SCHEMA = pa.schema([("text", pa.large_string()), ("source", pa.string())])

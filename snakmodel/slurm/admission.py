@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from run_contract.errors import UserError
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
-from snakmodel.publish import UserError
 from snakmodel.slurm.accounting import Accounting, slurm_settings
 from snakmodel.slurm.ask import KEPT, Unanswered
 from snakmodel.slurm.batch_file import LEAKS, make_executor

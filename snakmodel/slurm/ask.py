@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 ENDED = frozenset(
     [

@@ -20,12 +20,12 @@ from typing import Any
 import submitit
 from submitit.core.utils import CommandFunction, FailedSubmissionError
 
+from run_contract.errors import UserError
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
 from snakmodel.config.sbatch_options import options, pattern_of
 from snakmodel.config.sections import PROJECT
-from snakmodel.publish import UserError
 from snakmodel.slurm.ask import BY_HAND, KEPT, my_elements
 from snakmodel.slurm.jobs import array_ranges
 from snakmodel.slurm.journal import job_name, read_lines

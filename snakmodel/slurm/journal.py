@@ -20,7 +20,7 @@ from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 from snakmodel.run.attempts import log_event
 from snakmodel.run.paths import RunPaths
 from snakmodel.slurm.ask import CLUSTER_VARIABLE, accounted_jobs, ask, my_jobs

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from run_contract.errors import UserError
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Cluster
-from snakmodel.publish import UserError
 from snakmodel.slurm.accounting import Accounting, Place, slurm_settings
 from snakmodel.slurm.ask import ENDED, Unanswered, ask
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from snakmodel.publish import say
+from run_contract.output import say
 from snakmodel.run.attempts import Attempt, Kind
 from snakmodel.slurm.ask import CLUSTER_VARIABLE
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from run_contract.errors import UserError
 from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Stage
-from snakmodel.publish import UserError
 from snakmodel.slurm.ask import my_jobs, same_job
 from snakmodel.slurm.batch_file import active_packs, make_executor, read_submissions, scrub_environment
 from snakmodel.slurm.jobs import CONTINUATION, array_ranges

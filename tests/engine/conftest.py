@@ -14,8 +14,8 @@ import tiny_run
 import torch
 import torch.distributed as dist
 
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.parallel import World, start
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.parallel.world import World, start
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,8 @@ def held_finetune(argv: Sequence[str]) -> None:
 
     Phases: `step`, `evaluate`, and `write`, which is in the thread that writes a checkpoint.
     """
-    from megatron_llm import checkpoint
-    from megatron_llm.trainer import Trainer
+    from megatron_llm.checkpoint import folder as checkpoint
+    from megatron_llm.training.trainer import Trainer
 
     held, rank = Path(os.environ["HELD"]), os.environ["RANK"]
 
@@ -74,8 +74,11 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
     """
     import torch
 
-    from megatron_llm import arguments, parallel, pipeline, signals, train
-    from megatron_llm.saving import Saver
+    from megatron_llm.checkpoint.saver import Saver
+    from megatron_llm.flags import parser as flags_parser
+    from megatron_llm.parallel import world as parallel
+    from megatron_llm.process import signals
+    from megatron_llm.training import assemble, pipeline
 
     def checked(saver: Saver, parameters: Any, *more: Any) -> None:
         _assert_copies_equal(parameters)
@@ -90,10 +93,10 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
     torch.set_num_threads(1)
     world = parallel.start()
     for argv in argvs:
-        args = arguments.parse(argv)
+        args = flags_parser.parse(argv)
         sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
         mesh = parallel.layout_mesh(world.device, world.size, *sizes)
-        world.say(f"exit {train.run(args, replace(world, mesh=mesh), signals.StopRequest())}")
+        world.say(f"exit {assemble.run(args, replace(world, mesh=mesh), signals.StopRequest())}")
     sys.stdout.flush()
     os._exit(0)
 
@@ -118,7 +121,7 @@ def _assert_copies_equal(parameters: dict[str, Any]) -> None:
 def _assert_ends_equal(tied: Any) -> None:
     import torch.distributed as dist
 
-    from megatron_llm import pipeline
+    from megatron_llm.training import pipeline
 
     own = [pipeline._slice(weight).tolist() for weight in (tied.embedding, tied.copy) if weight is not None]
     ranks: list[list[Any]] = [[] for _ in range(tied.group.size())]
@@ -158,7 +161,7 @@ class Ranks:
         main: Callable[[Any], None] = _finetune,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["megatron_llm.train", "torch._dynamo"])
+        context.set_forkserver_preload(["megatron_llm.training.assemble", "torch._dynamo"])
         self.outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
         for output in self.outputs:
             output.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from megatron_llm.model import shapes
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import shapes
 
 LLAMA_NAMES = {
     "embedding": "model.embed_tokens",

@@ -17,8 +17,11 @@ import sentencepiece
 import torch
 from torch.distributed import checkpoint as dcp
 
-from megatron_llm import checkpoint, files, hf_weights, reshard
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.model import canonical_state
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.process import files
+from megatron_llm.weights import hf as hf_weights
 
 ENGINE = Path(__file__).parents[2] / "Megatron-LLM"
 LINES = (
@@ -77,18 +80,18 @@ def make_config(**changes: object) -> ModelConfig:
     return ModelConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def make_state(config: ModelConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> reshard.State:
+def make_state(config: ModelConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> canonical_state.State:
     """Random canonical tensors, large enough in every one for a mistake to show in the logits."""
     generator = torch.Generator().manual_seed(seed)
-    state: reshard.State = {}
-    for name, shape in reshard.expected_shapes(config).items():
+    state: canonical_state.State = {}
+    for name, shape in canonical_state.expected_shapes(config).items():
         noise = torch.randn(shape, generator=generator)
         scale = 0.3 if len(shape) == 1 else 2.0 / shape[1] ** 0.5
         state[name] = ((1.0 if len(shape) == 1 else 0.0) + scale * noise).to(dtype)
     return state
 
 
-def make_hf(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> reshard.State:
+def make_hf(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> canonical_state.State:
     """A random Hugging Face folder; returns its canonical state."""
     state = make_state(config, dtype)
     vocab_file = make_tokenizer(folder.parent / f"{folder.name}-tokenizer")
@@ -96,7 +99,7 @@ def make_hf(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float3
     return state
 
 
-def make_training_checkpoint(root: Path, iteration: int, config: ModelConfig, state: reshard.State) -> None:
+def make_training_checkpoint(root: Path, iteration: int, config: ModelConfig, state: canonical_state.State) -> None:
     """What training publishes, written without a process group."""
     folder = checkpoint.iteration_folder(root, iteration)
     folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from megatron_llm.tokenizer import build
+from megatron_llm.tokenizer.build import build
 
 LINES = [
     "Rødgrød med fløde, æblekage og en kop kaffe kostede 3,14 kr. i 1999; det var dengang!",

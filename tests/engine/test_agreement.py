@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 from small_tokenizers import KINDS, LINES, llama_2
 
-from megatron_llm import agreement, agreement_file, encoding
-from megatron_llm.characters import Characters
-from megatron_llm.encoding import SMALL, open_encoder, open_fast
-from megatron_llm.fast_tokenizer import Fast, Unfit
+from megatron_llm.tokenizer import agreement, agreement_file
+from megatron_llm.tokenizer import encoder as encoding
+from megatron_llm.tokenizer.characters import Characters
+from megatron_llm.tokenizer.encoder import SMALL, open_encoder, open_fast
+from megatron_llm.tokenizer.gigatoken import Fast, Unfit
 
 BLOCKS = ((0, 0xA00), (0x0E00, 0x0E80), (0x2000, 0x2100), (0x3000, 0x3100), (0x4E00, 0x4E80), (0xAC00, 0xAC40),
           (0x11930, 0x11940), (0x1F600, 0x1F640))  # fmt: skip

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import parse
-from megatron_llm.files import UserError
-from megatron_llm.layout import batch_layout
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.model_flags import config_from_flags
-from megatron_llm.optimizer import Schedule
-from megatron_llm.original_flags import NO_EFFECT
-from megatron_llm.start import schedule
+from megatron_llm.flags.model_flags import config_from_flags
+from megatron_llm.flags.original_flags import NO_EFFECT
+from megatron_llm.flags.parser import parse
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.optim.adamw import Schedule
+from megatron_llm.parallel.layout_checks import batch_layout
+from megatron_llm.training.resume import schedule
+from run_contract.errors import UserError
 
 REQUIRED_FLAGS = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
 REQUIRED = REQUIRED_FLAGS.split()

@@ -18,10 +18,10 @@ from engine_ranks import Ranks
 from hf_reference import hf_model, theirs
 from tiny_run import FALCON, RUN, flags, metrics, write_data
 
-from megatron_llm import megatron_weights
-from megatron_llm.manifest import beside
-from megatron_llm.model import initial_weights
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.data.manifest import beside
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import initial_weights
+from megatron_llm.weights import megatron
 
 BY_CHECKPOINT = "--use_checkpoint_args"
 PP = "--pipeline_model_parallel_size"
@@ -76,7 +76,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_confi
     )
     for name, config in (("llama", tiny_config), ("falcon", falcon)):
         weights = dict(initial_weights(config, 3, 0.1))
-        megatron_weights.save(
+        megatron.save(
             root / name, "release", config, weights, tp=1, pp=1, dtype=torch.float32, extra_args={"seq_length": 32}
         )
     shutil.copytree(root / "llama", root / "cut")
@@ -184,7 +184,7 @@ def test_tokens_of_another_tokenizer_without_a_manifest(tmp_path: Path, places: 
 
 def poisoned_finetune(argv: Sequence[str]) -> None:
     """The script, on whose rank 1 the micro-batch of number POISONED has the token -7."""
-    from megatron_llm import batches
+    from megatron_llm.training import batches
 
     stack, number = batches._stack, count(1)
 
@@ -239,7 +239,7 @@ def test_a_hugging_face_folder_is_a_start(tmp_path: Path, tiny_data: Path, tiny_
     model, folders = hf_model(tiny_config), (tmp_path / "hf", tmp_path / "megatron")
     model.save_pretrained(folders[0])
     weights = theirs(tiny_config, {name: parameter.detach() for name, parameter in model.named_parameters()})
-    megatron_weights.save(
+    megatron.save(
         folders[1], "release", tiny_config, weights, tp=1, pp=1, dtype=torch.float32, extra_args={"seq_length": 32}
     )
     losses = []

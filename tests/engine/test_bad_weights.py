@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from small_llama import Shell, make_config, make_hf, make_state, make_training_checkpoint, run
 
-from megatron_llm import hf_weights
+from megatron_llm.weights import hf as hf_weights
 
 CONVERT = "weights_conversion/hf_to_megatron.py"
 RESHARD = "tools/checkpoint_util.py"

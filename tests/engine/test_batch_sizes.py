@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_llm.arguments import parse
-from megatron_llm.batch_sizes import BatchSizes
-from megatron_llm.files import UserError
-from megatron_llm.layout import batch_layout
+from megatron_llm.flags.batch_sizes import BatchSizes
+from megatron_llm.flags.parser import parse
+from megatron_llm.parallel.layout_checks import batch_layout
+from run_contract.errors import UserError
 
 REQUIRED = "--data_path d --save s --seq_length 32 --micro_batch_size 2 --lr 1e-3 --global_batch_size 16"
 FLAGS = REQUIRED.split()

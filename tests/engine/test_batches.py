@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from megatron_llm.arguments import parse
-from megatron_llm.batches import Share, check_fits, identify
-from megatron_llm.files import UserError
+from megatron_llm.flags.parser import parse
+from megatron_llm.training.batches import Share, check_fits, identify
+from run_contract.errors import UserError
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from test_gpt_dataset import corpus
 
-from megatron_llm import batches, gpt_dataset
-from megatron_llm.arguments import parse
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.gpt_dataset import Blend, GPTDataset
+from megatron_llm.data import gpt_dataset
+from megatron_llm.data.gpt_dataset import Blend, GPTDataset
+from megatron_llm.flags.parser import parse
+from megatron_llm.training import batches
+from run_contract.errors import InputsMissing, UserError
 
 SCRIPT = Path(__file__).parents[2] / "Megatron-LLM" / "tools" / "build_index.py"
 SETTINGS = {

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from engine_ranks import Ranks
 from tiny_run import flags
 
-from megatron_llm import parallel
-from megatron_llm.files import UserError
-from megatron_llm.parallel import Seat, World, seats_problem
+from megatron_llm.parallel import world as parallel
+from megatron_llm.parallel.world import Seat, World, seats_problem
+from run_contract.errors import UserError
 
 
 def pretend(patch: Any, devices: int, chosen: list[int]) -> None:

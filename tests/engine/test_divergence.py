@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_llama import make_config, make_state
 
-from megatron_llm import divergence
-from megatron_llm.files import UserError
+from megatron_llm.gate import divergence
+from run_contract.errors import UserError
 
 
 def spanned(directions, size=64, rows=200):

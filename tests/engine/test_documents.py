@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from megatron_llm import documents
-from megatron_llm.documents import Block, Columns, columns, find_inputs, read_blocks, read_lines
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.jsonl import parse_lines
+from megatron_llm.data import document_blocks
+from megatron_llm.data.document_blocks import Block, Columns, columns, find_inputs, read_blocks, read_lines
+from megatron_llm.data.json_lines import parse_lines
+from run_contract.errors import InputsMissing, UserError
 
 TEXTS = [f"Nummer {i}\u2028 æ\u0085 " * (i % 9) for i in range(500)]
 
@@ -39,7 +39,7 @@ def write_arrow(path: Path, table: Any, rows: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(document_blocks, "BLOCK_BYTES", 1000)
 
 
 @pytest.mark.parametrize("end", ["\n", ""])

@@ -16,8 +16,9 @@ import pytest
 from engine_ranks import Ranks
 from tiny_run import flags, metrics
 
-from megatron_llm.files import OutputLost, UserError, check_outputs
-from megatron_llm.signals import Output, StopRequest
+from megatron_llm.process.errors import OutputLost, check_outputs
+from megatron_llm.process.signals import Output, StopRequest
+from run_contract.errors import UserError
 
 LONG = ("--train_iters", 4000, "--num_workers", 2, "--eval_iters", 0)
 FULL = "/dev/full"
@@ -33,7 +34,7 @@ def full_finetune(argv: Sequence[str]) -> None:
 
 def unrecorded_finetune(argv: Sequence[str]) -> None:
     """The script, for whose metrics there is no room from the third record on."""
-    from megatron_llm.metrics import Metrics
+    from megatron_llm.metrics.log import Metrics
 
     append = Metrics._append
 

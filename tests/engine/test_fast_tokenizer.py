@@ -14,13 +14,15 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from megatron_llm import agreement, encoding, vocabulary
-from megatron_llm.agreement import random_texts
-from megatron_llm.encoding import SMALL, Encoder, open_encoder, open_fast
-from megatron_llm.fast_tokenizer import Fast, Unfit
-from megatron_llm.files import UserError
-from megatron_llm.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_llm.tokenizer import build
+from megatron_llm.tokenizer import agreement
+from megatron_llm.tokenizer import base as vocabulary
+from megatron_llm.tokenizer import encoder as encoding
+from megatron_llm.tokenizer.agreement import random_texts
+from megatron_llm.tokenizer.build import build
+from megatron_llm.tokenizer.encoder import SMALL, Encoder, open_encoder, open_fast
+from megatron_llm.tokenizer.gigatoken import Fast, Unfit
+from megatron_llm.tokenizer.sentencepiece import SentencePieceTokenizer
+from run_contract.errors import UserError
 
 WORDS = "en hane gol højt over den våde eng mens æbler faldt og børn lo ad gæs katte løb hunde sov fugle fløj"
 LINES = [" ".join(WORDS.split()[(i * k) % 22] for k in range(1, 12)) + "." for i in range(1, 200)]

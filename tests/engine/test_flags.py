@@ -13,11 +13,14 @@ import pytest
 import torch
 from tiny_run import flags, metrics, tensors
 
-from megatron_llm import arguments, checkpoint, gpt_dataset, train
-from megatron_llm.files import UserError
-from megatron_llm.model import Llama
-from megatron_llm.parallel import World
-from megatron_llm.signals import StopRequest
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.data import gpt_dataset
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.model.llama import Llama
+from megatron_llm.parallel.world import World
+from megatron_llm.process.signals import StopRequest
+from megatron_llm.training import assemble
+from run_contract.errors import UserError
 
 RAMP = ("--rampup_batch_size", 2, 2, 40, "--train_samples", 100, "--lr_warmup_samples", 16, "--eval_interval", 5)
 
@@ -31,7 +34,7 @@ def without(argv: list[object], *names: str) -> list[object]:
 @pytest.fixture(scope="module")
 def run(world: World) -> Callable[..., int]:
     """Runs a command line in this process; gives the exit code."""
-    return lambda argv: train.run(arguments.parse([str(word) for word in argv]), world, StopRequest())
+    return lambda argv: assemble.run(flags_parser.parse([str(word) for word in argv]), world, StopRequest())
 
 
 def ramp_flags(data: Path, save: Path, *more: object) -> list[object]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from megatron_llm import run_changes
-from megatron_llm.arguments import NOT_FLAGS, Arguments
-from megatron_llm.files import UserError
+from megatron_llm.flags.arguments import NOT_FLAGS, Arguments
+from megatron_llm.training import run_changes
+from run_contract.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TABLE: dict[str, Any] = runpy.run_path(str(ROOT / "Megatron-LLM" / "tools" / "flags_table.py"), run_name="table")

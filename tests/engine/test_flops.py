@@ -9,9 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_llm.flops import forward_flops, parameter_count, peak_tflops, training_flops
-from megatron_llm.model import Llama
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.flops import forward_flops, parameter_count, peak_tflops, training_flops
+from megatron_llm.model.llama import Llama
 
 FAMILIES: dict[str, dict[str, object]] = {
     "gqa": {},

@@ -12,7 +12,7 @@ from typing import Any
 
 from test_arguments import PUBLISHED_FLAGS, REQUIRED
 
-from megatron_llm.arguments import parse, parser
+from megatron_llm.flags.parser import parse, parser
 
 GOLDEN = Path(__file__).parents[1] / "data" / "finetune_flags.json"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_llama import make_config, make_state
 
-from megatron_llm import megatron_weights
+from megatron_llm.weights import megatron
 
 LAYER = {
     "input_layernorm.weight": (32,),
@@ -60,7 +60,7 @@ def keys(model: object, path: str = "") -> dict[str, tuple[int, ...]]:
 
 def written(folder, config, *, tp=1, pp=1, spelling="trainer"):
     """The keys and shapes in each file that is written."""
-    megatron_weights.save(
+    megatron.save(
         folder, "release", config, make_state(config), tp=tp, pp=pp, dtype=torch.float32, extra_args={},
         spelling=spelling,
     )  # fmt: skip

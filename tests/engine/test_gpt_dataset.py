@@ -11,10 +11,8 @@ import sample_order
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from megatron_llm import sample_index
-from megatron_llm.arguments import parse
-from megatron_llm.files import UserError
-from megatron_llm.gpt_dataset import (
+from megatron_llm.data import sample_order as sample_index
+from megatron_llm.data.gpt_dataset import (
     Blend,
     DataPaths,
     GPTDataset,
@@ -24,7 +22,9 @@ from megatron_llm.gpt_dataset import (
     plan,
     split_boundaries,
 )
-from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.flags.parser import parse
+from run_contract.errors import UserError
 
 
 def corpus(prefix: Path, documents: int, seed: int, longest: int = 40) -> list[list[int]]:

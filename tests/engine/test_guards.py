@@ -12,10 +12,11 @@ import engine_ranks
 import pytest
 from tiny_run import flags, metrics, tensors
 
-from megatron_llm.arguments import Arguments, parse
-from megatron_llm.guards import SKIPS_IN_A_ROW, Diverged, Memory, Place, objection
-from megatron_llm.loss_scale import LossScale
-from megatron_llm.start import Progress
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.parser import parse
+from megatron_llm.optim.loss_scale import LossScale
+from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, Memory, Place, objection
+from megatron_llm.training.progress import Progress
 
 PLACE = Place(12, range(88, 96))
 SPIKES = ("--skip_spikes", "1.0", "--spike_window", 8)

@@ -10,8 +10,9 @@ from small_llama import run
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
-from megatron_llm import hf_weights, megatron_weights
-from megatron_llm.files import UserError
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron
+from run_contract.errors import UserError
 
 VARIANTS = {
     "7b": {"multi_query": True, "new_decoder_architecture": False},
@@ -67,7 +68,7 @@ def test_round_trip(tmp_path, variant, tp, pp):
     code, _, err = run("tools/checkpoint_util.py", *shard)
     assert code == 0, err
     rank = f"mp_rank_{tp - 1:02d}" + (f"_{pp - 1:03d}" if pp > 1 else "")
-    content = megatron_weights.read_file(tmp_path / "cut/release" / rank / "model_optim_rng.pt")
+    content = megatron.read_file(tmp_path / "cut/release" / rank / "model_optim_rng.pt")
     names = set(content["model"]["language_model"]["encoder"])
     assert {"layers.0.input_layernorm.bias", "final_layernorm.bias"} <= names
     assert ("layers.0.mlp_layernorm.weight" in names) == (variant == "40b")

@@ -20,8 +20,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from megatron_llm import hf_config, hf_tokenizer, hf_weights, tokenizer_files
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.tokenizer import files as tokenizer_files
+from megatron_llm.tokenizer import hf_export
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import hf_config
+from run_contract.errors import InputsMissing, UserError
 
 
 def reference(folder, **changes):
@@ -329,10 +332,10 @@ def train(folder, **options):
 def test_other_settings_are_matched_or_refused(tmp_path):
     """NFKC with collapsed spaces gives the same ids too; a Unigram model is refused."""
     collapsing = train(tmp_path / "bpe", model_type="bpe", normalization_rule_name="nmt_nfkc")
-    hf_tokenizer.save(tmp_path / "bpe", _copy(collapsing), 512)
+    hf_export.save(tmp_path / "bpe", _copy(collapsing), 512)
     unigram = train(tmp_path / "unigram", model_type="unigram")
     with pytest.raises(UserError, match="Unigram"):
-        hf_tokenizer.save(tmp_path / "unigram", _copy(unigram), 512)
+        hf_export.save(tmp_path / "unigram", _copy(unigram), 512)
 
 
 def _copy(path):
@@ -343,8 +346,8 @@ def _copy(path):
 
 def test_a_tokenizer_that_would_differ_is_not_written(tmp_path, monkeypatch):
     """If the built tokenizer gave other ids (here: merges in the wrong order), saving stops and shows the text."""
-    right = hf_tokenizer._merges
-    monkeypatch.setattr(hf_tokenizer, "_merges", lambda scores: right(scores)[::-1])
+    right = hf_export._merges
+    monkeypatch.setattr(hf_export, "_merges", lambda scores: right(scores)[::-1])
     with pytest.raises(UserError, match="the exported tokenizer differs on 'Rødgrød"):
         make_hf(tmp_path / "hf", make_config())
 
@@ -408,9 +411,9 @@ def test_a_tokenizer_json_is_exported_as_it_is(tmp_path):
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.save(str(vocab_file))
     with pytest.raises(InputsMissing, match=r"tokenizer_config\.json is missing"):
-        hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
+        hf_export.save(tmp_path / "out", vocab_file, 64)
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "tokenizer_class": "Other"}')
-    hf_tokenizer.save(tmp_path / "out", vocab_file, 64)
+    hf_export.save(tmp_path / "out", vocab_file, 64)
     loaded = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     for line in LINES:
         assert loaded(line)["input_ids"] == tokenizer.encode(line).ids

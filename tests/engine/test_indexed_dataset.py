@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_llm import indexed_dataset
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter, token_dtype
+from megatron_llm.data import indexed_dataset
+from megatron_llm.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter, token_dtype
+from run_contract.errors import InputsMissing, UserError
 
 DOCUMENTS = [[5, 258, 7], [65535], [1, 2]]
 BIN = bytes([5, 0, 2, 1, 7, 0]) + bytes([255, 255]) + bytes([1, 0, 2, 0])

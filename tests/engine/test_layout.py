@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from megatron_llm import layout
-from megatron_llm.arguments import parse
-from megatron_llm.files import UserError
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.flags.parser import parse
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.parallel import layout_checks
+from run_contract.errors import UserError
 
 REQUIRED = "--data_path d --save s --seq_length 30 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
 
@@ -28,7 +28,7 @@ REQUIRED = "--data_path d --save s --seq_length 30 --micro_batch_size 2 --train_
 )
 def test_layouts_that_fit(tiny_config: ModelConfig, changes: dict[str, Any], flags: str, ranks: int) -> None:
     """More ranks than key/value heads, interleaved stages, tied embeddings on any ranks are all possible."""
-    layout.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)
+    layout_checks.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_layouts_that_do_not_fit(
 ) -> None:
     """The message names the flag, the model's size that it does not fit, and what to choose."""
     with pytest.raises(UserError, match=message):
-        layout.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)
+        layout_checks.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)

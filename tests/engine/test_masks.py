@@ -17,14 +17,15 @@ from tiny_run import EOD, flags, metrics, tensors, write_data
 from torch.distributed.checkpoint import load as load_tensors
 from torch.nn import functional
 
-from megatron_llm import checkpoint, gpt_dataset
-from megatron_llm.arguments import parse
-from megatron_llm.attention import attend
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.manifest import beside
-from megatron_llm.masks import Masks, with_normalisation
-from megatron_llm.model import Llama, initial_weights, shapes
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.data import gpt_dataset
+from megatron_llm.data.manifest import beside
+from megatron_llm.flags.parser import parse
+from megatron_llm.model.attention import attend
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights, shapes
+from megatron_llm.training.document_masks import Masks, with_normalisation
+from run_contract.errors import InputsMissing, UserError
 
 ALL = ("--reset_position_ids", "--reset_attention_mask", "--eod_mask_loss")
 BRIEF = ("--train_iters", 3, "--lr_decay_iters", 20, "--eval_interval", 3)

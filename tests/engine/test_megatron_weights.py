@@ -14,17 +14,15 @@ import pytest
 import torch
 from small_llama import Shell, make_config, make_state, same
 
-from megatron_llm import megatron_weights
-from megatron_llm.files import InputsMissing, UserError
+from megatron_llm.weights import megatron
+from run_contract.errors import InputsMissing, UserError
 
 
 def save(root, iteration="release", *, tp=1, pp=1, spelling="trainer", config=None, dtype=torch.float32, extra=None):
     """A random checkpoint; returns its geometry and state."""
     config = config or make_config()
     state = make_state(config, dtype)
-    megatron_weights.save(
-        root, iteration, config, state, tp=tp, pp=pp, dtype=dtype, extra_args=extra or {}, spelling=spelling
-    )
+    megatron.save(root, iteration, config, state, tp=tp, pp=pp, dtype=dtype, extra_args=extra or {}, spelling=spelling)
     return config, state
 
 
@@ -40,7 +38,7 @@ def rewrite(path, change):
 def test_written_layouts_read_back_equal(tmp_path, tp, pp, spelling):
     """Geometry, every tensor's bits and consumed samples survive any layout in both spellings."""
     config, state = save(tmp_path, 60, tp=tp, pp=pp, spelling=spelling, extra={"consumed_train_samples": 960})
-    found_config, found, args = megatron_weights.load(tmp_path)
+    found_config, found, args = megatron.load(tmp_path)
     assert found_config == config
     assert same(found, state)
     assert (args.consumed_train_samples, args.iteration) == (960, 60)
@@ -123,7 +121,7 @@ def test_a_hostile_file_does_not_run(tmp_path, place):
     rewrite(path, lambda content: content.update({place: Shell(f"touch {proof}")}))
     assert not proof.exists()
     with pytest.raises(UserError, match="more than weights and plain data"):
-        megatron_weights.load(tmp_path)
+        megatron.load(tmp_path)
     assert not proof.exists()
     torch.load(path, weights_only=False)
     assert proof.exists()
@@ -136,7 +134,7 @@ def test_a_bare_pickle_does_not_run(tmp_path):
     path = tmp_path / "release/mp_rank_00/model_optim_rng.pt"
     path.write_bytes(pickle.dumps(Shell(f"touch {proof}")))
     with pytest.raises(UserError, match="cannot be read"):
-        megatron_weights.load(tmp_path)
+        megatron.load(tmp_path)
     assert not proof.exists()
 
 
@@ -164,7 +162,7 @@ def test_a_file_of_upstreams_trainer_is_read(tmp_path, monkeypatch):
         path.rename(path.with_name("model_rng.pt"))
     for name in ("megatron", "megatron.model", "megatron.model.enums"):
         monkeypatch.delitem(sys.modules, name)
-    found_config, found, args = megatron_weights.load(tmp_path, 500)
+    found_config, found, args = megatron.load(tmp_path, 500)
     assert found_config == config
     assert same(found, state)
     assert args.position_embedding_type.value == 1
@@ -177,7 +175,7 @@ def test_a_model_without_a_true_vocabulary_keeps_its_padding(tmp_path):
     rewrite(
         path, lambda content: [delattr(content["args"], name) for name in ("true_vocab_size", "num_attention_heads_kv")]
     )
-    config, state, _ = megatron_weights.load(tmp_path)
+    config, state, _ = megatron.load(tmp_path)
     assert (config.vocab_size, config.num_attention_heads_kv) == (512, 8)
     assert torch.equal(state["embedding.weight"][420:], state["embedding.weight"][419:420].expand(92, -1))
 
@@ -189,7 +187,7 @@ def test_fields_that_upstream_leaves_out(tmp_path, fields):
     for rank in (0, 1):
         path = tmp_path / f"release/mp_rank_0{rank}/model_optim_rng.pt"
         rewrite(path, lambda content: [delattr(content["args"], name) for name in fields])
-    config, found, _ = megatron_weights.load(tmp_path)
+    config, found, _ = megatron.load(tmp_path)
     assert config.vocab_size == (512 if "padded_vocab_size" in fields else 420)
     assert config.num_layers == 4
     assert torch.equal(found["lm_head.weight"][:420], state["lm_head.weight"])
@@ -207,7 +205,7 @@ def test_a_falcon_of_upstreams_converter(tmp_path):
     written |= {"bias_gelu_fusion": False, "bias_droput_fusion": False, "position_embedding_type": "rotary"}
     path = tmp_path / "release/mp_rank_00/model_optim_rng.pt"
     rewrite(path, lambda content: content.update(args=argparse.Namespace(**written)))
-    found_config, found, _ = megatron_weights.load(tmp_path)
+    found_config, found, _ = megatron.load(tmp_path)
     assert found_config == config
     assert same(found, state)
 
@@ -215,16 +213,16 @@ def test_a_falcon_of_upstreams_converter(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     """No tracker, no such iteration, and a missing rank each name the path or rank."""
     with pytest.raises(InputsMissing, match=r"latest_checkpointed_iteration.txt is missing"):
-        megatron_weights.load(tmp_path)
+        megatron.load(tmp_path)
     save(tmp_path, 60, tp=2, pp=2)
     with pytest.raises(InputsMissing, match=r"iter_0000061 is missing; .* holds iter_0000060"):
-        megatron_weights.load(tmp_path, 61)
+        megatron.load(tmp_path, 61)
     (tmp_path / "iter_0000060/mp_rank_00_001/model_optim_rng.pt").unlink()
     with pytest.raises(InputsMissing, match=r"mp_rank_00_001 holds neither"):
-        megatron_weights.load(tmp_path, 60)
+        megatron.load(tmp_path, 60)
     (tmp_path / "iter_0000060/mp_rank_00_001").rmdir()
     with pytest.raises(InputsMissing, match="tensor rank 0, pipeline rank 1"):
-        megatron_weights.load(tmp_path, 60)
+        megatron.load(tmp_path, 60)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
@@ -234,7 +232,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot be read, it may be truncated"):
-        megatron_weights.load(tmp_path)
+        megatron.load(tmp_path)
     changes = {
         "checkpoint_version": (lambda content: content.update(checkpoint_version=2.0), "checkpoint_version 2.0"),
         "mixed": (lambda content: setattr(content["args"], "parallel_attn", True), "swiglu with parallel_attn = True"),
@@ -254,7 +252,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         path.write_bytes(whole)
         rewrite(path, change)
         with pytest.raises(UserError, match=message):
-            megatron_weights.load(tmp_path)
+            megatron.load(tmp_path)
 
 
 def test_nothing_is_published_on_an_error_and_the_tracker_names_the_newest(tmp_path):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from megatron_llm import indexed_dataset
-from megatron_llm.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_llm.data import indexed_dataset
+from megatron_llm.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 
 TOOLS = Path(__file__).parents[2] / "Megatron-LLM/tools"
 TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 5) for i in range(140)]

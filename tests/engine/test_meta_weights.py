@@ -11,9 +11,11 @@ import torch
 from small_llama import make_config, make_state, make_tokenizer, run, same
 from transformers import AutoModelForCausalLM
 
-from megatron_llm import hf_weights, megatron_weights, meta_weights
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.model import Llama
+from megatron_llm.model.llama import Llama
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron
+from megatron_llm.weights import meta as meta_weights
+from run_contract.errors import InputsMissing, UserError
 
 ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
 
@@ -93,7 +95,7 @@ def test_as_a_command(tmp_path):
     flags = ("llama2", f"--out={tmp_path / 'out'}", f"--model-path={tmp_path / 'meta'}")
     code, _, err = run("weights_conversion/hf_to_megatron.py", *flags)
     assert code == 0, err
-    found_config, found, _ = megatron_weights.load(tmp_path / "out")
+    found_config, found, _ = megatron.load(tmp_path / "out")
     assert found_config == config
     assert same(found, state)
     assert (tmp_path / "out/tokenizer.model").read_bytes() == (tmp_path / "tokenizer.model").read_bytes()
@@ -161,7 +163,7 @@ def test_scaled_rotary_embeddings_of_another_size(tmp_path):
     assert not (tmp_path / "out").exists()
     code, _, err = run("weights_conversion/hf_to_megatron.py", *flags, "--rope_scaling_factor", 32)
     assert code == 0, err
-    found_config, found, _ = megatron_weights.load(tmp_path / "out")
+    found_config, found, _ = megatron.load(tmp_path / "out")
     assert found_config == config
     assert same(found, state)
     tokens = torch.arange(40).view(1, 40)

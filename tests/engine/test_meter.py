@@ -13,10 +13,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import MEASURED, flags
 
-from megatron_llm.arguments import parse
-from megatron_llm.flops import training_flops
-from megatron_llm.meter import Waited, Work, peak_memory
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.flags.parser import parse
+from megatron_llm.metrics.meter import Waited, Work, peak_memory
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.flops import training_flops
 
 SECOND_LINE = re.compile(
     r" data wait: (\d+\.\d)% of the step \| checkpoint stall: \d+\.\d s \| memory: \d+\.\d\d GB \| "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_llm.metrics import cut_off
+from megatron_llm.metrics.log import cut_off
 
 LINES = [
     '{"iteration": 9, "lm_loss": 1.0}',

@@ -11,10 +11,10 @@ import torch
 from hf_reference import hf_model, theirs
 from torch.nn import functional
 
-from megatron_llm.attention import rotary_frequencies
-from megatron_llm.model import Llama, initial_weights
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.recompute import EACH, Recompute, WholeLayers
+from megatron_llm.model.attention import rotary_frequencies
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights
+from megatron_llm.model.recompute import EACH, Recompute, WholeLayers
 
 FALCON = {
     "use_rms_norm": False,

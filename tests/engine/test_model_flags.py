@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_llm.arguments import parse
-from megatron_llm.files import UserError
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.model_flags import CHANGEABLE, FLAGS, of_checkpoint
+from megatron_llm.flags.model_flags import CHANGEABLE, FLAGS, of_checkpoint
+from megatron_llm.flags.parser import parse
+from megatron_llm.model.config import ModelConfig
+from run_contract.errors import UserError
 
 FLAGS_OF_A_RUN = "--data_path d --save s --load l --micro_batch_size 2 --train_iters 10 --lr 1e-3 --use_checkpoint_args"
 REQUIRED = FLAGS_OF_A_RUN.split()

@@ -13,8 +13,11 @@ from test_hf_falcon import make_falcon
 from test_megatron_weights import rewrite
 from test_meta_weights import make_meta, meta_config
 
-from megatron_llm import any_weights, hf_config, hf_weights, megatron_weights, meta_weights
-from megatron_llm.files import UserError
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import hf_config, load_any
+from megatron_llm.weights import megatron as megatron_weights
+from megatron_llm.weights import meta as meta_weights
+from run_contract.errors import UserError
 
 CONVERT = "weights_conversion/hf_to_megatron.py"
 RESHARD = "tools/checkpoint_util.py"
@@ -354,10 +357,10 @@ def test_what_upstreams_resharder_leaves_out(tmp_path, name, setting, changes):
     code, _, err = run(RESHARD, *flags)
     assert code == (2 if setting else 0)
     assert setting is None or f"--model_type {name} but {tmp_path / 'in/release'} has {setting}" in err
-    loaded = any_weights.load(tmp_path / "in")
+    loaded = load_any.load(tmp_path / "in")
     if setting:
         with pytest.raises(UserError, match="--model_name"):
-            any_weights.check_family(loaded, name, "--model_name")
+            load_any.check_family(loaded, name, "--model_name")
 
 
 def test_metas_files_hold_nothing_else(tmp_path):

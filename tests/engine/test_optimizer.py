@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_llm.files import UserError
-from megatron_llm.optimizer import Schedule, build_optimizer, clip_gradients, gradient_norm, set_steps, update
+from megatron_llm.optim.adamw import Schedule, build_optimizer, clip_gradients, gradient_norm, set_steps, update
+from run_contract.errors import UserError
 
 
 @pytest.mark.parametrize(

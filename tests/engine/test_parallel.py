@@ -17,10 +17,11 @@ from hf_reference import hf_model, theirs
 from tiny_run import FALCON, flags, metrics, tensors
 from torch.nn import functional
 
-from megatron_llm import checkpoint, gpt_dataset
-from megatron_llm.model import initial_weights, shapes
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import MOMENTS
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.data import gpt_dataset
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import initial_weights, shapes
+from megatron_llm.optim.adamw import MOMENTS
 
 TP, PP = "--tensor_model_parallel_size", "--pipeline_model_parallel_size"
 VIRTUAL = "--num_layers_per_virtual_pipeline_stage"

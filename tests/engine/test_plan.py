@@ -27,12 +27,18 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_llm import arguments, checkpoint, megatron_weights, memory, model_flags, plan, planning
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.memory import Setting
-from megatron_llm.model import Llama, initial_weights
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import MOMENTS
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.flags import arguments, model_flags
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights
+from megatron_llm.optim.adamw import MOMENTS
+from megatron_llm.plan import __main__ as plan
+from megatron_llm.plan import layouts as planning
+from megatron_llm.plan import memory
+from megatron_llm.plan.memory import Setting
+from megatron_llm.weights import megatron
+from run_contract.errors import InputsMissing, UserError
 
 GEOMETRY = (
     "--num_layers 4 --hidden_size 64 --num_attention_heads 8 --num_attention_heads_kv 4 --ffn_hidden_size 176 "
@@ -168,16 +174,18 @@ class Watch:
 
 def watched(runs: list[list[str]]) -> None:
     """Several runs in one world; each rank prints what it held."""
-    from megatron_llm import parallel, signals, train
+    from megatron_llm.parallel import world as parallel
+    from megatron_llm.process import signals
+    from megatron_llm.training import assemble
 
     torch.set_num_threads(1)
     world = parallel.start()
     for argv in runs:
-        args = arguments.parse(argv)
+        args = flags_parser.parse(argv)
         sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
         mesh = parallel.layout_mesh(world.device, world.size, *sizes)
         with Watch() as watch:
-            code = train.run(args, replace(world, mesh=mesh), signals.StopRequest())
+            code = assemble.run(args, replace(world, mesh=mesh), signals.StopRequest())
         place = [mesh.get_local_rank(name) for name in ("pp", "dp", "tp")]
         print("watched", json.dumps({**watch.found, "code": code, "place": place}), flush=True)
     os._exit(0)
@@ -206,7 +214,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str,
             [line for line in ranks.text(rank).splitlines() if line.startswith("watched ")] for rank in range(size)
         ]
         for (name, argv), own in zip(argvs.items(), zip(*lines, strict=True), strict=True):
-            args = arguments.parse([str(part) for part in argv])
+            args = flags_parser.parse([str(part) for part in argv])
             setting = Setting.of(model_flags.config_from_flags(args, VOCABULARY), args, size)
             found[name] = Held(setting, args, [json.loads(line.removeprefix("watched ")) for line in own])
     return found
@@ -437,7 +445,7 @@ def test_models_of_checkpoints_and_flags(
 ) -> None:
     """Without a recipe: a Megatron checkpoint's geometry and the flags of finetune.py."""
     state = dict(initial_weights(tiny_config, 1, 0.02))
-    megatron_weights.save(tmp_path, "release", tiny_config, state, tp=1, pp=1, dtype=torch.float32, extra_args={})
+    megatron.save(tmp_path, "release", tiny_config, state, tp=1, pp=1, dtype=torch.float32, extra_args={})
     flags = "--seq_length 32 --micro_batch_size 2 --train_iters 90 --save_interval 10 --keep_last 2 --keep_every 50"
     answer = as_json(capsys, "--model", tmp_path, "--gpus", 2, "--memory", "2GB", *flags.split())
     assert answer["parameters"] == sum(weight.numel() for weight in state.values())

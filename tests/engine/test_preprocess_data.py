@@ -23,13 +23,13 @@ import sentencepiece
 import tokenizers
 import zstandard
 
-from megatron_llm import agreement, agreement_file, encoding
-from megatron_llm import documents as documents_module
-from megatron_llm.documents import columns, read_blocks
-from megatron_llm.fast_tokenizer import Fast
-from megatron_llm.files import UserError
-from megatron_llm.indexed_dataset import IndexedDataset
-from megatron_llm.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, bounded
+from megatron_llm.data import document_blocks as documents_module
+from megatron_llm.data.document_blocks import columns, read_blocks
+from megatron_llm.data.indexed_dataset import IndexedDataset
+from megatron_llm.data.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, bounded
+from megatron_llm.tokenizer import agreement, agreement_file, encoder
+from megatron_llm.tokenizer.gigatoken import Fast
+from run_contract.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "Megatron-LLM/tools/preprocess_data.py"
 TEXTS = [f"Hane nummer {i} gol højt over engen. " * (i % 7) for i in range(300)]
@@ -302,7 +302,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, vocab: Path, source: Path, prefix:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", command(vocab, source, prefix, *flags)[1:])
         patch.setattr(signal, "signal", lambda *_: None)
-        patch.setattr(encoding, "SMALL", 0)
+        patch.setattr(encoder, "SMALL", 0)
         patch.setattr(agreement, "BLOCKS", ((0x20, 0x100),))
         patch.setattr(agreement_file, "folders", lambda: [])
         runpy.run_path(str(TOOL))["main"]()
@@ -364,7 +364,7 @@ def test_a_mismatch_of_a_sample_tokenises_everything_again(
     """gigatoken errs in the last of many blocks: all bytes are the reference's, and the manifest counts it."""
     source = write_jsonl(tmp_path / "x.jsonl", [*TEXTS, *["Hane Ω"] * 90])
     monkeypatch.setattr(documents_module, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(encoding, "SAMPLE_REST", 30)
+    monkeypatch.setattr(encoder, "SAMPLE_REST", 30)
     run_here(monkeypatch, vocab, source, tmp_path / "right", "--tokenizer_backend", "sentencepiece")
     call = Fast.__call__
 
@@ -374,7 +374,7 @@ def test_a_mismatch_of_a_sample_tokenises_everything_again(
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "open_fast", Fast)
+        patch.setattr(encoder, "open_fast", Fast)
         patch.setattr(Fast, "__call__", err)
         run_here(monkeypatch, vocab, source, tmp_path / "found", "--tokenizer_backend", backend)
     said = capsys.readouterr().err

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from small_llama import ENGINE, LINES, VOCAB, make_config, make_hf, run, same
 
-from megatron_llm import hf_weights, megatron_weights
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron
 
 COMMON_ARGS = "--hidden_dropout 0.0 --attention_dropout 0.0 --no_bias_gelu_fusion"
 LLAMA_ARGS = "--use_rms_norm --glu_activation swiglu --no_tie_embed_logits --no_new_tokens --layernorm_epsilon 1e-5"
@@ -106,7 +107,7 @@ def test_the_published_scripts_run_through(tmp_path: Path) -> None:
     exported = tmp_path / "hf_model_exports/checkpoint_2"
     merged = tmp_path / f"checkpoints/merged/{tmp_path}/sharded_4/weights/iter_0000002/weights"
     found = hf_weights.load(exported)[1]
-    assert same(found, megatron_weights.load(merged)[1])
+    assert same(found, megatron.load(merged)[1])
     moved = [name for name, tensor in found.items() if not torch.equal(tensor, state[name].bfloat16())]
     assert moved
     assert all(torch.allclose(tensor.float(), state[name].float(), atol=0.05) for name, tensor in found.items())

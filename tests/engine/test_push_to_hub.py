@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_llama import make_config, make_hf, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_llm import hf_weights
+from megatron_llm.weights import hf as hf_weights
 
 SCRIPT = "tools/push_to_hub.py"
 TOKEN = "hf_thisIsNotToBeSeen"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_run import save_arguments
 
-from megatron_llm import checkpoint
-from megatron_llm.files import Superseded
-from megatron_llm.model import Llama, initial_weights, shapes
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import build_optimizer
-from megatron_llm.parallel import World
-from megatron_llm.retention import prune
-from megatron_llm.saving import Saver
-from megatron_llm.sharding import fill, parameters_by_name, shard
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.checkpoint.retention import prune
+from megatron_llm.checkpoint.saver import Saver
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights, shapes
+from megatron_llm.optim.adamw import build_optimizer
+from megatron_llm.parallel.sharding import fill, parameters_by_name, shard
+from megatron_llm.parallel.world import World
+from run_contract.errors import Superseded
 
 
 @pytest.fixture

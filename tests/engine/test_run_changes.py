@@ -13,20 +13,22 @@ import pytest
 import torch
 from tiny_run import RUN, flags, metrics
 
-from megatron_llm import arguments, batches, megatron_weights, run_changes, start, train
-from megatron_llm.batch_sizes import BatchSizes
-from megatron_llm.files import UserError
-from megatron_llm.model import initial_weights
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.parallel import World
-from megatron_llm.signals import StopRequest
-from megatron_llm.start import Start
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.flags.batch_sizes import BatchSizes
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import initial_weights
+from megatron_llm.parallel.world import World
+from megatron_llm.process.signals import StopRequest
+from megatron_llm.training import assemble, batches, resume, run_changes
+from megatron_llm.training.progress import Start
+from megatron_llm.weights import megatron
+from run_contract.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def run(world: World) -> Callable[..., int]:
     """Runs a command line in this process; gives the exit code."""
-    return lambda argv: train.run(arguments.parse([str(word) for word in argv]), world, StopRequest())
+    return lambda argv: assemble.run(flags_parser.parse([str(word) for word in argv]), world, StopRequest())
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,8 @@ def save(begun: Path, tmp_path: Path) -> Path:
 
 def found(argv: list[object]) -> Start:
     """Where a run starts, without running it."""
-    args = arguments.parse([str(word) for word in argv])
-    return start.find(args, batches.identify(args), BatchSizes.of(8, None), 1, {})
+    args = flags_parser.parse([str(word) for word in argv])
+    return resume.find(args, batches.identify(args), BatchSizes.of(8, None), 1, {})
 
 
 def rewrite(save: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -124,9 +126,9 @@ def test_what_must_stay(save: Path, tiny_data: Path, flag: str, message: str) ->
         new = ("rampup_batch_size", "start_weight_decay", "given")
         rewrite(save, lambda state: [state["arguments"].pop(name) for name in new])
         rewrite(save, lambda state: [state["schedule"].pop(f"{end}_weight_decay") for end in ("start", "end")])
-    args = arguments.parse([str(word) for word in argv])
+    args = flags_parser.parse([str(word) for word in argv])
     with pytest.raises(UserError, match=message):
-        start.schedule(args, 8, found(argv).saved)
+        resume.schedule(args, 8, found(argv).saved)
 
 
 def test_what_may_change_is_said(save: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,8 +141,8 @@ def test_what_may_change_is_said(save: Path, tiny_data: Path, capsys: pytest.Cap
     assert "bf16 was False until now and is True from here on" in said
     assert "num_workers" not in said
     keep = [*argv, "--lr", 2e-3, "--use_checkpoint_opt_param_scheduler"]
-    args = arguments.parse([str(word) for word in keep])
-    assert start.schedule(args, 8, found(keep).saved).max_lr == 1e-3
+    args = flags_parser.parse([str(word) for word in keep])
+    assert resume.schedule(args, 8, found(keep).saved).max_lr == 1e-3
     assert "the schedule stays the checkpoint's" in capsys.readouterr().out
 
 
@@ -149,7 +151,7 @@ def trainer_file(root: Path, config: ModelConfig, consumed: int, **more: object)
     own = {"seq_length": 32, "seed": 1234, "split": "90, 10, 0", "global_batch_size": 8, "train_iters": 40, **more}
     extra = {**own, "consumed_train_samples": consumed, "consumed_valid_samples": 16}
     state = dict(initial_weights(config, 3, 0.1))
-    megatron_weights.save(root, 20, config, state, tp=1, pp=1, dtype=torch.float32, extra_args=extra)
+    megatron.save(root, 20, config, state, tp=1, pp=1, dtype=torch.float32, extra_args=extra)
     path = root / "iter_0000020" / "mp_rank_00" / "model_optim_rng.pt"
     content = torch.load(path, weights_only=False)
     content |= {"optimizer": {"state": {0: torch.ones(3)}}, "opt_param_scheduler": {"max_lr": 1e-3}}
@@ -209,7 +211,7 @@ def test_the_checkpoints_sequence_length(tmp_path: Path, tiny_data: Path, tiny_c
     without = [*argv[:place], *argv[place + 2 :]]
     assert (found(argv).seq_length, found(without).seq_length) == (32, 48)
     with pytest.raises(UserError, match="--seq_length is missing; only with --use_checkpoint_args"):
-        arguments.parse([str(word) for word in without if word != "--use_checkpoint_args"])
+        flags_parser.parse([str(word) for word in without if word != "--use_checkpoint_args"])
     path = load / "iter_0000020" / "mp_rank_00" / "model_optim_rng.pt"
     content = torch.load(path, weights_only=False)
     content["args"] = argparse.Namespace(**{**vars(content["args"]), "seq_length": None})

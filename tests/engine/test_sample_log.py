@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_llm.parallel import World
-from megatron_llm.sample_log import Numbered, SampleLog
+from megatron_llm.metrics.sample_log import Numbered, SampleLog
+from megatron_llm.parallel.world import World
 
 
 class Squares:

@@ -18,14 +18,16 @@ import torch
 from engine_ranks import Ranks
 from tiny_run import flags, metrics, save_arguments, tensors
 
-from megatron_llm import checkpoint, saving
-from megatron_llm.files import EXIT_NO_ROOM, SaveFailed, Superseded, UserError
-from megatron_llm.model import Llama, initial_weights, shapes
-from megatron_llm.model_config import ModelConfig
-from megatron_llm.optimizer import build_optimizer
-from megatron_llm.parallel import World
-from megatron_llm.saving import BUSY, FAILED, IDLE, WRITTEN, Saver
-from megatron_llm.sharding import fill, parameters_by_name, shard
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.checkpoint import saver
+from megatron_llm.checkpoint.saver import BUSY, FAILED, IDLE, WRITTEN, Saver
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights, shapes
+from megatron_llm.optim.adamw import build_optimizer
+from megatron_llm.parallel.sharding import fill, parameters_by_name, shard
+from megatron_llm.parallel.world import World
+from megatron_llm.process.errors import SaveFailed
+from run_contract.errors import EXIT_NO_ROOM, Superseded, UserError
 
 
 class Run:
@@ -214,18 +216,18 @@ def test_no_room(tmp_path: Path, world: World, tiny_config: ModelConfig, monkeyp
     taken = sum(path.stat().st_size for path in (run.save / "iter_0000001").iterdir())
     assert 0.9 * needed < taken - (run.save / "iter_0000001" / "state.json").stat().st_size <= needed
 
-    monkeypatch.setattr(saving, "free_bytes", lambda folder: needed - 2 + len(list(folder.glob("iter_*"))))
+    monkeypatch.setattr(saver, "free_bytes", lambda folder: needed - 2 + len(list(folder.glob("iter_*"))))
     size = f"{needed / 1e6:.2f} MB"
     assert run.saver.forecast().startswith(f"a checkpoint takes {size}; ")
     run.begin(3)
     run.saver.finish()
-    monkeypatch.setattr(saving, "free_bytes", lambda folder: needed - len(list(folder.glob("iter_*"))))
+    monkeypatch.setattr(saver, "free_bytes", lambda folder: needed - len(list(folder.glob("iter_*"))))
     assert run.saver.forecast().startswith(f"warning: a checkpoint takes {size}; ")
     with pytest.raises(UserError, match=f"needs {size} and {size} are free; nothing was written, iter_0000003 stays"):
         run.begin(4)
     assert run.names() == ["iter_0000001", "iter_0000002", "iter_0000003", checkpoint.TRACKER]
     frugal = Run(tmp_path / "save", world, tiny_config, "--keep_last", 1)
-    monkeypatch.setattr(saving, "free_bytes", lambda folder: needed + 1 - len(list(folder.glob("iter_*"))))
+    monkeypatch.setattr(saver, "free_bytes", lambda folder: needed + 1 - len(list(folder.glob("iter_*"))))
     frugal.begin(4)
     frugal.saver.finish()
     assert run.names() == ["iter_0000004", checkpoint.TRACKER]

@@ -14,7 +14,7 @@ import torch
 from tiny_run import flags, metrics, tensors
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-from megatron_llm import checkpoint
+from megatron_llm.checkpoint import folder as checkpoint
 
 
 def state(save: Path, iteration: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from megatron_llm import vocabulary
-from megatron_llm.files import InputsMissing, UserError
-from megatron_llm.tokenizer import build
+from megatron_llm.tokenizer import base as vocabulary
+from megatron_llm.tokenizer.build import build
+from run_contract.errors import InputsMissing, UserError
 
 WORDS = "en hane gol højt over den våde eng mens æbler faldt og børn lo ad gæs katte løb hunde sov fugle fløj"
 TEXT = [" ".join(WORDS.split()[(i * k) % 22] for k in range(1, 12)) + "." for i in range(1, 200)]

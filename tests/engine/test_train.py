@@ -20,10 +20,11 @@ from engine_ranks import FINETUNE, Ranks
 from tiny_run import RUN, flags, metrics, tensors
 from torch.nn import functional
 
-from megatron_llm import gpt_dataset, megatron_weights
-from megatron_llm.checkpoint import latest_valid, load_model_state
-from megatron_llm.model import Llama, initial_weights
-from megatron_llm.model_config import ModelConfig
+from megatron_llm.checkpoint.folder import latest_valid, load_model_state
+from megatron_llm.data import gpt_dataset
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import Llama, initial_weights
+from megatron_llm.weights import megatron
 
 LINE = re.compile(
     r" iteration [ \d]{8}/[ \d]{8} \| consumed samples: [ \d]{12} \| elapsed time per iteration \(ms\): \d+\.\d \| "
@@ -191,9 +192,7 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
     """A TP 2 x PP 2 checkpoint is loaded; the first loss and norm are the plain model's on the samples asked for."""
     weights = dict(initial_weights(tiny_config, 3, 0.1))
     load = tmp_path / "megatron"
-    megatron_weights.save(
-        load, "release", tiny_config, weights, tp=2, pp=2, dtype=torch.float32, extra_args={"seq_length": 32}
-    )
+    megatron.save(load, "release", tiny_config, weights, tp=2, pp=2, dtype=torch.float32, extra_args={"seq_length": 32})
     argv = [
         *RUN.split(),
         "--data_path",
@@ -250,7 +249,7 @@ def test_data_of_another_tokenizer_is_refused(tmp_path: Path, tiny_data: Path, t
     small = replace(tiny_config, vocab_size=100)
     load = tmp_path / "megatron"
     weights = dict(initial_weights(small, 3, 0.1))
-    megatron_weights.save(load, "release", small, weights, tp=1, pp=1, dtype=torch.float32, extra_args={})
+    megatron.save(load, "release", small, weights, tp=1, pp=1, dtype=torch.float32, extra_args={})
     argv = flags(tiny_data, tmp_path / "save", "--load", load, "--use_checkpoint_args")
     codes, text = engine_ranks.run(tmp_path, argv)
     assert codes == [2, 2]

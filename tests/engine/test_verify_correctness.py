@@ -11,8 +11,11 @@ import pytest
 import torch
 from small_llama import LINES, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run
 
-from megatron_llm import hf_weights, megatron_weights, reshard, tokenizer
-from megatron_llm.indexed_dataset import IndexedDatasetWriter
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter
+from megatron_llm.tokenizer import build as tokenizer
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron as megatron_weights
+from megatron_llm.weights import megatron_layout
 
 SCRIPT = "verify_correctness.py"
 
@@ -102,7 +105,7 @@ def broken(kind, config, state):
             f"layers.{number}.{name}.weight" for name in ("attention.wq", "attention.wk", "mlp.w1", "mlp.w3")
         )
         if kind == "rotary":
-            changed[q], changed[k] = (reshard.interleave(state[name], config.kv_channels) for name in (q, k))
+            changed[q], changed[k] = (megatron_layout.interleave(state[name], config.kv_channels) for name in (q, k))
         elif kind == "up-gate":
             changed[w1], changed[w3] = state[w3], state[w1]
         elif kind == "kv groups":

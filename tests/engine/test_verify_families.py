@@ -10,7 +10,7 @@ import torch
 from small_llama import make_config, make_hf, run
 from test_hf_falcon import make_falcon
 
-from megatron_llm.indexed_dataset import IndexedDatasetWriter
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter
 
 LLAMA3 = {"rope_scaling_type": "llama3", "rope_scaling_factor": 8.0, "rope_original_max_positions": 32}
 

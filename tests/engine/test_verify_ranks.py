@@ -13,7 +13,7 @@ from small_llama import ENGINE, LINES, make_config, make_hf, make_tokenizer, mak
 from test_hf_falcon import make_falcon
 from test_verify_correctness import broken, megatron
 
-from megatron_llm.indexed_dataset import IndexedDatasetWriter
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter
 
 SCRIPT = ENGINE / "verify_correctness.py"
 TENSOR, PIPELINE = ("--tensor_model_parallel_size", 2), ("--pipeline_model_parallel_size", 2)

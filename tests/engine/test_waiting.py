@@ -15,8 +15,8 @@ import torch.distributed as dist
 from engine_ranks import Ranks
 from tiny_run import flags
 
-from megatron_llm.heartbeat import VARIABLE, Heartbeat
-from megatron_llm.parallel import World
+from megatron_llm.parallel.world import World
+from megatron_llm.process.heartbeat import VARIABLE, Heartbeat
 
 
 @pytest.mark.parametrize("layout", ["", "--tensor_model_parallel_size 2", "--pipeline_model_parallel_size 2"])

@@ -13,9 +13,11 @@ import torch
 from small_llama import ENGINE, make_config, make_hf, make_state, make_tokenizer, make_training_checkpoint, run, same
 from transformers import AutoTokenizer
 
-from megatron_llm import hf_weights, megatron_weights, reshard
-from megatron_llm.model import Llama
-from megatron_llm.tokenizer import build
+from megatron_llm.model import canonical_state
+from megatron_llm.model.llama import Llama
+from megatron_llm.tokenizer.build import build
+from megatron_llm.weights import hf as hf_weights
+from megatron_llm.weights import megatron, megatron_layout
 
 CONVERT = "weights_conversion/hf_to_megatron.py"
 SHARD = "tools/checkpoint_util.py"
@@ -65,12 +67,12 @@ def test_a_training_checkpoint_keeps_iteration_and_consumed_samples(tmp_path):
     make_training_checkpoint(tmp_path / "checkpoints", 120, config, make_state(config, seed=1))
     flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--true_vocab_size", 420)
     assert run(SHARD, *flags, "--load_iters", 60)[0] == 0
-    found_config, found, args = megatron_weights.load(tmp_path / "merged", 60)
+    found_config, found, args = megatron.load(tmp_path / "merged", 60)
     assert found_config == config
     assert same(found, state)
     assert (args.iteration, args.consumed_train_samples, args.consumed_valid_samples) == (60, 960, 32)
     assert run(SHARD, *flags, "--bf16")[0] == 0
-    _, newest, args = megatron_weights.load(tmp_path / "merged")
+    _, newest, args = megatron.load(tmp_path / "merged")
     assert (args.iteration, args.params_dtype) == (120, torch.bfloat16)
     assert torch.equal(newest["lm_head.weight"], make_state(config, seed=1)["lm_head.weight"].bfloat16())
     vocab_file = make_tokenizer(tmp_path / "tokenizer")
@@ -164,10 +166,10 @@ def test_from_hugging_face_straight_to_shards(tmp_path):
     flags = shard_flags(tmp_path / "base", tmp_path / "sharded", 4, 1, "--true_vocab_size", 420, "--fp32")
     code, _, err = run(SHARD, *flags)
     assert code == 0, err
-    found_config, _, args = megatron_weights.load(tmp_path / "sharded")
+    found_config, _, args = megatron.load(tmp_path / "sharded")
     assert (found_config, args.params_dtype) == (config, torch.float32)
     assert run(SHARD, *shard_flags(tmp_path / "sharded", tmp_path / "merged", 1, 2, "--bf16"))[0] == 0
-    assert same(megatron_weights.load(tmp_path / "merged")[1], state)
+    assert same(megatron.load(tmp_path / "merged")[1], state)
 
 
 @pytest.mark.parametrize("source", ["base", "checkpoints", "sharded"])
@@ -222,7 +224,7 @@ def test_the_published_way_out(tmp_path):
     config = make_config()
     vocab_file = make_tokenizer(tmp_path / "tokenizer")
     extra = {"vocab_file": str(vocab_file), "consumed_train_samples": 4}
-    megatron_weights.save(
+    megatron.save(
         tmp_path / "checkpoints", 60, config, make_state(config), tp=2, pp=1, dtype=torch.float32, extra_args=extra
     )
     flags = shard_flags(tmp_path / "checkpoints", tmp_path / "merged", 1, 1, "--load_iters", 60)
@@ -259,7 +261,7 @@ def test_upstreams_flags_and_defaults(tmp_path):
     assert code == 0, err
     assert out.count("has no effect") == 2
     assert len(list((tmp_path / "again/release").glob("mp_rank_??_00?"))) == 4
-    _, found, args = megatron_weights.load(tmp_path / "again")
+    _, found, args = megatron.load(tmp_path / "again")
     assert (args.tensor_model_parallel_size, args.params_dtype) == (2, torch.float16)
     assert same(found, {name: tensor.half() for name, tensor in state.items()})
 
@@ -268,20 +270,20 @@ def test_upstreams_flags_and_defaults(tmp_path):
 def test_a_layout_that_is_cut_wrongly_is_not_published(tmp_path, monkeypatch, kind):
     """If a rank got other rows, up and gate changed places, or a bit flipped, the read-back finds it."""
     make_hf(tmp_path / "base", make_config())
-    right = reshard.rank_state
+    right = megatron_layout.rank_state
 
     def wrong(config, state, tp, pp, rank):
         local = right(config, state, tp, pp, rank)
         if kind == "rows" and rank == (1, 0):
-            local[reshard.EMBEDDING] = local[reshard.EMBEDDING].roll(1, 0)
+            local[canonical_state.EMBEDDING] = local[canonical_state.EMBEDDING].roll(1, 0)
         elif kind == "swapped":
-            name = f"layers.1.{reshard.UP_GATE}"
+            name = f"layers.1.{megatron_layout.UP_GATE}"
             local[name] = torch.cat(local[name].chunk(2)[::-1])
         elif kind == "bit" and rank == (0, 1):
-            local[f"layers.0.{reshard.DOWN}"][3, 3] += 1e-3
+            local[f"layers.0.{megatron_layout.DOWN}"][3, 3] += 1e-3
         return local
 
-    monkeypatch.setattr(reshard, "rank_state", wrong)
+    monkeypatch.setattr(megatron_layout, "rank_state", wrong)
     code, _, err = run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "sharded", 2, 2))
     assert (code, "read back differs from what was written" in err) == (2, True)
     assert list((tmp_path / "sharded").iterdir()) == []
@@ -337,13 +339,13 @@ def test_a_vocabulary_whose_true_size_is_unknown_is_cut(tmp_path):
     """A padded file without true_vocab_size is cut to --true_vocab_size; without the flag its padding would stay."""
     config = make_config()
     state = make_state(config)
-    megatron_weights.save(tmp_path / "in", "release", config, state, tp=1, pp=1, dtype=torch.float32, extra_args={})
+    megatron.save(tmp_path / "in", "release", config, state, tp=1, pp=1, dtype=torch.float32, extra_args={})
     path = tmp_path / "in/release/mp_rank_00/model_optim_rng.pt"
     content = torch.load(path, weights_only=False)
     content["args"] = argparse.Namespace(**{k: v for k, v in vars(content["args"]).items() if k != "true_vocab_size"})
     torch.save(content, path)
     assert run(SHARD, *shard_flags(tmp_path / "in", tmp_path / "cut", 2, 1, "--true_vocab_size", 420))[0] == 0
-    found_config, found, _ = megatron_weights.load(tmp_path / "cut")
+    found_config, found, _ = megatron.load(tmp_path / "cut")
     assert found_config == config
     assert same(found, state)
 
@@ -353,11 +355,11 @@ def test_room_for_new_tokens(tmp_path, tied):
     """A larger --true_vocab_size adds rows that are the mean of all others; the old ones stay to the bit."""
     config = make_config(tie_embed_logits=tied)
     state = make_state(config, torch.bfloat16)
-    megatron_weights.save(tmp_path / "in", "release", config, state, tp=2, pp=1, dtype=torch.bfloat16, extra_args={})
+    megatron.save(tmp_path / "in", "release", config, state, tp=2, pp=1, dtype=torch.bfloat16, extra_args={})
     code, out, err = run(SHARD, *shard_flags(tmp_path / "in", tmp_path / "out", 1, 2, "--true_vocab_size", 425))
     assert code == 0, err
     assert "--true_vocab_size 425: 5 new rows, each the mean of the 420 that there are" in out
-    found_config, found, args = megatron_weights.load(tmp_path / "out")
+    found_config, found, args = megatron.load(tmp_path / "out")
     assert (found_config.vocab_size, args.true_vocab_size) == (425, 425)
     for name in ("embedding.weight", *(() if tied else ("lm_head.weight",))):
         assert torch.equal(found[name][:420], state[name])
@@ -378,7 +380,7 @@ def test_special_tokens_in_an_export(tmp_path, kind):
     ).new_ids
     size = max(new.values()) + 1
     config = make_config(vocab_size=size)
-    megatron_weights.save(
+    megatron.save(
         tmp_path / "in", "release", config, make_state(config), tp=1, pp=1, dtype=torch.float32, extra_args={}
     )
     where = (f"--input_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'hf'}", "--vocab_file", vocab_file)

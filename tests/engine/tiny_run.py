@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_llm import arguments
-from megatron_llm.arguments import Arguments
-from megatron_llm.indexed_dataset import IndexedDatasetWriter, token_dtype
-from megatron_llm.manifest import Manifest, beside
+from megatron_llm.data.indexed_dataset import IndexedDatasetWriter, token_dtype
+from megatron_llm.data.manifest import Manifest, beside
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.flags.arguments import Arguments
 
 DOCUMENTS = 200
 EOD = 2
@@ -79,7 +79,7 @@ def flags(data: Path, save: Path, *more: object, geometry: str = GEOMETRY) -> li
 
 def save_arguments(save: Path, *more: object) -> Arguments:
     """Flags that say where and how checkpoints are saved."""
-    return arguments.parse([str(flag) for flag in flags(Path("data"), save, *more)])
+    return flags_parser.parse([str(flag) for flag in flags(Path("data"), save, *more)])
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from run_contract.entry_point import run_main
 from snakmodel.chain.stage import Stage
 from snakmodel.launch.by_hand import run_plan
-from snakmodel.publish import run_main
 from tests import toy
 
 from .toy_run import REPOSITORY, ToyRun

@@ -16,8 +16,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
+from run_contract.entry_point import run_main
 from snakmodel.config.cluster import Cluster as Settings
-from snakmodel.publish import run_main
 from snakmodel.run.lock import run_lock
 from snakmodel.slurm.journal import read_lines
 from snakmodel.slurm.limits import pack_for_queue

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from snakmodel.publish import Marker
+from snakmodel.run.markers import Marker
 
 root, stage, outputs = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 if stage == "convert":

@@ -26,7 +26,7 @@ REPORT = (
 
 MEETING = (
     "import json, os, pathlib, socket, sys\n"
-    "from snakmodel.publish import publishing\n"
+    "from run_contract.publish import publishing\n"
     "e = os.environ\n"
     "if e['RANK'] == '0':\n"
     "    listener = socket.socket(fileno=int(e['MASTER_LISTEN_FD']))\n"
@@ -137,7 +137,7 @@ def test_full_disk(cluster: Cluster) -> None:
     cluster.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs", disk], as_root=True)
     try:
         big = (
-            "import pathlib, sys; from snakmodel.publish import publishing\n"
+            "import pathlib, sys; from run_contract.publish import publishing\n"
             "with publishing(pathlib.Path(sys.argv[1])) as (path,): path.write_bytes(bytes(5 << 20))\n"
         )
         run.submit([run.stage("big", big)])

@@ -19,7 +19,8 @@ from .queue_run import QueueRun
 from .toy_run import ToyRun
 
 READ = (
-    "import sys; from snakmodel.config.cluster import Cluster, Resources; from snakmodel.slurm.limits import read_limits\n"
+    "import sys; from snakmodel.config.cluster import Cluster, Resources\n"
+    "from snakmodel.slurm.limits import read_limits\n"
     "from snakmodel.chain.stage import Stage\n"
     "stages = [Stage('a', (), {}, Resources()), Stage('b', (), {}, Resources(qos='few'))]\n"
     "one = read_limits(Cluster(), stages[:int(sys.argv[1])])\n"

@@ -17,7 +17,8 @@ ZOMBIE = (
     STEPS
     + """
 import json
-from snakmodel.publish import Superseded, publishing
+from run_contract.errors import Superseded
+from run_contract.publish import publishing
 if not restart:
     ready()
     claim = pathlib.Path(os.environ['SNAKMODEL_CLAIM'])

@@ -193,7 +193,7 @@ def test_workers_ignore_the_notice(cluster: Cluster) -> None:
         "import multiprocessing\n"
         "if restart: done()\n"
         "from torch.utils.data import DataLoader\n"
-        "from megatron_llm.signals import shield_worker\n"
+        "from megatron_llm.process.signals import shield_worker\n"
         "loader = DataLoader(list(range(64)), 2, num_workers=2, worker_init_fn=shield_worker, prefetch_factor=1)\n"
         "with multiprocessing.get_context('fork').Pool(2, shield_worker) as pool:\n"
         "    batches = iter(loader); first = next(batches).tolist()\n"

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
 from snakmodel.dedup.minhash.parameters import RECORD, Bytes, Engine, Numbers, Parameters, Words
-from snakmodel.publish import UserError
 
 SLICE = 1 << 18
 """Bytes of text hashed at a time (or one document), so that what is made of them stays in the processor's cache."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from snakmodel.publish import UserError
+from run_contract.errors import UserError
 
 Bytes = NDArray[np.uint8]
 

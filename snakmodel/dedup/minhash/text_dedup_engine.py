@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from run_contract.errors import UserError
 from snakmodel.dedup.minhash.parameters import (
     KEY_POINTS,
     PRIME,
@@ -24,7 +25,6 @@ from snakmodel.dedup.minhash.parameters import (
     Words,
     permutations,
 )
-from snakmodel.publish import UserError
 
 INSTALL = "pip install --no-deps text-dedup==0.4.0 and pip install 'snakmodel-toolkit[text-dedup]'"
 """What to type where text-dedup or what it imports is missing; `make setup` does the same."""

@@ -1,0 +1,246 @@
+"""Checkpoints beside training: copy -> a thread writes and digests -> ranks agree -> rename -> retention.
+
+The ranks' threads talk over a gloo group of their own: on the group of the training loop two conversations at once
+would be mixed up. Only the rename and the tracker, when all ranks have written, are done between two steps.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.checkpoint import retention
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.parallel.world import GLOO, World
+from megatron_llm.process.errors import TOLD, SaveFailed
+from run_contract.claim import attempt_name
+from run_contract.errors import NoRoom, UserError, kind_of
+from run_contract.publish import free_bytes, remove
+
+IDLE, WRITTEN, BUSY, FAILED = range(4)
+"""What a rank's thread is at; ranks agree on the largest."""
+TIMEOUT = timedelta(hours=6)
+"""For the fastest rank to wait until the slowest has written."""
+Files = dict[str, tuple[int, str]]
+
+
+class Saver:
+    """This rank's part in writing checkpoints, one at a time. All methods but `status` are collective."""
+
+    def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
+        self.args, self.world, self.config = args, world, config
+        self.needed = checkpoint.needed_bytes(config, world.size, with_optimizer=not args.no_save_optim)
+        self.group = dist.new_group(backend=GLOO, timeout=TIMEOUT)
+        self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
+        self.job: Future[bool | None] | None = None
+        """Writing, or on rank 0 afterwards deleting old checkpoints; gives whether a checkpoint of that name stays."""
+        self.temporary: Path | None = None
+        """The folder being written, until it is published."""
+        self.iteration, self.began = 0, 0.0
+        self.copies: dict[str, Tensor] = {}
+        """Memory for this rank's tensors, used again by each save."""
+
+    def begin(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
+    ) -> None:
+        """Wait for the save before, copy this rank's tensors and let the thread write them as state["iteration"].
+
+        With --no_async_save return when it is published. Raises UserError when there is no room, and see `finish`.
+        """
+        self.finish()
+        self.iteration, self.began = state["iteration"], time.perf_counter()
+        self.temporary = self.world.on_rank0(self._prepare)
+        tensors = checkpoint.stored(parameters, optimizer)
+        copies = None if self.args.no_async_save else self._copied(tensors)
+        self.job = self.thread.submit(self._write, self.temporary, tensors, copies, state)
+        if self.args.no_async_save:
+            self.finish()
+
+    def status(self) -> int:
+        """What this rank's thread is at."""
+        if self.job is None:
+            return IDLE
+        if not self.job.done():
+            return BUSY
+        if self.job.exception():
+            return FAILED
+        return WRITTEN if self.temporary else IDLE
+
+    def advance(self, status: int) -> None:
+        """At a step boundary, with the largest status of all ranks: publish what all have written; see `finish`."""
+        if status == WRITTEN:
+            self._publish()
+        elif status == FAILED:
+            self.finish()
+
+    def finish(self) -> None:
+        """Return when nothing is being written and the last save is published.
+
+        Raises on all ranks what failed on any: UserError (such as a full disk), Superseded, SaveFailed; nothing is
+        published then, and the temporary folder is gone.
+        """
+        if self.temporary:
+            self._settle()
+            self._publish()
+        self._settle()
+
+    def _prepare(self) -> Path:
+        """The empty folder to write into (rank 0), visible before other ranks do."""
+        self._check_space()
+        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        temporary = final.with_name(f".{final.name}.tmp-{attempt_name()}")
+        try:
+            remove(temporary)
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise _told(error, final) from error
+        return temporary
+
+    def _check_space(self) -> None:
+        """Raise NoRoom unless a checkpoint fits on --save's file system, for which older ones are deleted if they
+        may be (rank 0)."""
+        needed, save = self.needed, self.args.save
+        if free_bytes(save) < needed:
+            self._prune()
+        if (free := free_bytes(save)) < needed:
+            newest = max(save.glob("iter_*"), default=None)
+            raise NoRoom(
+                f"--save {save}: a checkpoint needs {_amount(needed)} and {_amount(free)} are free; nothing was "
+                f"written, {f'{newest.name} stays the last one' if newest else 'there is none yet'}. Free space, keep "
+                "fewer (--keep_last), or move the folder"
+            )
+
+    def forecast(self) -> str:
+        """How large a checkpoint is and how much room there is, to be printed."""
+        free = free_bytes(self.args.save)
+        text = f"a checkpoint takes {_amount(self.needed)}; {self.args.save} has {_amount(free)} free"
+        return text if free >= self.needed else f"warning: {text}: the next one will not fit"
+
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's tensors as they are now, in host memory."""
+        cuda = self.world.device.type == "cuda"
+        for name, tensor in tensors.items():
+            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if name not in self.copies:
+                self.copies[name] = torch.empty(own.shape, dtype=own.dtype, pin_memory=cuda)
+            self.copies[name].copy_(own, non_blocking=cuda)
+        if cuda:
+            torch.cuda.synchronize()
+        return self.copies
+
+    def _write(
+        self,
+        temporary: Path,
+        tensors: Mapping[str, Tensor],
+        copies: Mapping[str, Tensor] | None,
+        state: dict[str, Any],
+    ) -> bool:
+        """In the thread: all of a checkpoint but its name. Gives whether a whole one of that name is there already.
+
+        Fails on every rank if the writing fails on any; no rank is left waiting for another.
+        """
+        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        try:
+            checkpoint.write(temporary, tensors, copies, self.group)
+            files = self._gathered(temporary)
+            if self.world.rank != 0:
+                return False
+            checkpoint.complete(temporary, {**state, "model_config": asdict(self.config), "files": files})
+            return final.is_dir() and checkpoint.problem(final) is None
+        except TOLD:
+            raise
+        except (Exception, CheckpointException) as error:  # torch's is not an Exception
+            raise _told(error, final) from error
+
+    def _gathered(self, temporary: Path) -> Files:
+        """Sizes and checksums of all files. Raises the lowest rank's OSError on all of them."""
+        own: Files | OSError
+        try:
+            own = checkpoint.digests(temporary, self.world.rank)
+        except OSError as error:
+            own = error
+        shares: list[Files | OSError] = [{}] * self.world.size
+        dist.all_gather_object(shares, own, group=self.group)
+        files: Files = {}
+        for share in shares:
+            if isinstance(share, OSError):
+                raise share
+            files |= share
+        return files
+
+    def _settle(self) -> None:
+        """Wait for the thread; raise what failed on any rank on all of them."""
+        error = self.job.exception() if self.job else None
+        errors: list[BaseException | None] = [None] * self.world.size
+        dist.all_gather_object(errors, error)
+        if first := next((found for found in errors if found), None):
+            self._drop()
+            raise first
+
+    def _drop(self) -> None:
+        """Forget what was begun."""
+        if self.temporary and self.world.rank == 0:
+            remove(self.temporary)
+        self.temporary = self.job = None
+
+    def _publish(self) -> None:
+        """Rename what all ranks have written, and let rank 0's thread delete what is not to be kept."""
+        temporary, keep = self.temporary, bool(self.job and self.job.result())
+        assert temporary
+
+        def publish() -> None:
+            try:
+                checkpoint.publish(temporary, self.iteration, keep=keep)
+            except OSError as error:
+                raise _told(error, final) from error
+            finally:
+                remove(temporary)  # only still there when it was not renamed
+
+        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        self.temporary = self.job = None
+        self.world.on_rank0(publish)
+        self.world.say(f"saved {final} in {time.perf_counter() - self.began:.1f} s")
+        if self.world.rank == 0:
+            self.job = self.thread.submit(self._prune)
+
+    def _prune(self) -> None:
+        try:
+            retention.prune(self.args.save, self.args.keep_last, self.args.keep_every)
+        except OSError as error:
+            raise SaveFailed(f"old checkpoints in {self.args.save} cannot be deleted: {error}") from error
+
+
+def _use_device(device: torch.device) -> None:
+    """Let a new thread use its rank's GPU: the choice is the thread's own, and the first GPU's otherwise."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
+    """What a person reads about a save that failed."""
+    where, cause = "", error
+    if isinstance(error, CheckpointException):
+        rank, (found, _) = min(error.failures.items())
+        where, cause = f"rank {rank}: ", found
+    if not isinstance(cause, OSError):
+        traceback.print_exception(error)
+    kind = (kind_of(cause) if isinstance(cause, OSError) else None) or SaveFailed
+    return kind(f"{final} could not be saved: {where}{cause}; the checkpoints before it are kept")
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

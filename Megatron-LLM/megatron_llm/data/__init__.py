@@ -1,0 +1,1 @@
+"""Tokenised corpora: .bin/.idx files, their manifests, and the order of training samples."""

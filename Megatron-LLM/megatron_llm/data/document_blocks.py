@@ -1,0 +1,264 @@
+"""Files of documents -> blocks of some MB -> columns of text, in order, with the place of every mistake.
+
+Blocks are cut by one thread, which only reads; `columns` parses and checks a block, on any thread. JSON lines are
+parsed by jsonl.py.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import zstandard
+from numpy.typing import NDArray
+
+from megatron_llm.data import json_lines
+from run_contract.errors import InputsMissing, UserError
+
+BLOCK_BYTES = 1 << 23
+PACKED_BYTES = 1 << 17
+NOT_TEXT = {
+    b"\x1f\x8b": "gzip data; rename it so that its name ends in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd data; rename it so that its name ends in .zst",
+    b"\xff\xfe": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
+    b"\xfe\xff": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
+}
+"""What a file is by its first bytes, and what to do about it."""
+ZSTD_WINDOW = 1 << 31
+"""The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
+NEVER_EMPTY = (".gz", ".zst", ".arrow")
+"""Formats of which no valid file has 0 bytes."""
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+SOURCE = "source"
+"""The column of an Arrow file that names each document's source."""
+ONE_SOURCE = "all"
+"""The source of documents in a file that names none."""
+NO_SOURCE = "(no source)"
+"""The source of documents whose own is null."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive documents of one file."""
+
+    where: str
+    """The file and what it counts in, for messages: `corpus.jsonl, line`."""
+    first: int
+    """Number of the first document in its file, from 1."""
+    content: Any
+    """Whole lines (bytes), or an Arrow record batch."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The documents of a block: texts of one length for each key, no nulls, valid UTF-8."""
+
+    texts: dict[str, Any]
+    """Key -> large_string array."""
+    sources: Any
+    """Dictionary-encoded strings, one a document."""
+
+
+def find_inputs(pattern: str) -> list[Path]:
+    """The input files, by name; InputsMissing when there is none.
+
+    Whatever is not called .arrow is read as JSON lines: the published file of documents has other names too.
+    """
+    names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207 takes absolute patterns
+    paths = [Path(name) for name in names]
+    if not paths:
+        raise InputsMissing(f"--input {pattern}: no such file, and no file matches it")
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"--input {path}: not a file; give JSON lines or an Arrow stream, or a pattern of such files"
+            )
+        if path.name.endswith(NEVER_EMPTY) and not path.stat().st_size:
+            raise UserError(f"--input {path}: 0 bytes, which is no valid {path.suffix} file; fetch or pack it again")
+    return paths
+
+
+def read_blocks(path: Path, keys: Sequence[str]) -> Iterator[Block]:
+    """The documents of one file. Raises UserError when it is not whole."""
+    return read_arrow(path, keys) if path.suffix == ".arrow" else read_lines(path)
+
+
+def read_lines(path: Path) -> Iterator[Block]:
+    """Lines of JSON, unparsed, some of them not blank; a line ends at the newline byte and nowhere else."""
+    first, size = 1, 0
+    waiting: list[bytes] = []  # joined once, since a line of any length must not be copied again with each piece of it
+    try:
+        for data in read_pieces(path):
+            waiting.append(data)
+            size += len(data)
+            if size >= BLOCK_BYTES and (end := data.rfind(b"\n") + 1):
+                block = b"".join([*waiting[:-1], data[:end]])
+                if not block.isspace():
+                    yield Block(f"{path}, line", first, block)
+                first += block.count(b"\n")
+                waiting, size = [data[end:]], len(data) - end
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path} cannot be read after line {first - 1}: {error}; write it again") from error
+    if (rest := b"".join(waiting)) and not rest.isspace():
+        yield Block(f"{path}, line", first, rest)
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, unpacked where its name ends in .gz or .zst.
+
+    Raises UserError where the first bytes say that it is no text.
+    """
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            yield from unpacked(file, lambda: zlib.decompressobj(31))
+        elif path.suffix == ".zst":
+            yield from unpacked(file, zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj)
+        else:
+            head = file.peek(4)
+            if found := next((found for magic, found in NOT_TEXT.items() if head.startswith(magic)), None):
+                raise UserError(f"{path} is {found}")
+            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def unpacked(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of all members of a .gz, or all frames of a .zst.
+
+    Raises EOFError where the file ends within one, which the readers of both libraries may take for a good end.
+    """
+    frame, packed = begin(), b""
+    while packed := packed or file.read(PACKED_BYTES):
+        if frame is None:
+            packed = packed.lstrip(b"\0")  # gzip allows padding after a member
+            frame = begin() if packed else None
+            continue
+        content = frame.decompress(packed)
+        yield from (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
+        packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends in the middle of its data")
+
+
+def read_arrow(path: Path, keys: Sequence[str]) -> Iterator[Block]:
+    """Rows of an Arrow stream, memory-mapped: small batches put together, large ones sliced."""
+    first = 1
+    try:
+        check_whole(path)
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            check_columns(path, reader.schema, keys)
+            names = [*keys, *([SOURCE] if SOURCE not in keys and names_sources(path, reader.schema) else [])]
+            for batch in regrouped(reader, names):
+                yield Block(f"{path}, row", first, batch)
+                first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole Arrow stream after row {first - 1}: {error}; write it again") from error
+
+
+def check_whole(path: Path) -> None:
+    """A stream that was cut between two batches reads without an error; its end marker is missing."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - len(END_OF_STREAM)))
+        if file.read() != END_OF_STREAM:
+            raise pa.ArrowInvalid("its end marker is missing")
+
+
+def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
+    """Raise UserError unless the columns are there and hold strings."""
+    for name in names:
+        if name not in schema.names:
+            raise UserError(f"{path} has no column {name!r}; its columns: {', '.join(schema.names)}")
+        if schema.names.count(name) > 1:
+            raise UserError(
+                f"{path} has {schema.names.count(name)} columns named {name!r}, and nothing says which is meant; write "
+                "the file again with one"
+            )
+        kind = schema.field(name).type
+        if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
+            raise UserError(f"{path}: column {name!r} holds {kind}; a column of strings is needed")
+
+
+def names_sources(path: Path, schema: Any) -> bool:
+    """Whether there is one column of strings by which documents are counted; what else it holds is nobody's concern."""
+    index = schema.get_field_index(SOURCE)
+    if index < 0:
+        return False
+    kind = schema.field(index).type
+    strings = kind.value_type if pa.types.is_dictionary(kind) else kind
+    named = any(is_kind(strings) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    if not named:
+        print(f"note: {path}: {SOURCE!r} holds {kind}, so documents are not counted by source", file=sys.stderr)
+    return named
+
+
+def regrouped(batches: Any, names: Sequence[str]) -> Iterator[Any]:
+    """Record batches of large_string columns with about BLOCK_BYTES of text each, or a single longer document."""
+    schema = pa.schema([(name, pa.large_string()) for name in names])
+    waiting: list[Any] = []
+    size = 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch.select(list(names))]).cast(schema)
+        for piece in table.to_batches():
+            for part in sliced(piece):
+                waiting.append(part)
+                size += sum(int(offsets(column)[-1] - offsets(column)[0]) for column in part.columns)
+                if size >= BLOCK_BYTES:
+                    yield pa.concat_batches(waiting)
+                    waiting, size = [], 0
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def sliced(batch: Any) -> Iterator[Any]:
+    """A batch cut at the documents in which its first column passes another BLOCK_BYTES."""
+    ends = offsets(batch.column(0))
+    marks = np.arange(ends[0], ends[-1], BLOCK_BYTES)[1:]
+    borders = np.unique(np.concatenate([[0], np.searchsorted(ends, marks), [len(batch)]]))
+    return (batch.slice(a, b - a) for a, b in zip(borders.tolist(), borders[1:].tolist(), strict=False))
+
+
+def offsets(texts: Any) -> NDArray[np.int64]:
+    """Where the texts of a large_string array of n start and end in its bytes, (n + 1,) int64."""
+    if not len(texts):
+        return np.zeros(1, dtype=np.int64)
+    return np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def columns(block: Block, keys: Sequence[str]) -> Columns:
+    """Parse and check a block. Raises UserError that names the line or row of the first mistake."""
+    if isinstance(block.content, bytes):
+        texts = json_lines.parse(block.content, keys, block.where, block.first)
+        count = len(texts[keys[0]])
+        return Columns(texts, named(None, count))
+    found = dict(zip(block.content.schema.names, block.content.columns, strict=True))
+    for name in keys:
+        column = found[name]
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+            raise UserError(f"{block.where} {block.first + row}: {name!r} is None; each document needs a string")
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{block.where}s from {block.first} on, {name!r}: {error}; write the file again") from error
+    return Columns({key: found[key] for key in keys}, named(found.get(SOURCE), len(block.content)))
+
+
+def named(column: Any, count: int) -> Any:
+    """The sources of so many documents, dictionary-encoded strings, given their column of large_string, if any.
+
+    A null is a document without a source; bytes that are no UTF-8 are escaped.
+    """
+    if column is None:
+        return pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), pa.array([ONE_SOURCE]))
+    found = pc.fill_null(column.cast(pa.large_binary()), NO_SOURCE.encode()).dictionary_encode()
+    names = [name.decode(errors="backslashreplace") for name in found.dictionary.to_pylist()]
+    distinct = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([distinct[name] for name in names], dtype=np.int32)[found.indices.to_numpy()]
+    return pa.DictionaryArray.from_arrays(codes, pa.array(list(distinct)))

@@ -1,0 +1,1 @@
+"""The gate behind a weight change: logits before and after are compared."""

@@ -1,0 +1,1 @@
+"""What a training reports: log lines, metrics.jsonl, TensorBoard, Weights & Biases."""

@@ -1,0 +1,1 @@
+"""The model: its geometry, layers, and parts over tensor-parallel ranks."""

@@ -1,0 +1,67 @@
+"""How much a model computes: parameters, floating-point operations (FLOPs) of an update, and what GPUs can do at most.
+
+Model FLOPs in the sense of PaLM (Chowdhery et al. 2022, appendix B) and of Megatron-LM (Narayanan et al. 2021,
+section 5.1): the multiplications and additions of all matrix products, two for each weight and token, the backward pass
+twice the forward one. Attention counts every pair of positions, as both papers do, although half of them are masked;
+with a sliding window its width. Neither what activation recomputation repeats nor norms, softmax and embedding look-ups
+are counted.
+"""
+
+from __future__ import annotations
+
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import shapes
+
+FORWARD_AND_BACKWARD = 3
+PEAKS = (
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("GH200", 989.0),
+    ("H200", 989.0),
+    ("H100", 989.0),
+    ("B200", 2250.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("L40S", 362.0),
+    ("A40", 149.7),
+    ("A10", 125.0),
+    ("L4", 121.0),
+    ("MI300X", 1307.4),
+    ("MI250X", 191.5),
+    ("V100-PCIE", 112.0),
+    ("V100", 125.0),
+)
+"""Dense half-precision tensor TFLOP/s by a part of torch's device name, the first that fits, from the makers' data
+sheets; a MI250X shows itself as two devices. V100 in fp16 only."""
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of the whole model; a tied output layer counts once."""
+    return sum(shape.numel() for shape in shapes(config).values())
+
+
+def forward_flops(config: ModelConfig, seq_length: int) -> int:
+    """FLOPs of the forward pass and its logits over one sample of seq_length tokens."""
+    matrices = {name: shape.numel() for name, shape in shapes(config).items() if len(shape) == 2}
+    embedding = matrices.pop("embedding.weight")
+    products = sum(matrices.values()) + (embedding if config.tie_embed_logits else 0)
+    seen = min(seq_length, config.sliding_window_size or seq_length)
+    attention = 2 * config.num_layers * config.num_attention_heads * config.kv_channels * seen
+    return 2 * seq_length * (products + attention)
+
+
+def training_flops(config: ModelConfig, seq_length: int, samples: int) -> int:
+    """Model FLOPs of one update from so many samples."""
+    return FORWARD_AND_BACKWARD * samples * forward_flops(config, seq_length)
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """TFLOP/s of a GPU in half precision, None when its name is not known."""
+    words = device_name.replace("_", " ").upper()
+    return next((peak for name, peak in PEAKS if _named(name.upper(), words)), None)
+
+
+def _named(name: str, words: str) -> bool:
+    """Whether the name is there as a word: A10 is neither A100 nor A10G."""
+    before, found, after = words.partition(name)
+    return bool(found) and not (before[-1:].isalnum() or after[:1].isalnum())

@@ -1,0 +1,101 @@
+"""Whether an update is made: not from numbers that are none, nor from an fp16 overflow, nor from a spike.
+
+A spike is a loss or gradient norm far above those of the last updates (--skip_spikes), the idea of OLMo-core's
+SkipStepOptimizer. Here what was skipped does not enter the statistics, so that a second spike is still seen after the
+first; a run that has really changed its level is stopped by a budget of skips in a row. All ranks have the same numbers
+and so decide alike.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.optim.loss_scale import LossScale
+
+SKIPS_IN_A_ROW = 10
+"""Of spikes, or of overflows at a loss scale that cannot become smaller; the next one stops the run."""
+
+
+class Diverged(Exception):
+    """The run must not go on as it is; the last update was not made."""
+
+
+@dataclass
+class Memory:
+    """What the guards remember of a run; stored in every checkpoint."""
+
+    losses: list[float] = field(default_factory=list)
+    """Of the last updates, at most --spike_window."""
+    norms: list[float] = field(default_factory=list)
+    norm: float = 0.0
+    """Of the last update, for the log."""
+    skips_in_a_row: int = 0
+    skips_since_log: int = 0
+    """Iterations without an update, for whatever reason, since the last log line."""
+    loss_scale: LossScale | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which iteration is judged."""
+
+    iteration: int
+    samples: range
+
+    def __str__(self) -> str:
+        return f"samples {self.samples[0]} to {self.samples[-1]}"
+
+
+def objection(args: Arguments, memory: Memory, loss: float, norm: float, place: Place) -> str | None:
+    """Why this iteration makes no update; None when it may. Raises Diverged when the run must stop."""
+    scale = memory.loss_scale
+    overflow = scale is not None and math.isfinite(loss) and not math.isfinite(norm)
+    if not overflow:
+        _check_finite(loss, norm, place)
+    reason = _overflow(args, scale, overflow=overflow) if scale else None
+    reason = reason or _spike(args, memory, loss, norm)
+    if reason is None:
+        memory.skips_in_a_row, memory.norm = 0, norm
+        if args.skip_spikes is not None:
+            memory.losses = [*memory.losses, loss][-args.spike_window :]
+            memory.norms = [*memory.norms, norm][-args.spike_window :]
+        return None
+    memory.skips_in_a_row += 1
+    if memory.skips_in_a_row > SKIPS_IN_A_ROW and not (overflow and scale and not scale.at_floor(args)):
+        raise Diverged(
+            f"iteration {place.iteration}: {reason} ({place}); {SKIPS_IN_A_ROW} iterations before it were skipped "
+            "already, so this is no passing spike; the last checkpoint is kept: lower --lr, look at these samples, or "
+            "go on from an earlier checkpoint"
+        )
+    return reason
+
+
+def _check_finite(loss: float, norm: float, place: Place) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"iteration {place.iteration}: lm loss is {loss} and the grad norm {norm} ({place}); the update was not "
+            "made and the last checkpoint is kept; lower --lr, lengthen the warm-up, or look at these samples"
+        )
+
+
+def _overflow(args: Arguments, scale: LossScale, *, overflow: bool) -> str | None:
+    before = scale.factor
+    scale.adjust(args, overflow=overflow)
+    return f"gradients overflow fp16 at loss scale {before:g}, next is {scale.factor:g}" if overflow else None
+
+
+def _spike(args: Arguments, memory: Memory, loss: float, norm: float) -> str | None:
+    """What is far above its mean, once half a window is known."""
+    if args.skip_spikes is None or len(memory.losses) < max(2, args.spike_window // 2):
+        return None
+    for name, value, window in (("lm loss", loss, memory.losses), ("grad norm", norm, memory.norms)):
+        mean, deviation = statistics.fmean(window), statistics.stdev(window)
+        if value > mean + args.skip_spikes * deviation:
+            return (
+                f"{name} {value:g} is more than {args.skip_spikes:g} standard deviations of {deviation:g} above "
+                f"{mean:g}, the mean of {len(window)} updates (--skip_spikes); lm loss {loss:g}, grad norm {norm:g}"
+            )
+    return None

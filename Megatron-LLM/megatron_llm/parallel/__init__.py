@@ -1,0 +1,1 @@
+"""Ranks: their groups, how parameters are sharded, and which layouts fit."""

@@ -1,0 +1,89 @@
+"""Whether a model can be spread as the flags ask: over tensor, pipeline and data ranks."""
+
+from __future__ import annotations
+
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.batch_sizes import BatchSizes
+from megatron_llm.model.config import ModelConfig
+from run_contract.errors import UserError
+
+
+def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
+    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
+    divide."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if ranks % (tensor * pipeline):
+        raise UserError(
+            f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
+            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
+        )
+    copies = ranks // (tensor * pipeline)
+    together = args.micro_batch_size * copies
+    sizes = batch_sizes(args, ranks)
+    for size in sizes.all():
+        flag = "--rampup_batch_size: a batch size of" if sizes.ramp else "--global_batch_size"
+        if size % together:
+            raise UserError(
+                f"{flag} {size} is not a multiple of {together} "
+                f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
+            )
+        _check_micro_batches(flag, size, size // together, args)
+    return sizes.full, sizes.full // together
+
+
+def batch_sizes(args: Arguments, ranks: int) -> BatchSizes:
+    """The sizes of all updates: by default a micro-batch for each data rank and pipeline stage."""
+    full = args.global_batch_size or args.micro_batch_size * (ranks // args.tensor_model_parallel_size)
+    return BatchSizes.of(full, args.rampup_batch_size)
+
+
+def _check_micro_batches(flag: str, size: int, micro_batches: int, args: Arguments) -> None:
+    pipeline, interleaved = args.pipeline_model_parallel_size, args.num_layers_per_virtual_pipeline_stage is not None
+    if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
+        kind = "a multiple of" if interleaved else "at least"
+        raise UserError(
+            f"{flag} {size} gives each rank {micro_batches} micro-batches an update; a pipeline of {pipeline} stages "
+            f"needs {kind} {pipeline}: change --global_batch_size or --micro_batch_size"
+        )
+
+
+def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
+    """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on so many ranks."""
+    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    if tensor > 1:
+        _check_tensor(config, args, ranks // (tensor * pipeline))
+    _check_pipeline(config.num_layers, pipeline, args.num_layers_per_virtual_pipeline_stage)
+
+
+def _check_tensor(config: ModelConfig, args: Arguments, copies: int) -> None:
+    size, groups = args.tensor_model_parallel_size, config.num_attention_heads_kv
+    counts = {
+        "num_attention_heads": config.num_attention_heads,
+        "ffn_hidden_size": config.ffn_hidden_size,
+    } | ({"seq_length": args.seq_length} if args.sequence_parallel else {})
+    for name, count in counts.items():
+        if count % size:
+            raise UserError(f"--tensor_model_parallel_size {size} does not divide {name} {count}; choose one that does")
+    if groups % size and size % groups:
+        raise UserError(
+            f"--tensor_model_parallel_size {size} neither divides nor is a multiple of num_attention_heads_kv "
+            f"{groups}; choose one that does"
+        )
+    if (size - 1) * -(-config.vocab_size // size) >= config.vocab_size:
+        raise UserError(f"--tensor_model_parallel_size {size} is too large for a vocabulary of {config.vocab_size}")
+    if config.hidden_size % copies:
+        raise UserError(
+            f"hidden_size {config.hidden_size} is not a multiple of the {copies} data-parallel ranks, as it must be "
+            f"with --tensor_model_parallel_size {size}; start another number of ranks"
+        )
+
+
+def _check_pipeline(layers: int, stages: int, depth: int | None) -> None:
+    if depth is not None and stages == 1:
+        raise UserError(f"--num_layers_per_virtual_pipeline_stage {depth} needs --pipeline_model_parallel_size above 1")
+    if layers % (stages * (depth or 1)):
+        held = f" x --num_layers_per_virtual_pipeline_stage {depth}" if depth else ""
+        raise UserError(
+            f"--pipeline_model_parallel_size {stages}{held} does not divide the model's {layers} layers; choose sizes "
+            "that do"
+        )

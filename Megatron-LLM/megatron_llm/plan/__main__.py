@@ -1,0 +1,317 @@
+"""python -m megatron_llm.plan --recipe R.yaml --gpus N --memory 40GB [--model FOLDER] [flags of finetune.py]
+
+Before asking for GPUs: would this training fit on them, how fast could it be, how large are its checkpoints? Each way
+of spreading the model over N GPUs gets a row with the memory of the fullest GPU, by part, and the time of a step; then
+come the ways that cannot be run, the checkpoints, and a suggestion.
+
+The training is that of a recipe, in which flags of finetune.py change single values, or of such flags alone:
+
+  python -m megatron_llm.plan --recipe recipes/snakmodel-7b.yaml --gpus 4 --memory 80GB --micro_batch_size 2
+  python -m megatron_llm.plan --model LLAMA --gpus 8 --memory 40GB --seq_length 4096 --micro_batch_size 1
+      --global_batch_size 512 --train_iters 1000 --bf16 --sequence_parallel --recompute_granularity selective
+
+Exit codes: 0 something fits; 1 nothing does; 2 a person's mistake; 3 the model's configuration is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.flags import parser as flags_parser
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.flops import parameter_count
+from megatron_llm.plan import layouts
+from megatron_llm.plan.layouts import AMOUNTS, Layout, Question, Way
+from megatron_llm.weights import hf_config, megatron
+from run_contract.entry_point import run_main
+from run_contract.errors import InputsMissing, UserError
+
+PROJECT = Path(__file__).resolve().parents[3]
+"""Relative paths of a recipe start here."""
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+GPUS = {
+    "A100": (312.0, 19.5),
+    "H100": (989.0, 67.0),
+    "H200": (989.0, 67.0),
+    "GH200": (989.0, 67.0),
+    "B200": (2250.0, 75.0),
+    "A40": (149.7, 37.4),
+    "L40S": (362.0, 91.6),
+    "MI250X": (191.5, 23.9),
+    "MI300X": (1307.0, 163.4),
+}
+"""Peak TFLOP/s of a device in bf16 (dense) and in fp32, from the makers' data sheets; of an MI250X one of its halves,
+which are devices of their own."""
+KEYS = {
+    "train_iters": "train_iters",
+    "global_batch_size": "global_batch_size",
+    "micro_batch_size": "micro_batch_size",
+    "seq_length": "seq_length",
+    "save_interval": "save_interval",
+    "keep_last": "keep_last",
+    "keep_every": "keep_every",
+    "recompute_granularity": "recompute_granularity",
+    "tensor_parallel": "tensor_model_parallel_size",
+    "pipeline_parallel": "pipeline_model_parallel_size",
+}
+"""Keys of a recipe's `training` that matter here -> flags."""
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def main() -> int:
+    """Parse, look at every layout, print."""
+    options, rest = _options(sys.argv[1:])
+    recipe = _read(options.recipe) if options.recipe else {}
+    args = _arguments(options.recipe, recipe, rest)
+    config = read_config(options.model or _base(options.recipe, recipe))
+    peak = options.peak_tflops or GPUS[options.gpu][args.compute_dtype() == torch.float32]
+    question = Question(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
+    ways, refused = question.ways()
+    # a recipe has no key for interleaved stages
+    suggestion = question.suggestion(way for way in ways if not recipe or way.setting.held_stages == 1)
+    if options.json:
+        print(json.dumps(_as_json(question, ways, refused, suggestion), indent=1))
+    else:
+        device = f"{options.peak_tflops:g} TFLOP/s" if options.peak_tflops else options.gpu
+        print("\n".join(_report(question, f"{device} at MFU {options.mfu:g}", ways, refused)))
+        print(_storage(ways[0], options.bandwidth) if ways else "")
+        print(_advice(question, suggestion, KEYS if recipe else {}))
+    return 0 if suggestion else 1
+
+
+def _options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own flags, and the rest, which are finetune.py's. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_llm.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", type=Path, help="its model.base and training are planned")
+    model = "folder of a Hugging Face model, of which only config.json is read, or of a checkpoint"
+    parser.add_argument("--model", type=Path, help=f"{model}; default: the recipe's model.base")
+    parser.add_argument("--gpus", type=int, required=True, help="how many there are")
+    parser.add_argument("--memory", required=True, help="of each, with its unit, such as 40GB (10^9) or 80GiB (2^30)")
+    parser.add_argument("--gpu", choices=GPUS, default="A100", help="whose peak speed is taken; default: A100")
+    parser.add_argument("--peak_tflops", type=float, help="peak TFLOP/s of another device")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached; default: 0.4")
+    parser.add_argument("--bandwidth", type=float, default=1.0, help="GB/s to the checkpoints' disk; default: 1")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options, rest = parser.parse_known_args(argv)
+    options.memory = _bytes(options.memory)
+    if not (options.recipe or options.model):
+        raise UserError("give --recipe, or --model and flags of finetune.py; --help shows examples")
+    if options.gpus < 1:
+        raise UserError(f"--gpus {options.gpus}: must be at least 1")
+    for name in ("peak_tflops", "mfu", "bandwidth"):
+        if (value := getattr(options, name)) is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name} {value:g}: must be above 0")
+    if options.mfu > 1:
+        raise UserError(f"--mfu {options.mfu:g}: it is a share of the peak, at most 1; 0.3 to 0.5 are usual")
+    return options, rest
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
+    if not found or found[2] not in UNITS or float(found[1]) == 0:
+        raise UserError(f"--memory {text}: give a number above 0 and its unit ({', '.join(UNITS)}), such as 40GB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is there twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping. Raises a YAML error with both lines when a key is there twice."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"the key {name!r} is there twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe, as far as it is planned. Raises UserError, InputsMissing."""
+    try:
+        recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachKey)
+    except OSError as error:
+        raise InputsMissing(f"{path} cannot be read: {error.strerror}; give an existing recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
+    for section in ("model", "training"):
+        if not isinstance(recipe, dict) or not isinstance(recipe.get(section), dict):
+            raise UserError(f"{path} has no section {section}: is it a recipe, such as those in recipes/?")
+    return dict(recipe)
+
+
+def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Arguments:
+    """The recipe's training as flags, changed by the given ones. Raises UserError."""
+    flags: list[str] = []
+    if recipe:
+        training = {"micro_batch_size": 1} | recipe["training"]
+        for key, flag in KEYS.items():
+            if training.get(key) is not None:
+                flags += [f"--{flag}", str(training[key])]
+        flags += ["--sequence_parallel", *_precision(training.get("dtype", "bf16"))]
+        try:
+            _parse(flags)
+        except UserError as error:
+            raise UserError(f"{path}: training: {error}") from error
+    args = _parse([*flags, *rest])
+    if args.seq_length is None:
+        raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
+    if args.recompute_method is not None:
+        raise UserError("--recompute_method: only whole layers one by one are planned for; leave it out")
+    return args if args.recompute_granularity in AMOUNTS else replace(args, recompute_granularity=None)
+
+
+def _precision(dtype: str) -> list[str]:
+    return [] if dtype == "fp32" else [f"--{dtype}"]
+
+
+def _parse(flags: list[str]) -> Arguments:
+    planned = ["--data_path", "none"]  # no data is read
+    return flags_parser.parse([*planned, *flags], optional=("save", "lr"), prog="megatron_llm.plan")
+
+
+def _base(path: Path, recipe: dict[str, Any]) -> Path:
+    """A recipe's model.base. Raises UserError, InputsMissing."""
+    remedy = "or name a folder that has the model's config.json with --model"
+    found = recipe["model"].get("base")
+    if not isinstance(found, str):
+        raise UserError(f"{path}: model.base is {found!r}; give the base model's folder there, {remedy}")
+
+    def value(match: re.Match[str]) -> str:
+        given = os.environ.get(match[1]) or match[2]
+        if given is None:
+            raise UserError(f"{path}: model.base: ${{{match[1]}}} is not set in the environment; set it, {remedy}")
+        return given
+
+    base = PROJECT / Path(VARIABLE.sub(value, found)).expanduser()
+    if not base.is_dir():
+        raise InputsMissing(f"{path}: model.base: {base} is not there; download the base model, {remedy}")
+    return base
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The geometry of a Hugging Face folder or of a checkpoint. Raises UserError, InputsMissing."""
+    if (folder / "config.json").is_file() or not (folder / checkpoint.TRACKER).is_file():
+        return hf_config.load(folder)
+    newest = megatron.find(folder)
+    if checkpoint.is_ours(newest):
+        return ModelConfig(**checkpoint.read_state(newest)["model_config"])
+    return megatron.load_folder(newest)[0]
+
+
+def _report(question: Question, device: str, ways: list[Way], refused: dict[Layout, str]) -> list[str]:
+    """The table, and what cannot be run."""
+    args, count = question.args, parameter_count(question.config)
+    precision = str(args.compute_dtype()).removeprefix("torch.")
+    lines = [
+        f"{count:,} parameters on {question.gpus} GPUs of {_gb(question.room)} GB, {device}; {args.seq_length} tokens "
+        f"a sample, micro-batch {args.micro_batch_size}, {precision}, recomputation "
+        f"{args.recompute_granularity or 'none'}",
+        "GB on the fullest GPU at its fullest moment; VP: pipeline stages of a GPU; *: as asked for",
+        "",
+        "  TP  PP  DP  VP weights  grads   Adam gathered activations pipeline working reserve   total fits"
+        "   s/step  tokens/s   days",
+    ]
+    for way in ways:
+        s, m, remedy = way.setting, way.memory, None if way.fits else question.remedy(way)
+        lines.append(
+            f"{'*' if way.layout == question.layout else ' '}{s.tensor:3}{s.pipeline:4}{s.data:4}{s.held_stages:4}"
+            f"{_gb(m.weights):>8}{_gb(m.gradients):>7}{_gb(m.moments):>7}{_gb(m.gathered + m.accumulated):>9}"
+            f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(way.reserve):>8}"
+            f"{_gb(way.total):>8}{'yes' if way.fits else 'no':>5}{way.seconds:9.2f}{way.tokens_per_second:10,.0f}"
+            f"{way.days:7.2f}" + (f"  fits with {_remedy(way, remedy)}" if remedy else "")
+        )
+    for (tensor, pipeline, held), reason in sorted(refused.items()):
+        lines.append(f"not possible: TP {tensor} PP {pipeline}{f' VP {held}' if held > 1 else ''}: {reason}")
+    return lines
+
+
+def _remedy(way: Way, remedy: Way) -> str:
+    changes = {name: getattr(remedy.args, name) for name in ("micro_batch_size", "recompute_granularity")}
+    return _settings({name: value for name, value in changes.items() if value != getattr(way.args, name)}, {})
+
+
+def _gb(size: int) -> str:
+    return f"{size / UNITS['GB']:.2f}"
+
+
+def _storage(way: Way, bandwidth: float) -> str:
+    stored = layouts.checkpoints(way.setting, way.args)
+    seconds = stored.size / (bandwidth * UNITS["GB"])
+    kept = "none is deleted" if stored.kept == stored.written else f"{stored.kept} stay"
+    return (
+        f"checkpoints: {_gb(stored.size)} GB each, {seconds:.0f} s at {bandwidth:g} GB/s; {stored.written} written in "
+        f"all, {kept}; at most {_gb(stored.most * stored.size)} GB at once"
+    )
+
+
+def _settings(changes: dict[str, Any], keys: dict[str, str]) -> str:
+    """Changed settings as flags, or as the recipe's keys."""
+    if keys:
+        names = {flag: key for key, flag in keys.items()}
+        return ", ".join(f"{names[name]}: {'null' if value is None else value}" for name, value in changes.items())
+    return " ".join(f"--{name} {'none' if value is None else value}" for name, value in changes.items())
+
+
+def _advice(question: Question, way: Way | None, keys: dict[str, str]) -> str:
+    if way is None:
+        return "suggestion: nothing fits; take more GPUs, or GPUs with more memory"
+    speed = f"{way.tokens_per_second:,.0f} tokens/s, {_gb(way.total)} GB"
+    if not (changes := question.changes(way)):
+        return f"suggestion: as asked for ({speed}); nothing else that fits is expected to be faster"
+    return f"suggestion: {_settings(changes, keys)} ({speed})"
+
+
+def _way_json(question: Question, way: Way) -> dict[str, Any]:
+    s = way.setting
+    return {
+        "tensor": s.tensor,
+        "pipeline": s.pipeline,
+        "data": s.data,
+        "stages_per_rank": s.held_stages,
+        "micro_batch_size": s.micro_batch,
+        "micro_batches": s.micro_batches,
+        "recompute_granularity": s.recompute,
+        "asked": not question.changes(way),
+        "memory": asdict(way.memory) | {"reserve": way.reserve, "total": way.total},
+        "fits": way.fits,
+        "seconds_per_step": way.seconds,
+        "tokens_per_second": way.tokens_per_second,
+        "days": way.days,
+    }
+
+
+def _as_json(question: Question, ways: list[Way], refused: dict[Layout, str], suggestion: Way | None) -> dict[str, Any]:
+    names = ("tensor", "pipeline", "stages_per_rank")
+    stored = layouts.checkpoints(ways[0].setting, question.args) if ways else None
+    return {
+        "parameters": parameter_count(question.config),
+        "gpus": question.gpus,
+        "memory": question.room,
+        "ways": [_way_json(question, way) for way in ways],
+        "refused": [dict(zip(names, layout, strict=True)) | {"reason": why} for layout, why in refused.items()],
+        "checkpoints": asdict(stored) | {"most": stored.most} if stored else None,
+        "suggestion": _way_json(question, suggestion) if suggestion else None,
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Tokenizers: SentencePiece and tokenizer.json, the fast path, and their export."""

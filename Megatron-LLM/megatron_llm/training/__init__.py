@@ -1,0 +1,1 @@
+"""One run on this rank: assembled, resumed, and its loop."""

@@ -1,0 +1,156 @@
+"""From tokenised data to each rank's micro-batches: checks -> datasets -> sample numbers -> tensors.
+
+Sample k of the run is sample k of the dataset; rank r of d takes rows [r*mb, (r+1)*mb) of every d*mb samples. So the
+order depends on the seed and the consumed samples only, and resuming needs only their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from megatron_llm.data import gpt_dataset
+from megatron_llm.data.gpt_dataset import Plan, Samples
+from megatron_llm.data.manifest import Manifest
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.process.signals import shield_worker
+from megatron_llm.tokenizer import build as tokenizer
+from run_contract.errors import InputsMissing, UserError
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """What must stay the same over a run's restarts, and fit the model."""
+
+    fingerprint: str
+    vocab_size: int | None
+    """Of the tokenizer, None when neither a manifest nor --vocab_file tells."""
+    tokenizer_fingerprint: str | None
+
+
+def identify(args: Arguments) -> DataIdentity:
+    """Read the manifests and the tokenizer, and check that they belong together. Raises UserError, InputsMissing."""
+    fingerprint = args.data().fingerprint()
+    known: dict[str, tuple[str, int]] = {}
+    for prefix in args.data().prefixes():
+        try:
+            manifest = Manifest.read(prefix)
+        except InputsMissing:
+            print(f"{prefix}.json is missing: it is not checked that this data fits the tokenizer", flush=True)
+        else:
+            known[f"the data {prefix}"] = (manifest.tokenizer_fingerprint, manifest.vocab_size)
+            if "tokenizer_type" in args.given and args.tokenizer_type != manifest.tokenizer_type:
+                raise UserError(
+                    f"--tokenizer_type {args.tokenizer_type}, but the data {prefix} were tokenised with "
+                    f"{manifest.tokenizer_type}; give that, or leave the flag out"
+                )
+    if args.vocab_file:
+        built = tokenizer.build(
+            args.tokenizer_type,
+            args.vocab_file,
+            no_new_tokens=args.no_new_tokens,
+            vocab_extra_ids=args.vocab_extra_ids,
+            vocab_extra_ids_list=args.vocab_extra_ids_list,
+        )
+        known[f"--vocab_file {args.vocab_file}"] = (built.fingerprint, built.vocab_size)
+    if len(set(known.values())) > 1:
+        found = "; ".join(f"{name} has {vocab} tokens, fingerprint {print_}" for name, (print_, vocab) in known.items())
+        raise UserError(f"tokenizers differ: {found}; tokenise the data again with the tokenizer of the model")
+    tokenizer_fingerprint, vocab_size = next(iter(known.values()), (None, None))
+    return DataIdentity(fingerprint, vocab_size, tokenizer_fingerprint)
+
+
+def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_position_embeddings: int) -> None:
+    """The data's vocabulary and --seq_length must fit the model. Raises UserError."""
+    if identity.vocab_size is not None and identity.vocab_size > vocab_size:
+        raise UserError(
+            f"the data {', '.join(map(str, args.data().prefixes()))} has {identity.vocab_size} kinds of tokens and the "
+            f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens, or "
+            f"give the model rows for the new tokens: checkpoint_util.py --true_vocab_size {identity.vocab_size}"
+        )
+    if args.seq_length > max_position_embeddings:
+        raise UserError(
+            f"--seq_length {args.seq_length} is more than the model's max_position_embeddings "
+            f"{max_position_embeddings}; use at most that"
+        )
+
+
+def find_indices(args: Arguments, global_batch: int) -> list[Path | None]:
+    """The indices of the training and the validation samples that tools/build_index.py wrote, verified (rank 0).
+
+    Without --index_path None stands for one that is not there. Raises UserError, InputsMissing.
+    """
+    folder = args.index_path or args.data().index_folder()
+    needed, plans = args.index_path is not None, _plans(args, global_batch)
+    return [_find_index(plan, folder, needed=needed) if plan else None for plan in plans]
+
+
+def _find_index(plan: Plan, folder: Path, *, needed: bool) -> Path | None:
+    manifest = gpt_dataset.find_index(plan, folder)
+    if manifest is None and needed:
+        raise InputsMissing(
+            f"--index_path {folder} has no index of {plan.samples()} samples for {plan.split} with these data flags; "
+            "build it by tools/build_index.py with the flags of this run, or leave --index_path out"
+        )
+    if manifest is None:
+        print(
+            f"no index of the {plan.split} samples in {folder}: every rank builds it in {plan.bytes() / 1e9:.2f} GB of "
+            "memory; tools/build_index.py builds it once",
+            flush=True,
+        )
+    return manifest
+
+
+def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> tuple[Samples, Samples | None]:
+    """The training and the validation samples (None with --eval_iters 0), as many as the whole run needs."""
+    plans = zip(_plans(args, global_batch), indices, strict=True)
+    train, valid = (gpt_dataset.open_split(plan, manifest) if plan else None for plan, manifest in plans)
+    assert train is not None
+    return train, valid
+
+
+def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
+    """What is read for training and validation; nothing is evaluated on the test split."""
+    train, valid, _ = args.samples(global_batch)
+    return gpt_dataset.plan(args.data(), args.seed, args.seq_length, (train, valid, 0))[:2]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of the samples [first, last) a rank computes: iterates over its micro-batches as sample numbers."""
+
+    first: int
+    last: int
+    micro_batch: int
+    rank: int
+    ranks: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(self.first, self.last, self.micro_batch * self.ranks):
+            own = start + self.rank * self.micro_batch
+            yield list(range(own, own + self.micro_batch))
+
+
+def load(samples: Samples, share: Share, workers: int) -> Iterator[Tensor]:
+    """A rank's micro-batches (micro_batch, seq_length + 1), int64, read ahead by worker processes if any."""
+    loader: DataLoader[Tensor] = DataLoader(
+        samples,  # type: ignore[arg-type]  # map-style by protocol, not by inheritance
+        batch_sampler=share,
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=shield_worker,
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # else it draws from the global one, as often as the run is started
+    )
+    return iter(loader)
+
+
+def _stack(rows: list[NDArray[np.int64]]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,73 @@
+"""Evaluations: the mean loss over global batches of validation samples, and how often the likeliest token is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from megatron_llm.data.gpt_dataset import Samples
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.metrics.validation import Result
+from megatron_llm.model.hits import Hits
+from megatron_llm.model.llama import Llama
+from megatron_llm.parallel.world import World
+from megatron_llm.training import batches
+from megatron_llm.training.batches import Share
+from megatron_llm.training.steps import Steps, agreed_mean
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How this rank evaluates."""
+
+    args: Arguments
+    world: World
+    steps: Steps
+    models: Iterable[Llama]
+    """This rank's pipeline stages."""
+    valid: Samples
+
+    @torch.no_grad()
+    def run(self, first: int, batch_size: int, given_up: Callable[[], bool] = lambda: False) -> Result | None:
+        """Evaluate eval_iters batches of so many samples from number `first` on; None when given up. Collective.
+
+        given_up: asked before each batch; all ranks must answer alike.
+        """
+        rows = self.args.micro_batch_size
+        self.steps.micro_batches = batch_size // (rows * self.world.data_size)
+        last = first + self.args.eval_iters * batch_size
+        micro = batches.load(self.valid, Share(first, last, rows, self.world.data_rank, self.world.data_size), 0)
+        total, hits = torch.zeros((), device=self.world.device), Hits()
+        with self._counting(hits):
+            for _ in range(self.args.eval_iters):
+                if given_up():
+                    self.steps.free()
+                    return None
+                total += self.steps.evaluate(micro)
+        self.steps.free()
+        loss = agreed_mean(self.world, self.steps, total / self.args.eval_iters)
+        return Result(loss, _share(hits, self.world) if self._accuracy else None)
+
+    @property
+    def _accuracy(self) -> bool:
+        return "accuracy" in (self.args.metrics or ())
+
+    @contextmanager
+    def _counting(self, hits: Hits) -> Iterator[None]:
+        for model in self.models:
+            model.hits = hits if self._accuracy else None
+        try:
+            yield
+        finally:
+            for model in self.models:
+                model.hits = None
+
+
+def _share(hits: Hits, world: World) -> float:
+    """The share of the right tokens over all ranks. Collective."""
+    own = torch.tensor([float(hits.right), float(hits.counted)], dtype=torch.float64)
+    right, counted = world.total(own).tolist()
+    return float(right / max(counted, 1.0))

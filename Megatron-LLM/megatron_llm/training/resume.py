@@ -1,0 +1,236 @@
+"""Where a run starts: the newest valid checkpoint in --save, else --load, else random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_llm.checkpoint import folder as checkpoint
+from megatron_llm.flags import model_flags
+from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.batch_sizes import BatchSizes
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.model.llama import initial_weights, shapes
+from megatron_llm.optim.adamw import Schedule
+from megatron_llm.parallel import layout_checks
+from megatron_llm.parallel.sharding import fill
+from megatron_llm.parallel.world import World
+from megatron_llm.training import run_changes
+from megatron_llm.training.batches import DataIdentity, check_fits
+from megatron_llm.training.progress import Progress, Start
+from megatron_llm.weights import load_any, megatron
+from run_contract.claim import check_claim
+from run_contract.errors import UserError
+
+
+def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int, weights: dict[str, Tensor]) -> Start:
+    """Choose and check the start (rank 0). A Megatron checkpoint's weights are put into `weights`.
+
+    Raises UserError when checkpoint, flags and data do not fit together, InputsMissing when --load has no files.
+    """
+    if not args.eval_only:
+        check_claim()
+        checkpoint.remove_stale(args.save)
+    start = _choose(args, identity, sizes, weights)
+    where = start.folder or args.load
+    if where:
+        _check_family(start.config, args.model_name, where)
+        begun = start.folder is not None and start.folder.parent == args.save
+        start = replace(start, config=model_flags.of_checkpoint(start.config, args, where, begun=begun))
+    args = replace(args, seq_length=_length(args, start, where))
+    layout_checks.check(start.config, args, ranks)
+    check_fits(identity, args, start.config.vocab_size, start.config.max_position_embeddings)
+    if where and start.progress.iteration and not args.eval_only:
+        start = replace(start, progress=run_changes.check(start, args, identity, sizes, where))
+    return replace(start, seq_length=args.seq_length)
+
+
+def _length(args: Arguments, start: Start, where: Path | None) -> int:
+    """--seq_length, or the checkpoint's. Raises UserError when neither tells."""
+    if args.seq_length is not None:
+        return args.seq_length
+    if length := start.recorded.get("seq_length"):
+        print(f"--seq_length {length}, as in {where}", flush=True)
+        return int(length)
+    raise UserError(f"{where} does not tell how long the samples of its training were; give --seq_length")
+
+
+def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes, weights: dict[str, Tensor]) -> Start:
+    own = None if args.eval_only and args.load else checkpoint.latest_valid(args.save)
+    if own:
+        print(f"continuing from {own}", flush=True)
+        return _as_asked(_from_ours(own), args, sizes, begun=True)
+    if args.load is None:
+        return _anew(args, identity)
+    if any(args.save.glob("iter_*")) and not args.eval_only:
+        print(f"no checkpoint in {args.save} verifies: the run begins anew from {args.load}", flush=True)
+    plain = args.load_iters is None and (args.load / "config.json").is_file()  # a Hugging Face folder
+    folder = args.load if plain else megatron.find(args.load, args.load_iters)
+    print(f"loading {folder}", flush=True)
+    if checkpoint.is_ours(folder) and not args.finetune:
+        if reason := checkpoint.problem(folder):
+            raise UserError(f"{folder} does not verify: {reason}; choose another with --load_iters")
+        return _as_asked(_from_ours(folder), args, sizes, begun=False)
+    loaded = load_any.load(args.load, args.load_iters)
+    begins = args.finetune or loaded.iteration == "release"
+    progress = Progress() if begins else _original_progress(loaded, args, sizes)
+    weights.update(loaded.state)
+    return Start(loaded.config, progress, recorded=run_changes.original(loaded.args))
+
+
+def _anew(args: Arguments, identity: DataIdentity) -> Start:
+    """Random weights."""
+    if args.eval_only:
+        raise UserError(f"--eval_only: there is no checkpoint in {args.save}; give --load")
+    if any(args.save.glob("iter_*")):
+        print(f"no checkpoint in {args.save} verifies: the run begins anew from random weights", flush=True)
+    if identity.vocab_size is None:
+        raise UserError("the size of the vocabulary is unknown: give --vocab_file, or --load a checkpoint")
+    print(f"no --load and no checkpoint to continue in {args.save}: random weights, seed {args.seed}", flush=True)
+    return Start(model_flags.config_from_flags(args, identity.vocab_size), Progress())
+
+
+def _from_ours(folder: Path) -> Start:
+    state = checkpoint.read_state(folder)
+    try:
+        before = run_changes.recorded(state["arguments"])
+        return Start(ModelConfig(**state["model_config"]), Progress.of(state), folder, state, recorded=before)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / checkpoint.STATE} is not of this version: {error!r}") from error
+
+
+PARTS = {
+    "optim": ("schedule", "Adam's moments begin at zero and the learning rate warms up again"),
+    "rng": ("rng", "the random state is --seed's"),
+}
+"""What --no_save_X and --no_load_X are about -> its name in state.json, and what happens without it."""
+
+
+def _as_asked(start: Start, args: Arguments, sizes: BatchSizes, *, begun: bool) -> Start:
+    """One of our checkpoints without what --no_load_optim and --no_load_rng leave out.
+
+    A run that has begun goes on whole, whatever these flags say, unless --no_save_optim or --no_save_rng left it out.
+    """
+    if args.eval_only:
+        return replace(start, with_optimizer=False)
+    left_out = []
+    for part, (name, effect) in PARTS.items():
+        asked, lacks = getattr(args, f"no_load_{part}"), name not in start.saved
+        if lacks and not asked:
+            raise UserError(
+                f"{start.folder} was saved with --no_save_{part}; pass --no_load_{part} to go on without: {effect}"
+            )
+        left_out += [name] if lacks or (asked and not begun) else []
+    saved = {name: value for name, value in start.saved.items() if name not in left_out}
+    if "schedule" not in left_out:
+        return replace(start, saved=saved)
+    _say_without_optimizer(start.folder, args, sizes)
+    memory = replace(start.progress.memory, loss_scale=None)
+    progress = replace(_warming_up(start.progress), optimizer_steps=0, memory=memory)
+    return replace(start, saved=saved, progress=progress, with_optimizer=False)
+
+
+def _warming_up(progress: Progress) -> Progress:
+    """As far as before, with the schedule at its beginning."""
+    return replace(progress, skipped_train_samples=progress.consumed_train_samples)
+
+
+def _say_without_optimizer(where: Path | None, args: Arguments, sizes: BatchSizes) -> None:
+    flags = schedule(args, sizes.full, {})
+    warmup = f", to reach {flags.max_lr:.3E} after {flags.warmup_samples:g} samples" if flags.warmup_samples else ""
+    print(
+        f"without the optimizer state of {where}: Adam's moments begin at zero, and the learning rate begins again at "
+        f"{flags.at(0):.3E}{warmup}",
+        flush=True,
+    )
+
+
+def _original_progress(loaded: load_any.Loaded, args: Arguments, sizes: BatchSizes) -> Progress:
+    """Iteration and consumed samples of a checkpoint of Megatron's trainer, whose optimizer is not taken over.
+
+    Raises UserError unless --no_load_optim says that this is known.
+    """
+    assert loaded.iteration != "release"
+    if args.eval_only:
+        return Progress(loaded.iteration)
+    held = ", ".join(megatron.training_state(loaded.folder)) or "no optimizer state"
+    if not args.no_load_optim:
+        raise UserError(
+            f"{loaded.folder} is of Megatron's trainer and holds {held}: the optimizer does not go on from it; pass "
+            f"--no_load_optim to go on at iteration {loaded.iteration} with Adam's moments at zero and the learning "
+            "rate warming up again, or --finetune to take only the weights and begin at iteration 0"
+        )
+    print(f"not taken over from {loaded.folder}: {held}", flush=True)
+    _say_without_optimizer(loaded.folder, args, sizes)
+    train, valid = (int(loaded.args.get(f"consumed_{part}_samples") or 0) for part in ("train", "valid"))
+    return _warming_up(Progress(loaded.iteration, train, valid))
+
+
+def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> None:
+    """A Falcon is not trained as one of the others, nor they as a Falcon. Raises UserError."""
+    if found.parallel_attn != (model_name == "falcon"):
+        kind = "a Falcon" if found.parallel_attn else "no Falcon but one of the Llamas or Mistral"
+        raise UserError(
+            f"{where} is of another architecture: it is {kind}, and --model_name is {model_name}; give the name of "
+            "the checkpoint's architecture, or the checkpoint of another model"
+        )
+
+
+def weights_in_order(start: Start, weights: dict[str, Tensor], args: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) of every parameter in the model's order, loaded or random (rank 0)."""
+    if not weights:
+        return initial_weights(start.config, args.seed, args.init_method_std)
+    return ((name, weights.pop(name)) for name in shapes(start.config))
+
+
+def load_model(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    start: Start,
+    weights: dict[str, Tensor],
+    args: Arguments,
+    world: World,
+) -> None:
+    """Give the sharded model its values, and the optimizer its moments when a run is continued. Collective."""
+    if start.folder:
+        checkpoint.load(start.folder, parameters, optimizer if start.with_optimizer else None)
+    else:
+        fill(parameters, shapes(start.config), world, weights_in_order(start, weights, args))
+
+
+def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
+    """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
+    decay = args.lr_decay_samples or (args.lr_decay_iters or 0) * global_batch or args.samples(global_batch)[0]
+    warmup: float = args.lr_warmup_samples or args.lr_warmup_iters * global_batch
+    if args.lr_warmup_fraction is not None:
+        warmup = args.lr_warmup_fraction * decay
+    flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style, **_weight_decay(args, global_batch))
+    if args.lr_decay_style == "WSD":
+        last = args.lr_wsd_decay_samples or (args.lr_wsd_decay_iters or 0) * global_batch
+        flags = replace(flags, wsd_style=args.lr_wsd_decay_style, wsd_samples=last)
+    if "schedule" not in saved:
+        return flags
+    constant = saved["arguments"]["weight_decay"]  # all that a checkpoint from before it could grow knows
+    before = {"start_weight_decay": constant, "end_weight_decay": constant, **saved["schedule"]}
+    return flags.resumed(
+        before,
+        use_checkpoint=args.use_checkpoint_opt_param_scheduler,
+        override=args.override_opt_param_scheduler,
+    )
+
+
+def _weight_decay(args: Arguments, global_batch: int) -> dict[str, Any]:
+    """The schedule's fields that say how the weight decay grows."""
+    if args.weight_decay_incr_style == "constant":
+        return {"start_weight_decay": args.weight_decay, "end_weight_decay": args.weight_decay}
+    return {
+        "start_weight_decay": args.start_weight_decay,
+        "end_weight_decay": args.end_weight_decay,
+        "weight_decay_style": args.weight_decay_incr_style,
+        "weight_decay_samples": args.samples(global_batch)[0],
+    }

@@ -1,0 +1,1 @@
+"""Layouts of weights: Hugging Face, Megatron, Meta."""

@@ -1,0 +1,285 @@
+"""Megatron checkpoints on disk: ROOT/<release | iter_NNNNNNN>/mp_rank_TT[_PPP]/model_optim_rng.pt and the tracker file.
+
+load: tracker -> every rank's file (nothing in it can run) -> flat neutral names -> `megatron_layout.merge_ranks` ->
+canonical state. save: canonical state -> `megatron_layout.rank_state`, one rank at a time -> nested dict in one of the
+two spellings -> folder renamed into place, tracker last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_llm.model import canonical_state
+from megatron_llm.model.config import ModelConfig
+from megatron_llm.weights import megatron_args, megatron_layout
+from run_contract.errors import InputsMissing, UserError
+from run_contract.publish import publishing, write_shared
+
+TRACKER = "latest_checkpointed_iteration.txt"
+CHECKPOINT_VERSION = 3.0
+FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
+"""The second is what upstream's trainer writes with its distributed optimizer."""
+TRAINING_STATE = {
+    "optimizer": "Adam's moments",
+    "opt_param_scheduler": "the state of the schedule",
+    "lr_scheduler": "the state of the schedule",
+    "rng_state": "the random state",
+}
+"""Parts of a file that only the original's trainer goes on from, and what they are."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Spelling: TypeAlias = Literal["converter", "trainer"]
+KNOWN_PARTS = {
+    *("language_model", "transformer", "encoder", "embedding", "lm_head", "word_embeddings_for_head"),
+    *("word_embeddings.weight", "word_embeddings"),
+}
+"""Keys of the nested model that are read."""
+BUFFER = ".inv_freq"
+"""End of the names of what is no weight: it follows from rope_theta."""
+BODY: dict[Spelling, str] = {"converter": "transformer", "trainer": "encoder"}
+ATTENTION: dict[Spelling, str] = {"converter": "attention", "trainer": "self_attention"}
+
+
+class EnumStandIn:
+    """Takes the place of an upstream enum member when a file is read; it only keeps the value."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+def _safe_globals() -> list[Any]:
+    """What a file may name besides tensors: Namespace, NumPy arrays and inert stand-ins for upstream's enums."""
+    enums = ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType")
+    stand_ins = [(type(name, (EnumStandIn,), {}), f"megatron.model.enums.{name}") for name in enums]
+    scalars = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "bool")]
+    rebuild = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    return [
+        argparse.Namespace,
+        *(
+            (function, f"numpy.{core}.multiarray.{name}")
+            for name, function in rebuild.items()
+            for core in ("core", "_core")
+        ),
+        np.ndarray,
+        np.dtype,
+        *(type(dtype) for dtype in scalars),
+        *stand_ins,
+    ]
+
+
+def iteration_name(iteration: int | Literal["release"]) -> str:
+    """`release` or `iter_0000060`."""
+    return iteration if iteration == "release" else f"iter_{iteration:07d}"
+
+
+def find(root: Path, iteration: int | str | None = None) -> Path:
+    """The folder of an iteration (a number, "release", or None for the tracker's). Raises InputsMissing."""
+    if iteration is None:
+        tracker = root / TRACKER
+        if not tracker.is_file():
+            raise InputsMissing(f"{tracker} is missing: {root} is not a checkpoint folder; check --load / --load_dir")
+        iteration = tracker.read_text().strip()
+    if iteration != "release" and not str(iteration).isdecimal():
+        raise UserError(f"{root}: the iteration is {iteration!r}; valid are a number and 'release'")
+    folder = root / iteration_name("release" if iteration == "release" else int(iteration))
+    if not folder.is_dir():
+        present = sorted(path.name for path in root.glob("*") if path.is_dir() and not path.name.startswith("."))
+        raise InputsMissing(f"{folder} is missing; {root} holds {', '.join(present) or 'no checkpoint'}")
+    return folder
+
+
+def _rank_files(folder: Path) -> dict[megatron_layout.Rank, Path]:
+    """Every rank's file; raises InputsMissing when the grid of ranks has a hole."""
+    files: dict[megatron_layout.Rank, Path] = {}
+    for path in sorted(folder.glob("mp_rank_*")):
+        if found := re.fullmatch(r"mp_rank_(\d{2})(?:_(\d{3}))?", path.name):
+            present = [path / name for name in FILE_NAMES if (path / name).is_file()]
+            if not present:
+                raise InputsMissing(f"{path} holds neither {' nor '.join(FILE_NAMES)}")
+            files[int(found[1]), int(found[2] or 0)] = present[0]
+    if not files:
+        raise InputsMissing(f"{folder} holds no mp_rank_* folder: not a Megatron checkpoint")
+    tp, pp = (1 + max(rank[axis] for rank in files) for axis in (0, 1))
+    if missing := [(t, p) for p in range(pp) for t in range(tp) if (t, p) not in files]:
+        raise InputsMissing(
+            f"{folder}: the file of tensor rank {missing[0][0]}, pipeline rank {missing[0][1]} is missing"
+        )
+    return files
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """One rank's file as plain data and memory-mapped CPU tensors; refuses a file that names anything else."""
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it names {found[1]}" if found else str(error).splitlines()[0]
+        raise UserError(f"{path} is not loaded, it holds more than weights and plain data: {reason}") from error
+    except (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read, it may be truncated ({error!r:.200})") from error
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("args"), argparse.Namespace)
+        or "model" not in content
+    ):
+        raise UserError(f"{path} lacks 'args' or 'model' (virtual pipeline stages are not supported)")
+    if content.get("checkpoint_version") != CHECKPOINT_VERSION:
+        raise UserError(f"{path} has checkpoint_version {content.get('checkpoint_version')}; only 3.0 is readable")
+    return content
+
+
+def training_state(folder: Path) -> list[str]:
+    """What a checkpoint of the original's trainer holds beside the weights, and is not read here."""
+    path = _rank_files(folder)[0, 0]
+    names = [name for name in read_file(path) if name in TRAINING_STATE]
+    return [TRAINING_STATE[name] for name in names] + [
+        f"Adam's moments ({other.name})" for other in sorted(path.parent.glob("optim*.pt"))
+    ]
+
+
+def _neutral(model: Mapping[str, Any], where: Path) -> canonical_state.State:
+    """Either spelling's nested model as the flat names of `megatron_layout`."""
+    language = model.get("language_model", model)
+    body = language.get("transformer", language.get("encoder"))
+    if body is None:
+        raise UserError(f"{where}: 'language_model' has neither 'transformer' nor 'encoder' but {sorted(language)}")
+    kept = {name: tensor for name, tensor in body.items() if not name.endswith(BUFFER)}
+    state = {name.replace(".self_attention.", ".attention."): tensor for name, tensor in kept.items()}
+    embedding = language.get("embedding") or {}
+    if embedding:
+        flat = embedding.get("word_embeddings.weight")
+        state[canonical_state.EMBEDDING] = flat if flat is not None else embedding["word_embeddings"]["weight"]
+    if (output := language.get("lm_head")) is not None:
+        state[canonical_state.HEAD] = output
+    if head := model.get("word_embeddings_for_head"):
+        state[megatron_layout.TIED_HEAD] = head["weight"]
+    unknown = {*model, *language, *embedding} - KNOWN_PARTS
+    if odd := sorted(unknown) + [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{where}: {odd[0]} in the model is not understood, and would be lost")
+    if biased := [name for name in state if name.endswith(".bias") and not canonical_state.is_norm(name)]:
+        raise UserError(f"{where}: {biased[0]}: models with biases outside of norms are not supported")
+    return state
+
+
+def load(
+    root: Path, iteration: int | str | None = None
+) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
+    """Any TP x PP layout as geometry, canonical CPU tensors in the stored dtype, and rank 0's `args`.
+
+    The tensors are made from the mapped files when they are asked for. `iteration` None means the tracker's. Raises
+    InputsMissing for absent files, UserError for unreadable or unsafe.
+    """
+    return load_folder(find(root, iteration))
+
+
+def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
+    """The same of the folder of one iteration."""
+    contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
+    args = contents[0, 0]["args"]
+    if len(iterations := {content.get("iteration") for content in contents.values()}) > 1:
+        raise UserError(f"{folder}: its files are of the iterations {sorted(map(str, iterations))}, not one checkpoint")
+    tp, pp = (1 + max(rank[axis] for rank in contents) for axis in (0, 1))
+    try:
+        ranks = {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
+        dtype = megatron_layout.common_dtype((one for rank in ranks.values() for one in rank.items()), folder)
+        rows = tp * len(ranks[0, 0].get(canonical_state.EMBEDDING, ()))
+        config = megatron_args.to_config(args, rows=rows, tied=canonical_state.HEAD not in ranks[0, pp - 1])
+        if config.num_layers % pp:
+            raise UserError(f"there are {pp} pipeline stages, which do not divide num_layers = {config.num_layers}")
+        return (
+            config,
+            megatron_layout.merge_ranks(
+                config, {rank: megatron_layout.cast(own, dtype) for rank, own in ranks.items()}
+            ),
+            args,
+        )
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is not laid out as a Megatron model: {error!r}") from error
+
+
+def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype) -> dict[str, Any]:
+    """A rank's neutral tensors as the nested dict of `spelling`, each in its own storage (a view drags the whole)."""
+    own = {name: _own(tensor.to(dtype)) for name, tensor in state.items()}
+    language: dict[str, Any] = {}
+    if (embedding := own.pop(canonical_state.EMBEDDING, None)) is not None:
+        converter = spelling == "converter"
+        language["embedding"] = (
+            {"word_embeddings.weight": embedding} if converter else {"word_embeddings": {"weight": embedding}}
+        )
+    head, tied = own.pop(canonical_state.HEAD, None), own.pop(megatron_layout.TIED_HEAD, None)
+    language[BODY[spelling]] = {
+        name.replace(".attention.", f".{ATTENTION[spelling]}."): tensor for name, tensor in own.items()
+    }
+    if head is not None:
+        language["lm_head"] = head
+    return {"language_model": language} | ({} if tied is None else {"word_embeddings_for_head": {"weight": tied}})
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it is a part of a larger storage."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def save(
+    root: Path,
+    iteration: int | Literal["release"],
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    *,
+    tp: int,
+    pp: int,
+    dtype: torch.dtype,
+    extra_args: Mapping[str, Any],
+    spelling: Spelling = "trainer",
+) -> Path:
+    """Publish ROOT/<iteration>/mp_rank_*/model_optim_rng.pt, then the tracker (newest iteration); return the folder.
+
+    What was written is read back, merged and compared with `state` before it is published. Raises UserError when `tp`
+    or `pp` does not divide the model, or when the comparison fails.
+    """
+    megatron_layout.check_sizes(config, tp, pp)
+    args = megatron_args.make_args(config, tp=tp, pp=pp, dtype=dtype, iteration=iteration, extra=extra_args)
+    final = root / iteration_name(iteration)
+    with publishing(final) as (temporary,):
+        for stage in range(pp):
+            for tensor_rank in range(tp):
+                local = megatron_layout.rank_state(config, state, tp, pp, (tensor_rank, stage))
+                folder = temporary / (f"mp_rank_{tensor_rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
+                folder.mkdir(parents=True)
+                content = {
+                    "args": args,
+                    "checkpoint_version": CHECKPOINT_VERSION,
+                    "iteration": iteration,
+                    "model": _nested(local, spelling, dtype),
+                }
+                torch.save(content, folder / FILE_NAMES[0])
+                del local, content
+        check_written(temporary, config, state, dtype)
+    write_shared(root / TRACKER, (newest(root) if iteration != "release" else "release").encode())
+    return final
+
+
+def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Raise UserError unless the ranks' files, merged, are the geometry and every tensor that was to be written."""
+    written_config, written, _ = load_folder(folder)
+    if written_config != config:
+        raise UserError(f"{folder}: read back as {written_config}, written was {config}")
+    canonical_state.check_same(written, state, dtype, folder)
+
+
+def newest(root: Path) -> str:
+    """The largest iteration present: merging several in any order leaves the same tracker."""
+    names = [path.name for path in root.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name)]
+    return str(max(int(name[5:]) for name in names))

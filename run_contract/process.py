@@ -1,0 +1,14 @@
+"""Processes that must not outlive those who started them."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl.h."""
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. For `preexec_fn`."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
