@@ -21,8 +21,7 @@ from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard import prepare
 from snakmodel.prepare.shard_writer import Cleaning
-from snakmodel.run.markers import Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import Marker, marker_path
 
 DATA = Path(__file__).parent / "data"
 MIDDLE = 120_000

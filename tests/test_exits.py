@@ -20,8 +20,7 @@ from snakmodel.job.driver import Driver
 from snakmodel.job.watchdog import dump_and_kill, log_size
 from snakmodel.launch.local_scheduler import LocalScheduler
 from snakmodel.run.attempts import Attempt, ExitRecord, Summary
-from snakmodel.run.markers import Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import Marker, marker_path
 from snakmodel.slurm import own_job
 from tests import toy
 

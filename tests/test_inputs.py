@@ -16,8 +16,7 @@ from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
-from snakmodel.run.markers import READ, Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import READ, Marker, marker_path
 from tests.old_run import DATA, MIDDLE, Run
 
 

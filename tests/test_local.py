@@ -20,8 +20,7 @@ from rich.progress import Progress
 from run_contract.publish import checksum
 from snakmodel.chain.stage import Stage, Task
 from snakmodel.launch.local_scheduler import LocalScheduler, _Job, _Report
-from snakmodel.run.markers import READ, Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import READ, Marker, marker_path
 from tests import toy
 from tests.conftest import PATIENCE
 

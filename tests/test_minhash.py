@@ -26,7 +26,7 @@ from snakmodel.dedup.minhash.case_table import decoded, table
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.kernel import SLACK, minima, normalise
 from snakmodel.dedup.minhash.kernel import keys as compute_keys
-from snakmodel.dedup.minhash.parameters import RECORD, SHORT_POLICIES, Parameters, optimal_bands
+from snakmodel.dedup.minhash.parameters import KEY_POINTS, PRIME, RECORD, SHORT_POLICIES, Parameters, optimal_bands
 from snakmodel.dedup.minhash.text_dedup_engine import ReferenceEngine, half_key
 from tests.conftest import PROJECT
 
@@ -176,7 +176,7 @@ def test_final_sigma(text: str) -> None:
 
 def test_residues_at_the_borders() -> None:
     """Products around multiples of 2⁶¹ - 1 and 2⁶⁴, which no text is likely to hit, are reduced as integers are."""
-    prime, full = minhash.PRIME, 1 << 64
+    prime, full = PRIME, 1 << 64
     products = [
         near + step for near in (0, prime, 2 * prime, 7 * prime, 8 * prime, 1 << 61, full) for step in range(-9, 10)
     ]
@@ -190,7 +190,7 @@ def test_keys_at_the_borders() -> None:
     """Keys of extreme values, at extreme points too, are the polynomials in Python's unbounded integers."""
     highest = (1 << 32) - 1
     rows = np.array([[highest] * 6, [0] * 6, [0, highest, 0, highest, 1, 2], [1, 0, 0, 0, 0, 0]], np.uint32)
-    for points in ((minhash.PRIME - 1, minhash.PRIME - 2), (1, 0), (2, minhash.PRIME // 2), minhash.KEY_POINTS):
+    for points in ((PRIME - 1, PRIME - 2), (1, 0), (2, PRIME // 2), KEY_POINTS):
         found = np.empty((len(rows) * 2, 5), np.uint32)
         nothing, tokens = np.empty(0, np.uint8), np.arange(len(rows) + 1)
         chosen = np.array(points, np.uint64)
@@ -417,7 +417,8 @@ def test_threads_share_a_hasher() -> None:
 SUBPROCESS = """
 import json, multiprocessing, sys
 import pyarrow as pa
-from snakmodel.dedup.minhash.hasher import BandHasher, Parameters
+from snakmodel.dedup.minhash.hasher import BandHasher
+from snakmodel.dedup.minhash.parameters import Parameters
 found = [BandHasher(Parameters(ngram=n)).records(pa.array([sys.argv[1]]), 0)[0].tolist() for n in (5, 4)]
 json.dump([found, "text_dedup" in sys.modules, multiprocessing.get_start_method(allow_none=True)], sys.stdout)
 """

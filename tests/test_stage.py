@@ -9,8 +9,7 @@ import pytest
 
 from run_contract.errors import UserError
 from snakmodel.chain.stage import Chain, Stage, fingerprint
-from snakmodel.run.markers import Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import Marker, marker_path
 from tests import toy
 
 

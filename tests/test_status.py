@@ -20,8 +20,7 @@ from snakmodel.monitor.diagnosis import Diagnosis, State, diagnose
 from snakmodel.monitor.run_files import RunFiles
 from snakmodel.monitor.status import as_json, text
 from snakmodel.run.attempts import log_event
-from snakmodel.run.markers import Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import Marker, marker_path
 from snakmodel.slurm.jobs import Job, Owner, Queue, _records
 from tests import toy
 from tests.test_local import SLOW, launcher, wait_for

@@ -14,9 +14,8 @@ from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, Counts, batches
-from snakmodel.run.markers import READ, Marker
+from snakmodel.run.markers import READ, Marker, marker_path
 from snakmodel.run.paths import shard_name
-from snakmodel.run.task_list import marker_path
 from snakmodel.shards.arrow_stream import open_stream
 from snakmodel.shards.progress import progress
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from run_contract.errors import UserError
 from snakmodel.chain.context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags
 from snakmodel.chain.stage import Input, Stage, Task
-from snakmodel.run.markers import READ, Marker
+from snakmodel.run.markers import READ, Marker, marker_path
 from snakmodel.run.paths import shard_name
-from snakmodel.run.task_list import marker_path
 
 _HF_TO_MEGATRON = "Megatron-LLM/weights_conversion/hf_to_megatron.py"
 _MEGATRON_TO_HF = "Megatron-LLM/weights_conversion/megatron_to_hf.py"

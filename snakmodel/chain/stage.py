@@ -17,8 +17,7 @@ from typing import Any, Literal
 from run_contract.errors import UserError
 from snakmodel.config.cluster import Resources
 from snakmodel.config.sections import PROJECT
-from snakmodel.run.markers import Marker
-from snakmodel.run.task_list import marker_path
+from snakmodel.run.markers import judge, marker_path
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Chain:
     def marker_problem(self, stage: str, index: int) -> str | None:
         """Why a task does not count as done, or None if it does. Compares key, existence and sizes, not checksums."""
         path = marker_path(self.root, stage, index)
-        return self._marker_problem(stage, index, path) if path.exists() else "no marker"
+        return judge(path, self.root, self.keys[stage][index]).problem if path.exists() else "no marker"
 
     def marker_problems(self, stage: str) -> list[str | None]:
         """The same of every task of a stage; what has no marker costs nothing."""
@@ -112,15 +111,8 @@ class Chain:
         paths = ((index, marker_path(self.root, stage, index)) for index in range(len(self.keys[stage])))
         if not there:
             return ["no marker"] * len(self.keys[stage])
-        return [self._marker_problem(stage, i, path) if path.name in there else "no marker" for i, path in paths]
-
-    def _marker_problem(self, stage: str, index: int, path: Path) -> str | None:
-        marker = Marker.read(path)
-        if marker is None:
-            return f"{path} cannot be read"
-        if marker.key != self.keys[stage][index]:
-            return f"{path} is of another command or other inputs"
-        return marker.problem(self.root, full=False)
+        keys = self.keys[stage]
+        return [judge(path, self.root, keys[i]).problem if path.name in there else "no marker" for i, path in paths]
 
 
 def _key(root: Path, stage: Stage, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:

@@ -54,7 +54,7 @@ from snakmodel.run.attempts import (
     take_claim,
     unrecorded,
 )
-from snakmodel.run.markers import READ, Marker
+from snakmodel.run.markers import READ, Marker, judge
 from snakmodel.run.task_list import InputSpec, TaskList
 from snakmodel.slurm.own_job import accounted_end, exclude, job_state, requeue
 
@@ -264,17 +264,17 @@ class Driver:
         return None
 
     def _one_input_problem(self, source: InputSpec, number: int) -> str | None:
-        marker = Marker.read(self.tasks.marker_path(source.stage, number))
-        if marker is None:
+        path, key = self.tasks.marker_path(source.stage, number), self.tasks.keys[source.stage][number]
+        found = judge(path, self.tasks.root, key, full=source.full, only=source.only)
+        if found.marker is None:
             return "it has no readable done marker"
-        if marker.key != self.tasks.keys[source.stage][number]:
+        if found.marker.key != key:
             return "its done marker is of another command or other inputs"
-        self.read[source.stage, number] = marker
-        problem = marker.problem(self.tasks.root, full=source.full, only=source.only)
-        if problem and source.full:
-            self.tasks.marker_path(source.stage, number).unlink(missing_ok=True)
-            problem += "; its marker was removed"
-        return problem
+        self.read[source.stage, number] = found.marker
+        if found.problem and source.full:
+            path.unlink(missing_ok=True)
+            return f"{found.problem}; its marker was removed"
+        return found.problem
 
     def _conclude(self, found: Outcome) -> int:
         """Requeue, or leave with the exit code that the attempt deserves."""

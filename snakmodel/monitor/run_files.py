@@ -20,7 +20,7 @@ from snakmodel.config.load import load_cluster
 from snakmodel.config.sections import PROJECT
 from snakmodel.run import lock
 from snakmodel.run.attempts import ExitRecord
-from snakmodel.run.markers import Marker
+from snakmodel.run.markers import judge, marker_path
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import TaskList
 from snakmodel.slurm.ask import BY_HAND
@@ -220,15 +220,11 @@ def _marker_problem(root: Path, tasks: TaskList, index: int, mismatches: Counter
 
     `mismatches` takes in how many mismatches of its two tokenizers a done task counted, where it counted any.
     """
-    path = root / "markers" / tasks.stage / f"{index:05d}.json"
-    marker = Marker.read(path)
-    if marker is None:
-        return f"{path} cannot be read" if path.exists() else "no marker"
-    if marker.key != tasks.tasks[index].key:
-        return f"{path} is of another command or other inputs"
-    if isinstance(count := marker.counts.get("sample_mismatches"), int) and count:
+    found = judge(marker_path(root, tasks.stage, index), root, tasks.tasks[index].key)
+    counts = found.marker.counts if found.marker and found.marker.key == tasks.tasks[index].key else {}
+    if isinstance(count := counts.get("sample_mismatches"), int) and count:
         mismatches[index] = count
-    return marker.problem(root, full=False)
+    return found.problem
 
 
 def json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

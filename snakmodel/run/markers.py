@@ -89,3 +89,31 @@ class Marker:
             if full and checksum(root / name) != digest:
                 return f"{name} does not match the checksum in its marker"
         return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a task counts as done, and what its marker says."""
+
+    marker: Marker | None
+    """None where there is none that can be read."""
+    problem: str | None
+    """Why the task does not count as done, or None if it does."""
+
+
+def marker_path(root: Path, stage: str, index: int) -> Path:
+    """Where a task's done marker lies in a run's folder."""
+    return root / "markers" / stage / f"{index:05d}.json"
+
+
+def judge(path: Path, root: Path, key: str, *, full: bool = False, only: Sequence[str] = ()) -> Verdict:
+    """Whether the task whose marker lies at `path` is done: key, existence and sizes, with `full` checksums too.
+
+    `only` names the outputs that are looked at; all when empty.
+    """
+    marker = Marker.read(path)
+    if marker is None:
+        return Verdict(None, f"{path} cannot be read" if path.exists() else "no marker")
+    if marker.key != key:
+        return Verdict(marker, f"{path} is of another command or other inputs")
+    return Verdict(marker, marker.problem(root, full=full, only=only))

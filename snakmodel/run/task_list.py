@@ -13,7 +13,7 @@ from typing import Any
 
 from run_contract.errors import UserError
 from run_contract.publish import encoded, write_text
-from snakmodel.run.markers import Marker
+from snakmodel.run.markers import judge, marker_path
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class TaskList:
 
     def is_done(self, index: int) -> bool:
         """Whether a task's marker exists, is of this very command and agrees with the sizes on disk."""
-        marker = Marker.read(self.marker_path(self.stage, index))
-        return marker is not None and marker.key == self.tasks[index].key and not marker.problem(self.root, full=False)
+        return judge(self.marker_path(self.stage, index), self.root, self.tasks[index].key).problem is None
 
     @classmethod
     def read(cls, path: Path) -> TaskList:
@@ -136,8 +135,3 @@ def _lines(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=vars)
     items = [json.dumps(item, ensure_ascii=False, default=vars) for item in value]
     return "[\n" + ",\n".join(items) + "\n]"
-
-
-def marker_path(root: Path, stage: str, index: int) -> Path:
-    """Where the done marker of a task lies, in the run's folder `root`."""
-    return root / "markers" / stage / f"{index:05d}.json"

@@ -20,8 +20,8 @@ from torch.distributed import checkpoint as dcp
 from megatron_llm.checkpoint import folder as checkpoint
 from megatron_llm.model import canonical_state
 from megatron_llm.model.config import ModelConfig
-from megatron_llm.process import files
 from megatron_llm.weights import hf as hf_weights
+from run_contract.publish import checksum, write_json
 
 ENGINE = Path(__file__).parents[2] / "Megatron-LLM"
 LINES = (
@@ -105,9 +105,9 @@ def make_training_checkpoint(root: Path, iteration: int, config: ModelConfig, st
     folder.mkdir(parents=True)
     tensors = {f"model.{name}": tensor for name, tensor in state.items()}
     dcp.save(tensors, storage_writer=checkpoint._Writer(folder), no_dist=True)
-    written = {path.name: (path.stat().st_size, files.checksum(path)) for path in sorted(folder.iterdir())}
+    written = {path.name: (path.stat().st_size, checksum(path)) for path in sorted(folder.iterdir())}
     progress = {"iteration": iteration, "consumed_train_samples": 16 * iteration, "consumed_valid_samples": 32}
-    files.write_json(folder / "state.json", {**progress, "model_config": vars(config), "files": written})
+    write_json(folder / "state.json", {**progress, "model_config": vars(config), "files": written})
     (root / "latest_checkpointed_iteration.txt").write_text(f"{iteration}\n")
 
 
