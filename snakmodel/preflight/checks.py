@@ -29,8 +29,8 @@ from snakmodel.config.sections import PROJECT
 from snakmodel.launch.launcher import make_writable
 from snakmodel.preflight import drill
 from snakmodel.preflight.drill import Finding
-from snakmodel.slurm.admission import Partition, alike, ask, partition_of, partitions, read_accounting, refusal
-from snakmodel.slurm.ask import use_cluster
+from snakmodel.slurm.admission import Partition, alike, partition_of, partitions, read_accounting, refusal
+from snakmodel.slurm.ask import run_tool, use_cluster
 from snakmodel.slurm.batch_file import choose
 from snakmodel.slurm.limits import check_indices, pack_for_queue, read_limits
 
@@ -140,7 +140,7 @@ def _larger(one: Resources, other: Resources) -> bool:
 def preemption(partition: str) -> Finding:
     """What becomes of a job there that is preempted by a more important one."""
     name, general = f"{partition}: preemption", _slurm_config()
-    everything = ask(["scontrol", "--oneliner", "show", "partition"]).stdout.splitlines()
+    everything = run_tool(["scontrol", "--oneliner", "show", "partition"]).stdout.splitlines()
     rows = {row["PartitionName"]: row for row in (dict(re.findall(r"(\w+)=(\S+)", line)) for line in everything)}
     mine = rows.get(partition, {})
     kind, mode = general.get("PreemptType", "preempt/none"), mine.get("PreemptMode", general.get("PreemptMode", "OFF"))
@@ -165,7 +165,7 @@ def preemption(partition: str) -> Finding:
 
 def _slurm_config() -> dict[str, str]:
     """`scontrol show config`."""
-    asked = ask(["scontrol", "show", "config"])
+    asked = run_tool(["scontrol", "show", "config"])
     pairs = (line.partition("=") for line in asked.stdout.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, _, value in pairs}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,7 +25,8 @@ from snakmodel.config.load import Config
 from snakmodel.preflight.drill_rank import HELLO, REPORT, Note
 from snakmodel.run.attempts import Attempt
 from snakmodel.run.paths import RunPaths
-from snakmodel.slurm.admission import Partition, ask
+from snakmodel.slurm.admission import Partition
+from snakmodel.slurm.ask import run_tool
 from snakmodel.slurm.submitter import SlurmScheduler
 
 DRILL_SECONDS = 300
@@ -74,7 +74,7 @@ class Drill:
 
     def look(self) -> None:
         """Ask Slurm for the job's state and read what the ranks wrote."""
-        asked = ask(["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T %r|%e"])
+        asked = run_tool(["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T %r|%e"])
         if asked.returncode == 0:
             self.state, _, end = asked.stdout.strip().partition("|")
             if self.limit is None and self.state.startswith("RUNNING") and end[:1].isdigit():
@@ -110,7 +110,7 @@ def run(
     finally:
         left = [drill.job for drill in drills if drill.job and not (drill.folder / REPORT).exists()]
         if left:
-            subprocess.run(["scancel", *left], capture_output=True)
+            run_tool(["scancel", *left])
     if not left:
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(plan.logs("x").parent, ignore_errors=True)

@@ -22,11 +22,9 @@ from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
 from snakmodel.slurm.accounting import Accounting, slurm_settings
-from snakmodel.slurm.ask import KEPT, Unanswered
-from snakmodel.slurm.batch_file import LEAKS, make_executor
+from snakmodel.slurm.ask import Unanswered, run_tool
+from snakmodel.slurm.batch_file import make_executor
 
-_SECONDS = 90
-"""For one question to the controller."""
 _NO_ROOM = re.compile(r"MaxSubmit|MaxJobs|temporarily unable to accept", re.IGNORECASE)
 """Nothing is wrong with the job; there is no room for it now."""
 
@@ -50,25 +48,10 @@ class Partition:
     gres: str
 
 
-def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's tools; one that does not answer in time, or is missing, counts as failed.
-
-    It sees nothing of a surrounding job, but this process goes on knowing that it is inside one.
-    """
-    clean = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(LEAKS)}
-    try:
-        return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
-        return subprocess.CompletedProcess(command, 124, "", f"{said}{command[0]}: no answer within {_SECONDS} s")
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: {error.strerror}")
-
-
 def partitions() -> dict[str, Partition]:
     """Every partition this user can see. Raises UserError if the controller does not answer."""
     # %P marks the default partition with a star; a partition of unlike nodes has several lines.
-    asked = ask(["sinfo", "--noheader", "--format=%P|%l|%D|%G"])
+    asked = run_tool(["sinfo", "--noheader", "--format=%P|%l|%D|%G"])
     if asked.returncode:
         raise UserError(
             f"Slurm's controller does not answer, so nothing was submitted: {_words(asked)}\n"
@@ -118,7 +101,7 @@ def refusal(
         executor = make_executor(plan, stage, Path(folder), [0], "", "test-only")
         file = Path(folder) / "test-only.sh"
         file.write_bytes(os.fsencode(executor._make_submission_file_text("true", "test-only")))
-        asked = ask(["sbatch", "--test-only", str(file)])
+        asked = run_tool(["sbatch", "--test-only", str(file)])
     words = _words(asked)
     partition = partition_of(resources, known)
     if asked.returncode and not _NO_ROOM.search(words) and not _waits_for_nodes(words, partition):
@@ -146,7 +129,7 @@ def _waits_for_nodes(words: str, partition: Partition | None) -> bool:
     if partition is None or "node configuration" not in words.lower():
         return False
     away = ["--states=down,drain,drained,draining,fail,maint,no_respond", "--format=%n"]
-    return bool(ask(["sinfo", "--noheader", f"--partition={partition.name}", *away]).stdout.strip())
+    return bool(run_tool(["sinfo", "--noheader", f"--partition={partition.name}", *away]).stdout.strip())
 
 
 def _words(asked: subprocess.CompletedProcess[str]) -> str:
@@ -183,7 +166,9 @@ def _remedy(words: str, resources: Resources, known: dict[str, Partition]) -> st
 
 def _associations(column: str) -> str:
     """The accounts or QOS that sacctmgr allows this user."""
-    asked = ask(["sacctmgr", "-nP", "show", "assoc", f"user={pwd.getpwuid(os.getuid()).pw_name}", f"format={column}"])
+    asked = run_tool(
+        ["sacctmgr", "-nP", "show", "assoc", f"user={pwd.getpwuid(os.getuid()).pw_name}", f"format={column}"]
+    )
     names = sorted({name for line in asked.stdout.split() for name in line.split(",")})
     if asked.returncode or not names:
         return "`sacctmgr show assoc user=$USER` lists what you may use."

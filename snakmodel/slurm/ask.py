@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,11 +27,8 @@ ENDED = frozenset(
 )
 BY_HAND = "hand-"
 """How the tokens of jobs begin that were submitted by hand: their names say nothing, so their ids have to."""
-_SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
-"""How a person's own defaults for Slurm's tools, and the variables of a surrounding job, begin."""
-_SECONDS = 120
-"""A query that takes longer is given up."""
-
+LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_")
+"""How a user's own defaults for Slurm's tools, and the variables of a surrounding job, begin."""
 
 CLUSTER_VARIABLE = "SLURM_CLUSTERS"
 """Directs all of Slurm's tools to a cluster, where several share one accounting."""
@@ -49,24 +47,42 @@ class Unanswered(UserError):
     """Slurm did not answer: whatever was asked is unknown, not absent."""
 
 
-def ask(argv: Sequence[str], patience: float = 0.0) -> str:
-    """The standard output of a Slurm command, untouched by the person's own settings for it.
+def run_tool(
+    argv: Sequence[str], *, seconds: float = SECONDS, inside: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's tools. One that is missing (127) or does not answer in time (124) counts as failed.
 
-    It is asked again for `patience` seconds. Raises Unanswered.
+    The tool sees neither a user's own settings for it nor a surrounding job. With `inside` a job asks about itself: the
+    tool sees the job, asks the cluster that the job runs on, and is not ended by the signals that end the job.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS) or key in KEPT}
+    dropped = (CLUSTER_VARIABLE,) if inside else tuple(n for n in os.environ if n.startswith(LEAKS) and n not in KEPT)
+    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    try:
+        return subprocess.run(
+            argv, env=env, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL,
+            preexec_fn=_ignore_term if inside else None,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
+        return subprocess.CompletedProcess(argv, 124, "", f"{said}{argv[0]}: no answer within {seconds:g} s")
+    except OSError as error:
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
+
+
+def _ignore_term() -> None:
+    """In the child: Slurm signals every process of the job, and so would end the very request to be requeued."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def ask(argv: Sequence[str], patience: float = 0.0) -> str:
+    """The standard output of one of Slurm's tools, which is asked again for `patience` seconds. Raises Unanswered."""
     end = time.monotonic() + patience
     pause = 2.0
     while True:
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, env=kept
-            )
-            if done.returncode == 0:
-                return done.stdout
-            words = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        except (OSError, subprocess.TimeoutExpired) as error:
-            words = str(error)
+        done = run_tool(argv)
+        if done.returncode == 0:
+            return done.stdout
+        words = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         if time.monotonic() + pause > end:
             raise Unanswered(f"{argv[0]} did not answer: {words}")
         print(f"{argv[0]}: {words}; asked again in {pause:.0f} s", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +25,10 @@ from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
 from snakmodel.config.sbatch_options import options, pattern_of
 from snakmodel.config.sections import PROJECT
-from snakmodel.slurm.ask import BY_HAND, KEPT, my_elements
+from snakmodel.slurm.ask import BY_HAND, KEPT, LEAKS, my_elements, run_tool
 from snakmodel.slurm.jobs import array_ranges
 from snakmodel.slurm.journal import job_name, read_lines
 
-LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI")
-"""How the variables of a surrounding job begin, which sbatch would read as options."""
 _PARSABLE = re.compile(r"(\d+)(;\S+)?")
 """What sbatch --parsable prints: the job's id and, where there are several, the cluster's name."""
 _STALLED_SECONDS = 180
@@ -218,7 +215,7 @@ def choose(scheduler: str) -> str:
         raise UserError(
             f"SLURM_CONF names {named}, which does not exist. Correct or unset it, or say --scheduler local."
         )
-    asked = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
+    asked = run_tool(["scontrol", "ping"])
     words = asked.stdout + asked.stderr
     if "failed to fetch config" in words or "configuration source" in words:
         return "local"

@@ -9,9 +9,7 @@ two apart (PREEMPTED, REQUEUED); a job that a user cancelled has neither.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Literal
 
 from run_contract.output import say
 from snakmodel.run.attempts import Attempt, Kind
-from snakmodel.slurm.ask import CLUSTER_VARIABLE
+from snakmodel.slurm.ask import run_tool
 
 _SECONDS = 60
 _PERMANENT = (
@@ -81,7 +79,7 @@ def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
     command = ["sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", "--format=Start,State"]
     end = time.monotonic() + patience
     while True:
-        asked = _run(*command, f"--jobs={attempt.job}")
+        asked = _ask(*command, f"--jobs={attempt.job}")
         rows = sorted(line.split("|") for line in asked.stdout.splitlines() if not line.startswith("Unknown|"))
         state = rows[attempt.restart][1].split()[0] if len(rows) > attempt.restart else ""
         if asked.returncode == 0 and state not in ("", "RUNNING", "PENDING", "COMPLETING"):
@@ -149,12 +147,12 @@ def exclude(job: str, nodes: Sequence[str], needed: int) -> str | None:
     if state is None:
         return "the controller does not answer"
     partition = state.fields.get("Partition", "")
-    asked = _run("sinfo", "--noheader", "--Node", "--format=%N %t", "--partition", partition)
+    asked = _ask("sinfo", "--noheader", "--Node", "--format=%N %t", "--partition", partition)
     usable = {
         line.split()[0] for line in asked.stdout.splitlines() if line.split()[1] in ("idle", "mix", "alloc", "comp")
     }
     before = state.fields.get("ExcNodeList", "(null)")
-    excluded = [] if before == "(null)" else _run("scontrol", "show", "hostnames", before).stdout.split()
+    excluded = [] if before == "(null)" else _ask("scontrol", "show", "hostnames", before).stdout.split()
     every = list(dict.fromkeys([*excluded, *nodes]))
     if len(usable - set(every)) < needed:
         return f"partition {partition} would not have {needed} usable node(s) left"
@@ -163,18 +161,8 @@ def exclude(job: str, nodes: Sequence[str], needed: int) -> str | None:
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    return _run("scontrol", *words)
+    return _ask("scontrol", *words)
 
 
-def _run(*argv: str) -> subprocess.CompletedProcess[str]:
-    # A job asks the cluster that it runs on, whichever its user's shell or its launcher was directed to.
-    env = {name: value for name, value in os.environ.items() if name != CLUSTER_VARIABLE}
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_ignore_term, env=env)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(argv, 1, "", str(error))
-
-
-def _ignore_term() -> None:
-    """In the child: Slurm signals every process of the job, and so would end the very request to be requeued."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ask(*argv: str) -> subprocess.CompletedProcess[str]:
+    return run_tool(argv, seconds=_SECONDS, inside=True)

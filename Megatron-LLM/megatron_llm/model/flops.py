@@ -13,26 +13,31 @@ from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.llama import shapes
 
 FORWARD_AND_BACKWARD = 3
+GPUS = {
+    "A100": (312.0, 19.5),
+    "H100": (989.0, 67.0),
+    "H200": (989.0, 67.0),
+    "GH200": (989.0, 67.0),
+    "B200": (2250.0, 75.0),
+    "A40": (149.7, 37.4),
+    "L40S": (362.0, 91.6),
+    "MI250X": (191.5, 23.9),
+    "MI300X": (1307.4, 163.4),
+}
+"""GPU -> peak TFLOP/s of dense products in half precision and in fp32, from the makers' data sheets.
+
+A MI250X shows itself as two devices; these are the figures of one of them."""
 PEAKS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
-    ("GH200", 989.0),
-    ("H200", 989.0),
-    ("H100", 989.0),
-    ("B200", 2250.0),
-    ("A100", 312.0),
+    *((name, half) for name, (half, _) in sorted(GPUS.items(), key=lambda gpu: -len(gpu[0]))),
     ("A800", 312.0),
-    ("L40S", 362.0),
-    ("A40", 149.7),
     ("A10", 125.0),
     ("L4", 121.0),
-    ("MI300X", 1307.4),
-    ("MI250X", 191.5),
     ("V100-PCIE", 112.0),
     ("V100", 125.0),
 )
-"""Dense half-precision tensor TFLOP/s by a part of torch's device name, the first that fits, from the makers' data
-sheets; a MI250X shows itself as two devices. V100 in fp16 only."""
+"""Peak TFLOP/s in half precision by a part of torch's device name; the first that fits. V100 in fp16 only."""
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -30,8 +30,8 @@ import yaml
 from megatron_llm.checkpoint import folder as checkpoint
 from megatron_llm.flags import parser as flags_parser
 from megatron_llm.flags.arguments import Arguments
+from megatron_llm.model import flops
 from megatron_llm.model.config import ModelConfig
-from megatron_llm.model.flops import parameter_count
 from megatron_llm.plan import layouts
 from megatron_llm.plan.layouts import AMOUNTS, Layout, Question, Way
 from megatron_llm.weights import hf_config, megatron
@@ -41,19 +41,6 @@ from run_contract.errors import InputsMissing, UserError
 PROJECT = Path(__file__).resolve().parents[3]
 """Relative paths of a recipe start here."""
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-GPUS = {
-    "A100": (312.0, 19.5),
-    "H100": (989.0, 67.0),
-    "H200": (989.0, 67.0),
-    "GH200": (989.0, 67.0),
-    "B200": (2250.0, 75.0),
-    "A40": (149.7, 37.4),
-    "L40S": (362.0, 91.6),
-    "MI250X": (191.5, 23.9),
-    "MI300X": (1307.0, 163.4),
-}
-"""Peak TFLOP/s of a device in bf16 (dense) and in fp32, from the makers' data sheets; of an MI250X one of its halves,
-which are devices of their own."""
 KEYS = {
     "train_iters": "train_iters",
     "global_batch_size": "global_batch_size",
@@ -76,7 +63,7 @@ def main() -> int:
     recipe = _read(options.recipe) if options.recipe else {}
     args = _arguments(options.recipe, recipe, rest)
     config = read_config(options.model or _base(options.recipe, recipe))
-    peak = options.peak_tflops or GPUS[options.gpu][args.compute_dtype() == torch.float32]
+    peak = options.peak_tflops or flops.GPUS[options.gpu][args.compute_dtype() == torch.float32]
     question = Question(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
     ways, refused = question.ways()
     # a recipe has no key for interleaved stages
@@ -104,7 +91,7 @@ def _options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--model", type=Path, help=f"{model}; default: the recipe's model.base")
     parser.add_argument("--gpus", type=int, required=True, help="how many there are")
     parser.add_argument("--memory", required=True, help="of each, with its unit, such as 40GB (10^9) or 80GiB (2^30)")
-    parser.add_argument("--gpu", choices=GPUS, default="A100", help="whose peak speed is taken; default: A100")
+    parser.add_argument("--gpu", choices=flops.GPUS, default="A100", help="whose peak speed is taken; default: A100")
     parser.add_argument("--peak_tflops", type=float, help="peak TFLOP/s of another device")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached; default: 0.4")
     parser.add_argument("--bandwidth", type=float, default=1.0, help="GB/s to the checkpoints' disk; default: 1")
@@ -219,7 +206,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _report(question: Question, device: str, ways: list[Way], refused: dict[Layout, str]) -> list[str]:
     """The table, and what cannot be run."""
-    args, count = question.args, parameter_count(question.config)
+    args, count = question.args, flops.parameter_count(question.config)
     precision = str(args.compute_dtype()).removeprefix("torch.")
     lines = [
         f"{count:,} parameters on {question.gpus} GPUs of {_gb(question.room)} GB, {device}; {args.seq_length} tokens "
@@ -303,7 +290,7 @@ def _as_json(question: Question, ways: list[Way], refused: dict[Layout, str], su
     names = ("tensor", "pipeline", "stages_per_rank")
     stored = layouts.checkpoints(ways[0].setting, question.args) if ways else None
     return {
-        "parameters": parameter_count(question.config),
+        "parameters": flops.parameter_count(question.config),
         "gpus": question.gpus,
         "memory": question.room,
         "ways": [_way_json(question, way) for way in ways],
