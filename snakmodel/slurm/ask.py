@@ -47,9 +47,7 @@ class Unanswered(UserError):
     """Slurm did not answer: whatever was asked is unknown, not absent."""
 
 
-def run_tool(
-    argv: Sequence[str], *, seconds: float = SECONDS, inside: bool = False
-) -> subprocess.CompletedProcess[str]:
+def run_tool(argv: Sequence[str], *, seconds: float = 120, inside: bool = False) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's tools. One that is missing (127) or does not answer in time (124) counts as failed.
 
     The tool sees neither a user's own settings for it nor a surrounding job. With `inside` a job asks about itself: the
