@@ -3,7 +3,7 @@
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
-# Both run files side by side. One alone: .venv/bin/python -m pytest tests/test_local.py
+# Both run files side by side. One alone: .venv/bin/python -m pytest tests/launch/test_local_scheduler.py
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -15,8 +15,8 @@ PATIENCE = 600
 """Seconds that a test waits for what is bound to happen: only a limit to hanging, however busy the machine is."""
 PROJECT = Path(__file__).resolve().parent.parent
 LONGEST = (
-    *("test_demo", "test_families", "slurm/test_requeue.py", "slurm/test_chain", "slurm/test_limits"),
-    *("slurm/test_batch_files", "slurm/test_two_nodes", "slurm/"),
+    *("test_demo", "test_families", "real_slurm/test_requeue.py", "real_slurm/test_chain", "real_slurm/test_limits"),
+    *("real_slurm/test_batch_files", "real_slurm/test_two_nodes", "real_slurm/"),
 )
 
 

@@ -2,8 +2,8 @@
 
 A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or pyarrow's, which knows
 no limits for digits and nesting. So what pyarrow takes in a block is taken wherever it stands. The tokenizer's reader,
-megatron_llm/data/json_lines.py, keeps the same rule; tests/test_json_lines.py compares the two, and all positions of a
-line.
+megatron_llm/data/json_lines.py, keeps the same rule; tests/prepare/test_json_lines.py compares the two, and all
+positions of a line.
 """
 
 from __future__ import annotations

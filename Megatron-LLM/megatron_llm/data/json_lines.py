@@ -2,8 +2,8 @@
 
 A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or Arrow's, which knows no
 limits for digits and nesting. So what Arrow takes in a block is taken wherever it stands.
-snakmodel/prepare/json_lines.py, which reads raw files, keeps the same rule; tests/test_json_lines.py compares the two,
-and all positions of a line.
+snakmodel/prepare/json_lines.py, which reads raw files, keeps the same rule; tests/prepare/test_json_lines.py compares
+the two, and all positions of a line.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ LAUNCHER = (
 
 
 def launcher(root: Path, script: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(Path(__file__).parent), str(root), script])
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(Path(__file__).parents[1]), str(root), script])
 
 
 def wait_for(path: Path) -> None:

@@ -18,9 +18,8 @@ from snakmodel.chain.stage import Input, Stage
 from snakmodel.config import load as configuration
 from snakmodel.launch.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
 from snakmodel.slurm.submitter import SlurmScheduler
-
-from . import toy
-from .conftest import PROJECT
+from tests import toy
+from tests.conftest import PROJECT
 
 FILES = sorted((PROJECT / "sbatch").glob("[0-9].*.sbatch"))
 SHARED = ("nodes", "ntasks-per-node", "cpus-per-task", "time", "requeue", "signal", "open-mode", "kill-on-invalid-dep")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests import toy
-from tests.test_status import BROKEN
+from tests.monitor.test_status import BROKEN
 from tests.toy import row
 
 from .conftest import REPOSITORY, Cluster

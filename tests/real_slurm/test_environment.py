@@ -263,7 +263,7 @@ def test_submitting_from_inside_a_job(cluster: Cluster) -> None:
     (run.folder / "stages.pickle").write_bytes(
         pickle.dumps((toy.two_stages(run.root, shards=2), dict(run.settings), 1))
     )
-    launcher = f"{sys.executable} -m tests.slurm.toy_run {run.folder}"
+    launcher = f"{sys.executable} -m tests.real_slurm.toy_run {run.folder}"
     leaks = "export SBATCH_PARTITION=nowhere SBATCH_TIMELIMIT=9 PMI_RANK=3 SRUN_DEBUG=4 SLURM_CPUS_PER_TASK=7"
     script = run.folder / "outer.sh"
     script.write_text(f"#!/bin/bash\ncd {REPOSITORY}\n{leaks}\nsrun --ntasks=1 {launcher}\n")

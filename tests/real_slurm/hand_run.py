@@ -1,4 +1,4 @@
-"""python -m tests.slurm.hand_run FOLDER
+"""python -m tests.real_slurm.hand_run FOLDER
 
 The stages of a toy run inside this job, as a batch file of sbatch/ runs the real ones. `submit_by_hand` is the tests'
 side of it.
@@ -26,7 +26,7 @@ BATCH = """#!/bin/bash
 trap : TERM  # as in the files in sbatch/
 cd %(project)s || exit 3
 %(setup)s
-%(python)s -u -m tests.slurm.hand_run %(folder)s
+%(python)s -u -m tests.real_slurm.hand_run %(folder)s
 """
 
 

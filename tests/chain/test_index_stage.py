@@ -12,8 +12,7 @@ from snakmodel.chain.plan import Plan
 from snakmodel.chain.stage import Input
 from snakmodel.config import load as configuration
 from snakmodel.launch.by_hand import plan_by_hand
-
-from .conftest import PROJECT
+from tests.conftest import PROJECT
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from snakmodel.run.attempts import log_event
 from snakmodel.run.markers import Marker, marker_path
 from snakmodel.slurm.jobs import Job, Owner, Queue, _records
 from tests import toy
-from tests.test_local import SLOW, launcher, wait_for
+from tests.launch.test_local_scheduler import SLOW, launcher, wait_for
 from tests.toy import row
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 BROKEN = (
     "import sys, pathlib\np = pathlib.Path(sys.argv[1])\n"
     "if p.name == '1.txt' and not (p.parents[1] / 'repaired').exists(): sys.exit('broken shard')\n"

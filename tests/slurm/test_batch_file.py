@@ -49,7 +49,7 @@ def test_batch_file(tmp_path: Path) -> None:
     settings = {"slurm": {"account": "project", "partition": "cpu", "setup": ["module load cuda"]}}
     plan = toy.plan(root, toy.two_stages(root, 8), settings)
     executor = make_executor(plan, plan.chain["second"], root / "sbatch", [0, 1, 2, 7], "aftercorr:17", "0123456789")
-    project = Path(__file__).resolve().parent.parent
+    project = Path(__file__).resolve().parents[2]
     expected = GOLDEN.format(folder=tmp_path, project=project)
     assert executor.text("python -m snakmodel.job.driver tasks.json") == expected
 

@@ -12,9 +12,9 @@ import pytest
 
 from snakmodel.launch.local_scheduler import LocalScheduler
 from tests import toy
-from tests.test_local import SLOW, alive, wait_for
+from tests.launch.test_local_scheduler import SLOW, alive, wait_for
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 HOLDING = (
     "import sys, pathlib; from tests import toy; from snakmodel.launch.local_scheduler import LocalScheduler\n"
     "from snakmodel.run.lock import run_lock\n"

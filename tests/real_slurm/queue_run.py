@@ -1,4 +1,4 @@
-"""python -m tests.slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES] [--confirm]
+"""python -m tests.real_slurm.queue_run FOLDER [--wait-for-room] [--continues SERIES] [--confirm]
 
 A launcher of toy.two_stages in FOLDER/run as FOLDER/settings.json says, locked, packed and continued as by
 jobs/submit_all.py. `QueueRun` is the tests' side of it.
@@ -52,7 +52,7 @@ class QueueRun:
         """The launcher's command line; a folder `bin` in the run's folder comes first on its PATH."""
         path = f"{self.folder / 'bin'}:{self.cluster.environment['PATH']}"
         own = [f"{name}={value}" for name, value in {"PATH": path, **(environment or {})}.items()]
-        return ["env", *own, sys.executable, "-m", "tests.slurm.queue_run", str(self.folder), *flags]
+        return ["env", *own, sys.executable, "-m", "tests.real_slurm.queue_run", str(self.folder), *flags]
 
     def launch(self, *flags: str, check: bool = True, timeout: float = 120) -> CompletedProcess[str]:
         """Run the launcher."""
@@ -116,7 +116,7 @@ def main() -> int:
     root = args.folder / "run"
     stages = toy.two_stages(root, settings["shards"], settings["script"])[: settings["stages"]]
     pack = settings["pack"] or pack_for_queue(Settings(), stages)
-    again = [sys.executable, "-m", "tests.slurm.queue_run", str(args.folder)]
+    again = [sys.executable, "-m", "tests.real_slurm.queue_run", str(args.folder)]
     os.umask(0o022)
     with run_lock(root, patience=300.0 if args.continues else 0.0):
         plan = toy.plan(root, stages, pack=pack)

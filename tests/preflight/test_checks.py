@@ -18,11 +18,11 @@ from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
 from snakmodel.preflight.drill import Drill, findings, small
 from snakmodel.preflight.drill_rank import Note
-from snakmodel.slurm.admission import Partition, alike, ask, minutes, partition_of
+from snakmodel.slurm.admission import Partition, alike, minutes, partition_of
+from snakmodel.slurm.ask import run_tool
 from snakmodel.slurm.batch_file import make_executor
 from tests import toy
-
-from .conftest import PROJECT
+from tests.conftest import PROJECT
 
 
 def test_forecast(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_questions_hide_a_surrounding_job(monkeypatch: pytest.MonkeyPatch) -> No
     """Slurm's tools see nothing of a job around the launcher but SLURM_CONF; the launcher itself goes on seeing it."""
     for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "PMI_RANK", "SLURM_CONF"):
         monkeypatch.setenv(name, "x")
-    seen = {line.partition("=")[0] for line in ask(["env"]).stdout.splitlines()}
+    seen = {line.partition("=")[0] for line in run_tool(["env"]).stdout.splitlines()}
     assert "SLURM_CONF" in seen
     assert not seen & {"SLURM_JOB_ID", "SBATCH_PARTITION", "PMI_RANK"}
     assert os.environ["SLURM_JOB_ID"] == "x"
@@ -78,7 +78,7 @@ def test_questions_hide_a_surrounding_job(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_missing_tool_is_a_failed_question() -> None:
     """A tool that is not installed is an answer, not a traceback."""
-    assert ask(["no-such-tool"]).returncode == 127
+    assert run_tool(["no-such-tool"]).returncode == 127
 
 
 def test_stages_that_ask_for_the_same_are_asked_about_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
     run.finish()
     assert [event["event"] for event in run.events()] == [...]
 
-`submit` pickles the stages and starts `python -m tests.slurm.toy_run FOLDER`, which is the launcher.
+`submit` pickles the stages and starts `python -m tests.real_slurm.toy_run FOLDER`, which is the launcher.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ToyRun:
         """Submit what is missing of these stages; returns the new lines of the journal."""
         before = self.submissions()
         (self.folder / "stages.pickle").write_bytes(pickle.dumps((list(stages), dict(self.settings), pack)))
-        command = [sys.executable, "-m", "tests.slurm.toy_run", str(self.folder)]
+        command = [sys.executable, "-m", "tests.real_slurm.toy_run", str(self.folder)]
         self.cluster.run(command, cwd=REPOSITORY, timeout=120)
         return self.submissions()[len(before) :]
 

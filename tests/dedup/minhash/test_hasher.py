@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -555,3 +556,20 @@ def test_meaningless_parameters_are_refused(wrong: dict[str, object]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(UserError, match=f"{name} = {re.escape(repr(value))}"):
         Parameters(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_kernel_is_compiled_anew_when_any_of_its_sources_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the compiled kernel is named by all sources beside it: none of them can change unnoticed."""
+    copied = tmp_path / "minhash"
+    shutil.copytree(Path(compile_cache.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compile_cache, "__file__", str(copied / "compile_cache.py"))
+    seen = [compile_cache.cache_folder([tmp_path / "cache"])]
+    sources = sorted(copied.glob("*.py"))
+    assert {"kernel.py", "sha1.py", "xxh3.py", "case_table.py", "numba_engine.py"} <= {one.name for one in sources}
+    for source in sources:
+        source.write_text(source.read_text() + "# changed\n")
+        seen.append(compile_cache.cache_folder([tmp_path / "cache"]))
+    assert None not in seen
+    assert len(set(seen)) == len(sources) + 1
