@@ -1,5 +1,5 @@
 # make setup      .venv with what users need, by uv where it is there, else by pip
-# make setup-dev  the same and the developers' tools: pytest, mypy, ruff
+# make setup-dev  the same and the developers' tools: pytest, mypy, ruff, import-linter
 # make demo   the whole chain on this machine, a few minutes
 # make test   the tests (as root on Debian/Ubuntu Slurm is installed first; elsewhere its tests say that they are skipped)
 # make test-slurm   the longest cases on a real Slurm: time limits, lost nodes, a lost controller
