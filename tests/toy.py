@@ -47,9 +47,9 @@ def two_stages(root: Path, shards: int = 3, script: str = PUBLISH) -> list[Stage
     last = task(root, "c.txt", *(f"b/{i}.txt" for i in every), inputs=[Input("second")])
     one = Resources()
     return [
-        Stage("first", tuple(first), {}, one, per_shard=True),
-        Stage("second", tuple(second), {"first": "same"}, one, per_shard=True),
-        Stage("last", (last,), {"second": "all"}, one),
+        Stage("first", tuple(first), one, per_shard=True),
+        Stage("second", tuple(second), one, per_shard=True),
+        Stage("last", (last,), one),
     ]
 
 

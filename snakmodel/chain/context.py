@@ -76,13 +76,13 @@ class Context:
         """The absolute path of an artefact of the run."""
         return f"{self.root}/{name}"
 
-    def stage(self, name: str, tasks: Sequence[Task], waits: dict[str, Any], **more: Any) -> Stage:
+    def stage(self, name: str, tasks: Sequence[Task], **more: Any) -> Stage:
         """A stage with its resources from cluster.yaml."""
         resources = self.cluster.resources(name)
         if more.get("resumable"):
             self.cluster.check_time_limit(name)
         threads = {"OMP_NUM_THREADS": str(resources.cpus), **more.pop("environment", {})}
-        return Stage(name, tuple(tasks), waits, resources, environment=threads, **more)
+        return Stage(name, tuple(tasks), resources, environment=threads, **more)
 
     def tokenizer_flags(self) -> tuple[str, ...]:
         """Which tokenizer, in the engine's flags."""

@@ -56,7 +56,7 @@ def prepare(c: Context) -> Stage:
         outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
         return shard_task((*argv, "--output", c.path(prefix), *settings), prefix, ".arrow", outside=outside)
 
-    return c.stage("prepare", [task(i) for i in range(len(c.shards))], {}, per_shard=True)
+    return c.stage("prepare", [task(i) for i in range(len(c.shards))], per_shard=True)
 
 
 def dedup_signatures(c: Context) -> Stage:
@@ -83,7 +83,7 @@ def dedup_signatures(c: Context) -> Stage:
         argv = (*_DEDUP, "signatures", *paths, *settings)
         return shard_task(argv, prefix, ".sig", inputs=(Input("prepare", index),))
 
-    return c.stage("dedup-signatures", [task(i) for i in range(len(c.shards))], {"prepare": "same"}, per_shard=True)
+    return c.stage("dedup-signatures", [task(i) for i in range(len(c.shards))], per_shard=True)
 
 
 def dedup_buckets(c: Context) -> Stage:
@@ -99,8 +99,7 @@ def dedup_buckets(c: Context) -> Stage:
         argv = (*_DEDUP, "buckets", *paths, *texts)
         return Task(argv, (f"{output}.npy", f"{output}.json"), reads, f"{output}.json")
 
-    waits = dict.fromkeys(sources, "all")
-    return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)], waits)
+    return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)])
 
 
 def dedup_components(c: Context) -> Stage:
@@ -114,7 +113,7 @@ def dedup_components(c: Context) -> Stage:
     )
     reads = (Input("dedup-signatures", full=False), Input("dedup-buckets"))
     task = Task((*_DEDUP, "components", *paths), ("dedup/components",), reads, "dedup/components/stats.json")
-    return c.stage("dedup-components", [task], {"dedup-signatures": "all", "dedup-buckets": "all"})
+    return c.stage("dedup-components", [task])
 
 
 def dedup_filter(c: Context) -> Stage:
@@ -127,8 +126,7 @@ def dedup_filter(c: Context) -> Stage:
         reads = (Input("prepare", index), Input("dedup-components", only=(removed,)))
         return shard_task((*_DEDUP, "filter", *paths), prefix, ".arrow", inputs=reads)
 
-    waits = {"prepare": "same", "dedup-components": "all"}
-    return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], waits, per_shard=True)
+    return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], per_shard=True)
 
 
 def dedup_report(c: Context) -> Stage:
@@ -139,7 +137,7 @@ def dedup_report(c: Context) -> Stage:
     )
     reads = (Input("prepare", full=False), Input("dedup-components"))
     task = shard_task((*_DEDUP, "report", *paths), output, ".png", inputs=reads)
-    return c.stage("dedup-report", [task], {"prepare": "all", "dedup-components": "all"})
+    return c.stage("dedup-report", [task])
 
 
 def export_text(c: Context) -> Stage:
@@ -152,14 +150,14 @@ def export_text(c: Context) -> Stage:
         argv = (*_EXPORT_TEXT, "shard", *paths)
         return shard_task(argv, prefix, ".jsonl", ".txt", inputs=(Input("dedup-filter", index),))
 
-    return c.stage("export-text", [task(i) for i in range(len(c.shards))], {"dedup-filter": "same"}, per_shard=True)
+    return c.stage("export-text", [task(i) for i in range(len(c.shards))], per_shard=True)
 
 
 def join_text(c: Context) -> Stage:
     """The text files of all shards to one of each kind."""
     paths = flags(input=c.path("text/shards"), shards=len(c.shards), output=c.path("text/corpus"))
     task = shard_task((*_EXPORT_TEXT, "join", *paths), "text/corpus", ".jsonl", ".txt", inputs=(Input("export-text"),))
-    return c.stage("join-text", [task], {"export-text": "all"})
+    return c.stage("join-text", [task])
 
 
 def tokenize(c: Context) -> Stage:
@@ -176,14 +174,14 @@ def tokenize(c: Context) -> Stage:
         reads = (Input("dedup-filter", index),)
         return Task(argv, token_files(prefix), reads, f"{prefix}.json", workers, c.vocabulary)
 
-    return c.stage("tokenize", [task(i) for i in range(len(c.shards))], {"dedup-filter": "same"}, per_shard=True)
+    return c.stage("tokenize", [task(i) for i in range(len(c.shards))], per_shard=True)
 
 
 def merge_tokens(c: Context) -> Stage:
     """The tokens of all shards to one dataset."""
     paths = flags(input=c.path("tokens/shards"), output_prefix=c.path(CORPUS))
     task = Task((*_MERGE_DATASETS, *paths), token_files(CORPUS), (Input("tokenize"),), f"{CORPUS}.json")
-    return c.stage("merge-tokens", [task], {"tokenize": "all"})
+    return c.stage("merge-tokens", [task])
 
 
 def index(c: Context) -> Stage:
@@ -200,4 +198,4 @@ def index(c: Context) -> Stage:
     )
     paths = flags(data_path=c.path(CORPUS), index_path=c.path(INDEX))
     task = Task((*_BUILD_INDEX, *paths, *settings), (INDEX,), (Input("merge-tokens"),))
-    return c.stage("index", [task], {"merge-tokens": "all"})
+    return c.stage("index", [task])

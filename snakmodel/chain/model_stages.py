@@ -46,9 +46,9 @@ def weight_stages(c: Context) -> list[Stage]:
         (Input("convert"), Input("verify")),
     )
     return [
-        c.stage("convert", [convert], {}),
-        c.stage("verify", [verify], {"convert": "all", "prepare": "all"}),
-        c.stage("shard", [shard], {"convert": "all", "verify": "all"}),
+        c.stage("convert", [convert]),
+        c.stage("verify", [verify]),
+        c.stage("shard", [shard]),
     ]
 
 
@@ -74,7 +74,6 @@ def train_stages(c: Context) -> list[Stage]:
     train = c.stage(
         "train",
         [task],
-        {"merge-tokens": "all", "index": "all", "shard": "all"},
         resumable=True,
         progress=f"checkpoints/{TRACKER}",
         environment={"OMP_NUM_THREADS": str(c.recipe.training.threads)},
@@ -95,13 +94,11 @@ def _check_ranks(c: Context) -> None:
 def export_stages(c: Context) -> list[Stage]:
     """Every exported iteration to a Hugging Face folder, verified and pushed."""
     every = list(enumerate(c.recipe.exported_iterations))
-    waits = {"train": "all", "export-hf": "same", "prepare": "all"}
-    push_waits = {"train": "all", "export-hf": "same", "verify-export": "same"}
     return [
-        c.stage("merge", [_merge(c, iteration) for _, iteration in every], {"train": "all"}),
-        c.stage("export-hf", [_export_hf(c, *one) for one in every], {"merge": "same"}),
-        c.stage("verify-export", [_verify_export(c, *one) for one in every], waits),
-        c.stage("push", [_push(c, *one) for one in every], push_waits),
+        c.stage("merge", [_merge(c, iteration) for _, iteration in every]),
+        c.stage("export-hf", [_export_hf(c, *one) for one in every]),
+        c.stage("verify-export", [_verify_export(c, *one) for one in every]),
+        c.stage("push", [_push(c, *one) for one in every]),
     ]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,8 +57,6 @@ class Stage:
 
     name: str
     tasks: tuple[Task, ...]
-    waits: Mapping[str, Literal["same", "all"]]
-    """Stages this one waits for: task by task, or for the whole of them."""
     resources: Resources
     per_shard: bool = False
     """Has one task a shard: several may share one array element."""
@@ -66,6 +65,21 @@ class Stage:
     progress: str | None = None
     """File with the number that grows as a resumable task gets further."""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def waits(self) -> Mapping[str, Literal["same", "all"]]:
+        """The stages that this one waits for, since its tasks read from them.
+
+        It waits task by task ("same") where each task reads from the task of its own number alone, else for all tasks.
+        """
+        read: dict[str, list[set[int | None]]] = {}
+        for number, task in enumerate(self.tasks):
+            for source in task.inputs:
+                read.setdefault(source.stage, [set() for _ in self.tasks])[number].add(source.index)
+        return {
+            name: "same" if numbers == [{number} for number in range(len(self.tasks))] else "all"
+            for name, numbers in read.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Chain:
                     raise ValueError(f"stage {stage.name} waits for {other}, which does not come before it")
                 if kind == "same" and sizes[other] != sizes[stage.name]:
                     raise ValueError(f"stages {stage.name} and {other} differ in size but are chained task by task")
-            keys[stage.name] = tuple(_key(root, stage, task, keys) for task in stage.tasks)
+            keys[stage.name] = tuple(_key(root, task, keys) for task in stage.tasks)
         return cls(root, tuple(stages), keys)
 
     def __getitem__(self, name: str) -> Stage:
@@ -115,12 +129,10 @@ class Chain:
         return [judge(path, self.root, keys[i]).problem if path.name in there else "no marker" for i, path in paths]
 
 
-def _key(root: Path, stage: Stage, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
+def _key(root: Path, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
     """The key of a task; this machine's folders are taken out of its arguments, so that a moved run keeps its keys."""
     read: list[str] = []
     for source in task.inputs:
-        if source.stage not in stage.waits:
-            raise ValueError(f"stage {stage.name} reads {source.stage} but does not wait for it")
         read += keys[source.stage] if source.index is None else [keys[source.stage][source.index]]
     return _digest([*_own(root, task), read])
 

@@ -131,7 +131,6 @@ def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Reso
         stage = Stage(
             f"drill-{name}",
             (Task(argv, (f"{name}/{REPORT}",)),),
-            {},
             asked,
             resumable=True,
             progress=f"{name}/progress",

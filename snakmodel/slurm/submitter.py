@@ -312,7 +312,7 @@ class SlurmScheduler:
     def _continuation(self) -> Stage:
         """The stage that stands for the job that submits the rest."""
         alone = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "gres": None}
-        return Stage(CONTINUATION, (), {}, self.plan.config.cluster.defaults.model_copy(update=alone))
+        return Stage(CONTINUATION, (), self.plan.config.cluster.defaults.model_copy(update=alone))
 
     def _continue(self) -> None:
         """Submit the job that runs when everything submitted so far has ended, and then submits the rest."""

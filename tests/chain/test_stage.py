@@ -39,7 +39,7 @@ def test_chain_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not come before"):
         Chain.of(tmp_path, [second, first, last])
     with pytest.raises(ValueError, match="differ in size"):
-        Chain.of(tmp_path, [Stage("first", first.tasks[:2], {}, first.resources), second])
+        Chain.of(tmp_path, [Stage("first", first.tasks[:2], first.resources), second])
 
 
 def test_marker_problems(tmp_path: Path) -> None:

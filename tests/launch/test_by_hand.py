@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_stages_that_cannot_share_an_array(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"first \(--array=0-2\), second \(--array=0-2\), last \(--array=0\)"):
         one_element(toy.plan(root, toy.two_stages(root)), 0)
     first, second, _ = toy.two_stages(root)
-    joining = Stage("second", second.tasks, {"first": "all"}, second.resources)
+    joining = Stage("second", tuple(replace(one, inputs=(Input("first"),)) for one in second.tasks), second.resources)
     with pytest.raises(UserError, match="cannot share a job array"):
         one_element(toy.plan(root, [first, joining]), 0)
 
@@ -194,8 +195,8 @@ def test_an_element_needs_its_own_inputs_only(tmp_path: Path) -> None:
     reads = [toy.task(root, f"b/{i}.txt", f"a/{i}.txt", inputs=[Input("prepare", i)]) for i in range(2)]
     one = toy.two_stages(root)[0].resources
     stages = [
-        Stage("prepare", tuple(tasks), {}, one),
-        Stage("dedup-signatures", tuple(reads), {"prepare": "same"}, one),
+        Stage("prepare", tuple(tasks), one),
+        Stage("dedup-signatures", tuple(reads), one),
     ]
     plan = toy.plan(root, stages)
     SlurmScheduler(plan, dry=True).run()

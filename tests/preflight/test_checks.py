@@ -92,7 +92,7 @@ def test_stages_that_ask_for_the_same_are_asked_about_once(tmp_path: Path) -> No
 
 
 def _with(stage: Stage, resources: Resources) -> Stage:
-    return Stage(stage.name, stage.tasks, stage.waits, resources, stage.per_shard)
+    return Stage(stage.name, stage.tasks, resources, stage.per_shard)
 
 
 def test_batch_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ READ = (
     "import sys; from snakmodel.config.cluster import Cluster, Resources\n"
     "from snakmodel.slurm.limits import read_limits\n"
     "from snakmodel.chain.stage import Stage\n"
-    "stages = [Stage('a', (), {}, Resources()), Stage('b', (), {}, Resources(qos='few'))]\n"
+    "stages = [Stage('a', (), Resources()), Stage('b', (), Resources(qos='few'))]\n"
     "one = read_limits(Cluster(), stages[:int(sys.argv[1])])\n"
     "print(one.array_size, one.tightest, one.width('a'), one.message_timeout)\n"
     "for limit in one.queue[1:]: print(limit, *sorted(limit.stages))\n"

@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -77,10 +76,9 @@ def preempt(run: ToyRun, seconds: int = 1) -> None:
 def test_a_notice_is_followed_by_a_save_and_a_requeue(cluster: Cluster) -> None:
     """USR2 (here by scancel) makes the command save and exit 75; the job is requeued, and its dependant then runs."""
     run = ToyRun.new(cluster, "notice")
-    after = run.stage(
-        "after", "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(); p.touch()"
-    )
-    run.submit([run.stage("save", SAVES, **RESUMABLE), replace(after, waits={"save": "all"})])
+    touch = "from pathlib import Path; import sys; p = Path(sys.argv[1]); p.parent.mkdir(); p.touch()"
+    after = run.stage("after", touch, waits={"save": "all"})
+    run.submit([run.stage("save", SAVES, **RESUMABLE), after])
     run.until(ready(run), "the command's start")
     run.cluster.run(["scancel", "--signal=USR2", run.jobs()[0]])
     assert set(run.finish().values()) == {"COMPLETED"}

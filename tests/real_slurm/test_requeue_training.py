@@ -38,7 +38,6 @@ def test_training_saves_at_the_notice_and_goes_on(cluster: Cluster, tiny_data: P
     train = Stage(
         "train",
         (Task(argv, ("checkpoints/iter_0000300",)),),
-        {},
         resources=Resources(ranks_per_node=2),
         resumable=True,
         progress="checkpoints/latest_checkpointed_iteration.txt",

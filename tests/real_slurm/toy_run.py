@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from snakmodel.chain.stage import Stage, Task
+from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.cluster import Resources
 from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
@@ -56,13 +56,20 @@ class ToyRun:
         self, name: str, script: str, tasks: int = 1, resources: Mapping[str, Any] | None = None, **more: Any
     ) -> Stage:
         """A stage whose task i runs `python -c SCRIPT ROOT/NAME/i.txt` and has to write that file."""
-        made = tuple(toy.task(self.root, f"{name}/{i}.txt", script=script) for i in range(tasks))
-        more = {"waits": {}, "per_shard": tasks > 1, **more}
+        waits = more.pop("waits", {})
+        made = tuple(
+            toy.task(
+                self.root, f"{name}/{i}.txt", script=script,
+                inputs=[Input(other, i if kind == "same" else None) for other, kind in waits.items()],
+            )
+            for i in range(tasks)
+        )  # fmt: skip
+        more = {"per_shard": tasks > 1, **more}
         return Stage(name, made, resources=Resources.model_validate(resources or {}), **more)
 
     def command(self, name: str, *argv: str, output: str, **more: Any) -> Stage:
         """A stage of one task with a command line of its own that writes `output` (relative to the root)."""
-        return Stage(name, (Task(argv, (output,)),), {}, resources=more.pop("resources", Resources()), **more)
+        return Stage(name, (Task(argv, (output,)),), resources=more.pop("resources", Resources()), **more)
 
     def submit(self, stages: Sequence[Stage], pack: int = 1) -> list[dict[str, Any]]:
         """Submit what is missing of these stages; returns the new lines of the journal."""
