@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import ctypes, resource, torch
-from megatron_llm import host_memory
+from megatron_llm.process import host_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
