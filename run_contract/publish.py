@@ -87,7 +87,7 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
         if not _is_full(error, finals[0].parent):
             raise
         names = ", ".join(final.name for final in finals)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "the disk is full"
         raise NoRoom(
             f"{finals[0].parent}: no room for {names} ({reason}). Nothing was published. Free some space there (or ask "
             "for more), then run this again"
