@@ -200,7 +200,7 @@ def test_superseded_while_writing(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert run.saver.job
     run.saver.job.result()
     claim.write_text('{"attempt": "9-1"}')
-    with pytest.raises(Superseded, match="attempt 9-0 gave way to 9-1"):
+    with pytest.raises(Superseded, match="attempt 9-0 was replaced by 9-1"):
         run.saver.finish()
     assert run.names() == []
 
