@@ -6,10 +6,15 @@ runfiles.py reads the run's folder, jobqueue.py asks Slurm, doctor.py judges eve
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from snakmodel.chain import training_sum
 from snakmodel.monitor.diagnosis import STATES, Diagnosis, Pack, StageState, diagnose
@@ -25,6 +30,8 @@ _TAILS_SHOWN = 10
 _NOTES_SHOWN = 10
 _REASONS_SHOWN = 3
 _NODES_SHOWN = 3
+_WIDTH = 10_000
+"""Lines are not folded: a terminal does that, and programs read whole lines."""
 _KINDS = {
     "timeout": "its time limit",
     "preempted": "preemption",
@@ -84,15 +91,15 @@ def table(found: Diagnosis) -> list[str]:
         counts = [str(stage.count(one) or "-") for one in shown]
         cells = [stage.name, str(stage.files.size), *counts, str(stage.attempts or "-"), nodes(stage)]
         rows.append([*cells, "; ".join(filter(None, [why(stage), history(stage)]))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = {0, len(widths) - 2, len(widths) - 1}
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    shown_table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    left = {0, len(rows[0]) - 2, len(rows[0]) - 1}
+    for column, name in enumerate(rows[0]):
+        shown_table.add_column(Text(name), justify="left" if column in left else "right", no_wrap=True)
+    for row in rows[1:]:
+        shown_table.add_row(*map(Text, row))  # names of stages and words of Slurm are no markup
+    lines = Console(width=_WIDTH, file=io.StringIO(), record=True, color_system=None)
+    lines.print(shown_table)
+    return [line.rstrip() for line in lines.export_text().splitlines()]
 
 
 def why(stage: StageState) -> str:
