@@ -251,7 +251,7 @@ class _SharedJob:
             self.scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
 
     def run(self) -> int:
-        """Work, and when Slurm ends this job before everything is done, have it started again if that is wanted."""
+        """Work through the tasks; if Slurm ends this job before all are done, have it started again where wanted."""
         _record(self.plan)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a notice for commands that save
         with suppress(NoRoom):

@@ -93,7 +93,7 @@ class LocalScheduler:
         self.job = f"local{os.getpid()}"
         """The name of the attempts' job: this process, or the Slurm job that it runs in."""
         self.on_told: Callable[[], object] = lambda: None
-        """Called once, when this was told to end and has told its tasks, but does not wait for them."""
+        """Called once after this was signalled to end and has signalled its tasks; they are not waited for first."""
         self.looked = 0.0
         """When the progress of a training was last looked at, by the monotonic clock."""
 
