@@ -19,7 +19,7 @@ EXIT_STOPPED = 76
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of the operating system that mean that a disk, a quota or a file-size limit is full."""
 FOR_USER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-"""Errors of the operating system that a retry does not cure. Different ones, as network disks have them, may pass."""
+"""Errors of the operating system that a retry does not cure; other errors, such as those of network disks, may pass."""
 
 
 class UserError(Exception):

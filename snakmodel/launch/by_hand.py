@@ -253,7 +253,7 @@ class _SharedJob:
     def run(self) -> int:
         """Work through the tasks; if Slurm ends this job before all are done, have it started again where wanted."""
         _record(self.plan)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a notice for commands that save
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # this notice is meant for commands that save
         with suppress(NoRoom):
             write_json(self._folder / "start.json", {"progress": self.before, "node": os.uname().nodename})
         code = self.scheduler.run()

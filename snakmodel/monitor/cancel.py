@@ -1,8 +1,8 @@
-"""Cancels everything of one run, or of one stage of it, that is queued or running, and nothing else.
+"""Cancels everything of one run, or of one of its stages, that is queued or running, and nothing else.
 
 A job that is signalled to end saves its state and asks Slurm to start it again, which can bring a cancelled job back
-(seen on Slurm 22.05). So this waits until every job is gone, and cancels a job that has come back once more before it
-starts.
+(seen on Slurm 22.05). So this module waits until every job is gone. A job that has come back is cancelled again before
+it starts.
 """
 
 from __future__ import annotations

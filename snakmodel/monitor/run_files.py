@@ -210,7 +210,7 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
         notes += [f"{name}: {one}; it will be done again" for one in problems.values() if one != "no marker"]
         if problems:
             undone[pack] = problems
-    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest has the sum again
+    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest repeats the sum
         notes.append(
             f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
             f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "

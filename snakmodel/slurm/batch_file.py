@@ -31,7 +31,7 @@ from snakmodel.slurm.journal import job_name, read_lines
 _PARSABLE = re.compile(r"(\d+)(;\S+)?")
 """What sbatch --parsable prints: the job's id and, where there are several clusters, the cluster's name."""
 _STALLED_SECONDS = 180
-"""Seconds after which sbatch is ended; a controller that has too many jobs makes sbatch sleep for 122 s already."""
+"""Seconds after which sbatch is ended; a controller with too many jobs is enough to make sbatch sleep for 122 s."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -181,7 +181,7 @@ def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]
     found: dict[str, dict[int, str]] = {}
     for job, index, name in my_elements(patience):
         stage = by_token.get(name.rpartition("-")[2])
-        if stage and index is not None:  # by the token alone: the journal's id may be what a wrapper of sbatch said
+        if stage and index is not None:  # only the token counts: the journal's id may come from a wrapper of sbatch
             found.setdefault(stage, {})[index] = job
         for line in by_hand.get(job, ()):
             packs = line["packs"] if index is None else [index]

@@ -61,7 +61,7 @@ class SlurmScheduler:
         self.tokens: dict[tuple[str, str], str] = {}
         """(Stage, job) -> token. The id alone does not tell: a controller that has lost its state uses ids again."""
         self.inside = ""
-        """Id of the array job that this process runs in: in a continuation job, its own."""
+        """Id of the array job that this process runs in, as a continuation job does; empty outside of one."""
 
     def run(self) -> list[Submission]:
         """Submit stage by stage, and return what was submitted. With `dry`, only the batch files are written."""
@@ -112,7 +112,7 @@ class SlurmScheduler:
         The job's token is always searched for before anything is submitted again, because the id may be a wrong number
         that a wrapper of sbatch printed. The right id then replaces the wrong one everywhere.
         """
-        token = self.tokens.get((stage, job), "")  # none: it was found in the queue by its token
+        token = self.tokens.get((stage, job), "")  # empty if the job was found in the queue by its token
         if same_job(known.get(job, ""), token) if token else job in known:
             return True
         found = next((other for other, name in known.items() if token and name.endswith(f"-{token}")), "")
