@@ -1,8 +1,8 @@
 """python demo/base_model.py --text FOLDER --output FOLDER
 
-Make the demonstration's base model: a SentencePiece tokenizer trained on the text (Llama-style BPE with byte fallback)
-and a small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes; a finished folder
-is kept.
+Makes the demonstration's base model: a SentencePiece tokenizer that is trained on the text (Llama-style BPE with byte
+fallback), and a small, randomly initialised Llama in Hugging Face format. The same text gives the same bytes, and a
+folder that is finished is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from snakmodel.chain.stage import fingerprint
 VOCAB_SIZE = 2000
 SEED = 8446
 TOO_HIGH = re.compile(r"Vocabulary size too high .*<= (\d+)")
-"""What SentencePiece says where the text has too few different parts, and how many pieces it could make."""
+"""What SentencePiece says where the text has too few different parts, with the number of pieces that it could make."""
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -43,7 +43,7 @@ def lines(files: list[Path]) -> Iterator[str]:
 
 
 def train_tokenizer(files: list[Path], prefix: Path) -> int:
-    """Write PREFIX.model and return how many pieces it has: VOCAB_SIZE, or as many as a small or uniform text gives."""
+    """Write PREFIX.model, and return its number of pieces: VOCAB_SIZE, or as many as a small or uniform text allows."""
     try:
         _train(files, prefix, VOCAB_SIZE)
         return VOCAB_SIZE
@@ -82,7 +82,7 @@ def _train(files: list[Path], prefix: Path, vocab_size: int) -> None:
 
 
 def save_model(folder: Path, vocab_size: int) -> None:
-    """Write a Llama of 1.2 million random parameters."""
+    """Write a Llama model with 1.2 million random parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -106,7 +106,7 @@ def save_model(folder: Path, vocab_size: int) -> None:
 
 
 def main() -> int:
-    """See the module's docstring."""
+    """The command: makes the base model as the module's docstring says, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True, help="folder of .txt files")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
@@ -122,7 +122,7 @@ def main() -> int:
         pieces = train_tokenizer(files, folder / "tokenizer")
         (folder / "tokenizer.vocab").unlink()
         save_model(folder, pieces)
-        shutil.copymode(folder / "tokenizer.model", folder / "model.safetensors")  # else for the owner alone
+        shutil.copymode(folder / "tokenizer.model", folder / "model.safetensors")  # else only the owner could read it
         write_json(folder / "made_from.json", made_from)
     print(f"made the base model {args.output}: {pieces} pieces, from {len(files)} files")
     return 0

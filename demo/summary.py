@@ -1,6 +1,6 @@
 """python demo/summary.py RUN
 
-Print what a finished run came to: documents, tokens, losses, the exported model, and a sample it generates.
+Prints the results of a finished run: documents, tokens, losses, the exported model, and a sample that it generates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROMPT = "Der var engang en"
 
 
 def counts(run: Path, stage: str) -> list[dict[str, Any]]:
-    """What the tasks of a stage counted, from their done markers."""
+    """What the tasks of a stage counted, from their done markers. Raises InputsMissing if the stage is not done."""
     markers = [Marker.read(path) for path in sorted((run / "markers" / stage).glob("*.json"))]
     if not markers:
         raise InputsMissing(f"{run}: stage {stage} is not done. Run jobs/submit_all.py to the end first.")
@@ -26,12 +26,12 @@ def counts(run: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def total(run: Path, stage: str, name: str) -> int:
-    """Sum of one count over a stage's tasks."""
+    """The sum of one count over a stage's tasks."""
     return sum(int(one[name]) for one in counts(run, stage))
 
 
 def generate(folder: Path) -> str:
-    """A continuation of PROMPT by the exported model."""
+    """A continuation of PROMPT that the exported model generates."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -46,7 +46,7 @@ def generate(folder: Path) -> str:
 
 
 def main() -> int:
-    """See the module's docstring."""
+    """The command: prints what the module's docstring lists, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     run = parser.parse_args().run

@@ -1,7 +1,8 @@
 """Makes sure that a launcher runs in an environment that has the project's packages.
 
-Each launcher imports this module first. Started with a Python that lacks the packages, it goes on in the project's
-`.venv`; where there is none it says what to type. Python 3.6, the oldest that clusters still offer, can read this file.
+Each launcher imports this module first. When a launcher is started with a Python that lacks the packages, it goes on in
+the project's `.venv`; if there is none, it says what to type. Python 3.6, the oldest that clusters still offer, can
+read this file.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ NEEDED = ("snakmodel", "pydantic", "rich", "submitit", "yaml")
 
 
 def enter(project: Path) -> None:
-    """Return where the packages can be imported, else replace this process by the project's own Python, or exit."""
+    """Return if the packages can be imported; otherwise replace this process by the project's own Python, or exit."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if sys.version_info >= (3, 10) and not missing:
         return

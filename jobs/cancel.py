@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """python jobs/cancel.py RUN [--stage S] [--yes]
 
-Cancels what is queued or running of a run, and nothing else: its jobs in Slurm, or the launcher that runs it on this
-machine. Shows first what that is, and asks. What is done stays done; the launcher, run again, continues.
+Cancels everything of a run that is queued or running, and nothing else: its jobs in Slurm, or the launcher that runs it
+on this machine. It first shows what that is, and asks. What is done stays done, and the launcher, run again, continues
+from there.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

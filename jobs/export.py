@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """python jobs/export.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-Checkpoints to verified Hugging Face folders, pushed: the last part of jobs/submit_all.py.
+Converts checkpoints to Hugging Face folders, verifies and pushes them: the last part of jobs/submit_all.py.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

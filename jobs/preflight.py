@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """python jobs/preflight.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler S] [--no-drill]
 
-Would the run work here? Checks everything that can be known before jobs/submit_all.py; exits 1 if anything failed.
+Checks whether a run would work here, as far as that can be known before jobs/submit_all.py; exits with 1 if anything
+failed.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """python jobs/preprocess.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-Raw text to deduplicated shards and the joined text files: the first part of jobs/submit_all.py.
+Turns raw text into deduplicated shards and joined text files: the first part of jobs/submit_all.py.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

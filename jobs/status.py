@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """python jobs/status.py [RUN] [--json]
 
-How a run is doing: what is done, runs, waits or failed, why, the end of the failing logs, and what to do next.
-RUN is a run's folder or name; the newest run when absent. Needs the run's folder alone, not its recipe.
+Shows how a run is doing: what is done, runs, waits or has failed and why, the ends of the logs of failing tasks, and
+what to do next. RUN is a run's folder or name; without it, the newest run is shown. Only the run's folder is needed,
+not its recipe.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """python jobs/submit_all.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-The whole chain, raw text to pushed model: submits to Slurm (or runs here) whatever is missing. Run it as often as
-you like.
+Runs the whole chain, from raw text to the pushed model: whatever is missing is submitted to Slurm, or run on this
+machine. It may be run as often as you like.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

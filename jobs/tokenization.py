@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """python jobs/tokenization.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-Deduplicated shards to one token file and the order of its samples: a part of jobs/submit_all.py.
+Turns deduplicated shards into one token file and the order of its samples: a part of jobs/submit_all.py.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

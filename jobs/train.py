@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """python jobs/train.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-The training job, which saves and requeues itself: a part of jobs/submit_all.py.
+Runs the training job, which saves its state and requeues itself: a part of jobs/submit_all.py.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

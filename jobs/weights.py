@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """python jobs/weights.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler auto|local|slurm] [--dry-run] …
 
-The base model to the sharded layout that training loads, checked on the way: a part of jobs/submit_all.py.
+Converts the base model to the sharded layout that training loads, and verifies it: a part of jobs/submit_all.py.
 """
 
 import _environment  # noqa: F401 - goes on in the project's environment where this Python lacks it

@@ -15,7 +15,7 @@ ATTEMPT_VARIABLE = "SNAKMODEL_ATTEMPT"
 
 
 def attempt_name() -> str:
-    """The name that temporary files carry: the attempt that the driver gave, or this process's number."""
+    """The name that temporary files carry: that of the attempt, as the driver sets it, or this process's number."""
     return os.environ.get(ATTEMPT_VARIABLE) or f"pid{os.getpid()}"
 
 

@@ -1,4 +1,4 @@
-"""How every command begins and ends."""
+"""The entry point of every command: how it begins and ends."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from run_contract.errors import (
 from run_contract.output import print_whatever_the_encoding, say, settle
 
 STOPPED = "Stopped. Type the same command again: it goes on."
-"""What is said after Ctrl-C."""
+"""What is printed after Ctrl-C."""
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and exit with its code; a user's mistake becomes one `error:` line and a non-zero exit code.
 
-    A file that is missing gives exit code 3, a full disk 74, a mistake 2, Ctrl-C 130, anything else 1 with a traceback.
-    A reader of the output that has gone, as in `jobs/status.py | head`, gives 1 without a word. Of several ranks, which
-    find a mistake alike, only the first prints it. The exit code is the right one even if nothing can be printed.
+    A missing file gives exit code 3, a full disk 74, a user's mistake 2, Ctrl-C 130, and any other error 1 with a
+    traceback. If the reader of the output has gone, as in `jobs/status.py | head`, the exit code is 1 and nothing is
+    printed. When several ranks make the same mistake, only the first rank prints it. The exit code is right even if
+    nothing can be printed.
     """
     print_whatever_the_encoding()
     code, text, alike = 1, "", False
@@ -61,7 +62,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _of_the_system(error: OSError) -> tuple[str, int]:
-    """What is printed for an error of the system that nothing has put into words, and the exit code."""
+    """The text and the exit code for an error of the operating system that no other code has put into words."""
     named = error.filename is not None and error.strerror is not None
     text = f"error: {error.filename}: {error.strerror}" if named else traceback.format_exc()
     if error.errno in NO_ROOM:

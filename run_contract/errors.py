@@ -6,31 +6,31 @@ import errno
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
-"""A user's mistake, which running again does not cure."""
+"""A user's mistake; running the command again does not help."""
 EXIT_INPUTS_MISSING = 3
-"""An input is absent or does not verify; not retried."""
+"""An input is missing or does not verify; the command is not retried."""
 EXIT_NO_ROOM = 74
-"""The disk is full (EX_IOERR): the command is run again, though only within the budget of retries."""
+"""The disk is full (EX_IOERR); the command is run again, but only within the budget of retries."""
 EXIT_AGAIN = 75
 """The state is saved, and the command has to be run again (EX_TEMPFAIL)."""
 EXIT_STOPPED = 76
-"""The state is saved and the command stopped on request: it is not run again, and nothing that waits for it runs."""
+"""The state is saved, and the command stopped on request: it is not run again, and nothing that waits for it runs."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of the system that mean a full disk, quota or file-size limit."""
+"""Errors of the operating system that mean that a disk, a quota or a file-size limit is full."""
 FOR_USER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-"""Errors of the system that running again does not cure. Others, such as a network disk has them, may pass."""
+"""Errors of the operating system that a retry does not cure; other errors, such as those of network disks, may pass."""
 
 
 class UserError(Exception):
-    """A user's mistake: the message says what was found, what is valid and what to do.
+    """A user's mistake; the message says what was found, what is valid and what to do.
 
     It is printed without a traceback.
     """
 
 
 class InputsMissing(UserError):
-    """An input or its marker is absent or does not verify."""
+    """An input or its marker is missing or does not verify."""
 
 
 class NoRoom(UserError):
@@ -38,7 +38,7 @@ class NoRoom(UserError):
 
 
 class Superseded(Exception):
-    """A newer attempt of the same task holds the claim; this one must neither publish nor ask to be started again."""
+    """Another, newer attempt of the same task holds the claim; this one must neither publish nor ask for a requeue."""
 
 
 def exit_code_of(error: UserError) -> int:
@@ -49,7 +49,7 @@ def exit_code_of(error: UserError) -> int:
 
 
 def kind_of(error: OSError) -> type[UserError] | None:
-    """The class of error that a system's error is for a user, or None where running again may cure it."""
+    """The class of user error that a system's error becomes, or None where running again may cure it."""
     if error.errno in NO_ROOM:
         return NoRoom
     return UserError if error.errno in FOR_USER else None

@@ -1,4 +1,4 @@
-"""Printing that goes on where a plain print would end the program: a full disk, a reader that has gone, odd names."""
+"""Printing that copes with a full disk, a reader that has gone or odd names, where a plain print ends the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 def print_whatever_the_encoding() -> None:
-    """Let names of files that are not UTF-8 be printed as they are, and characters that a terminal lacks as escapes."""
+    """Print names of files that are not UTF-8 as they are, and characters that the terminal lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             utf8 = codecs.lookup(stream.encoding).name == "utf-8"
@@ -19,10 +19,10 @@ def print_whatever_the_encoding() -> None:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line, on stderr if it is an error, and go on if it cannot be printed.
+    """Print a line (on stderr if it is an error), and go on if it cannot be printed.
 
-    It is for those whom a full disk or a reader that has gone must not end: the driver, and whatever has to be done
-    before an exit.
+    It is meant for code that a full disk or a reader that has gone must not end: the driver, and whatever has to be
+    done before an exit.
     """
     stream = sys.stderr if error else sys.stdout
     try:
@@ -34,7 +34,10 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def settle() -> None:
-    """Flush both streams and drop what cannot be printed; else the interpreter fails to flush it and exits with 120."""
+    """Flush both streams, and drop what cannot be printed.
+
+    Otherwise the interpreter would fail to flush it at the end, and exit with 120.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
@@ -44,7 +47,7 @@ def settle() -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """Send what a stream still holds, and everything printed to it later, to /dev/null."""
+    """Send what a stream still holds, and everything that is printed to it later, to /dev/null."""
     with suppress(OSError, ValueError):  # a stream without a descriptor, or one that is closed
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())

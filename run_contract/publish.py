@@ -19,7 +19,7 @@ from run_contract.claim import CLAIM_VARIABLE, attempt_name, check_claim
 from run_contract.errors import NO_ROOM, NoRoom, Superseded, UserError
 
 _LEAST_BYTES = 1 << 20
-"""A disk that has less than this left is full."""
+"""Number of bytes; a disk with less than this left counts as full."""
 
 
 def fsync(path: Path) -> None:
@@ -46,7 +46,10 @@ def remove(path: Path) -> None:
 
 
 def put(temporary: Path, final: Path) -> None:
-    """Check the claim, and put what is on disk already in the place of `final`, which a folder leaves first."""
+    """Check the claim and rename `temporary`, which is on disk already, to `final`.
+
+    A folder that exists under the final name is moved aside first and removed afterwards.
+    """
     check_claim()
     aside = final.with_name(f".{final.name}.old-{attempt_name()}")
     if final.is_dir():
@@ -58,18 +61,18 @@ def put(temporary: Path, final: Path) -> None:
 
 
 def rename(temporary: Path, final: Path) -> None:
-    """Force `temporary`, a file or a whole folder, to disk, check the claim, and put it in the place of `final`."""
+    """Force `temporary`, a file or a whole folder, to disk, check the claim, and rename it to `final`."""
     fsync_all(temporary)
     put(temporary, final)
 
 
 @contextmanager
 def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield one temporary path beside each final one; on success force them to disk and rename them in order.
+    """Yield one temporary path beside each final one; on success, force them to disk and rename them in order.
 
-    The body creates each temporary path as a file or a folder. If it raises, the temporaries are removed and nothing is
-    published. A folder that stands under the final name is moved aside first and removed afterwards. Raises NoRoom when
-    the disk is full, and Superseded when another attempt holds the claim.
+    The body creates each temporary path as a file or a folder. If it raises, the temporary paths are removed and
+    nothing is published. A folder that exists under the final name is moved aside first and removed afterwards. Raises
+    NoRoom when the disk is full, and Superseded when another attempt holds the claim.
     """
     temporaries = tuple(final.with_name(f".{final.name}.tmp-{attempt_name()}") for final in finals)
     try:
@@ -98,20 +101,20 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def _leftovers(final: Path) -> list[Path]:
-    """What killed attempts left beside a final path. Only for the holder of the claim: nobody else may be at work."""
+    """What killed attempts left beside a final path; for the claim's holder only, since nobody else may be at work."""
     pattern = glob.escape(final.name)
     return [*final.parent.glob(f".{pattern}.tmp-*"), *final.parent.glob(f".{pattern}.old-*")]
 
 
 def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of room. NumPy, torch and safetensors have errors of their own for that."""
+    """Whether a write failed for lack of room. NumPy, torch and safetensors have errors of their own for that."""
     if isinstance(error, OSError):
         return error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error))
     return not isinstance(error, (UserError, Superseded)) and free_bytes(folder) < _LEAST_BYTES
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes left to this user on the file system of a folder that exists, or of the nearest one above it that does."""
+    """Bytes left to this user on the file system of a folder; if it does not exist, of its nearest parent that does."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 

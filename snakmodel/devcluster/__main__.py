@@ -1,9 +1,10 @@
 """sbatch/devcluster up | status | env | down — a real Slurm cluster of several nodes on this one machine.
 
-munged, MariaDB and slurmdbd (when installed), slurmctld and one slurmd a node are started by hand, without systemd,
-with files that all live in one folder; `up` returns when every node is idle, `down` stops what was started and removes
-the folder. Ports are chosen free at `up`, the database has none. Partition `urgent` preempts partition `cpu`. As root
-it is a cluster for several users, else for the one who starts it. Standard library only: any Python ≥ 3.10 runs it.
+munged, MariaDB and slurmdbd (when installed), slurmctld and one slurmd per node are started without systemd, with files
+that all lie in one folder. `up` returns when every node is idle; `down` stops what was started and removes the folder.
+`up` chooses free ports; the database uses none. The partition `urgent` preempts the partition `cpu`. Started as root,
+the cluster serves several users, else only the user who started it. It needs only the standard library of any Python ≥
+3.10.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def _start_munge(cluster: Cluster) -> None:
 
 
 def _start_accounting(cluster: Cluster) -> None:
-    """MariaDB without a port, slurmdbd, then the cluster's name and account."""
+    """Start MariaDB without a port, then slurmdbd, and enter the cluster's name and account."""
     home = cluster.folder / "mariadb"
-    # A server that starts removes the temporary tables of others in a shared folder.
+    # A server that starts removes the temporary tables of other servers from a shared folder.
     (home / "tmp").mkdir(exist_ok=True)
     options = ["--no-defaults", f"--datadir={home}/data", f"--tmpdir={home}/tmp", f"--user={user_name()}"]
     if not (home / "data").exists():
@@ -90,7 +91,7 @@ def _add_users(cluster: Cluster, users: Sequence[str]) -> None:
 
 
 def _node_serves(cluster: Cluster, node: str) -> bool:
-    """Whether the controller hears the node; one that somebody drained on purpose serves too."""
+    """Whether the controller hears from the node; a node that somebody drained on purpose counts too."""
     state = cluster.run("sinfo", "-h", "-n", node, "-p", "cpu", "-o", "%T").stdout.strip()
     return bool(state) and not state.endswith("*") and not state.startswith(("down", "unk"))
 
@@ -105,7 +106,7 @@ def _start_slurm(cluster: Cluster) -> None:
 
 
 def _own_processes(cluster: Cluster) -> list[daemons.Process]:
-    """The cluster's daemons, job steps and jobs' processes, also those whose slurmd has died."""
+    """The cluster's daemons, job steps and processes of jobs, including those whose slurmd has died."""
     daemon, task = f"{MARK}={cluster.folder}".encode(), f"SLURM_CONF={cluster.conf}".encode()
     roots = _running(cluster, cluster.daemon_names)
     for process, _ in daemons.processes():
@@ -124,7 +125,7 @@ def _running(cluster: Cluster, names: Sequence[str]) -> list[daemons.Process]:
 
 
 def _stop(cluster: Cluster) -> None:
-    """End the controller, the nodes, whatever still runs on them, then what they leant on, the database last."""
+    """End the controller, the nodes, whatever still runs on them, and then what they relied on, the database last."""
     daemons.stop(_running(cluster, ["slurmctld"]), seconds=15)
     daemons.stop(_running(cluster, [f"slurmd-{node}" for node in cluster.node_names]), seconds=5)
     support = _running(cluster, ["slurmdbd", "munged", "mariadbd"])
@@ -136,7 +137,7 @@ def _stop(cluster: Cluster) -> None:
 
 
 def _require_tools(accounting: bool) -> bool:
-    """Check what is installed; returns whether there will be accounting."""
+    """Check what is installed; returns whether there will be accounting. Raises ClusterError if Slurm is missing."""
     if missing := _missing(REQUIRED):
         raise ClusterError(f"Slurm is not installed ({', '.join(missing)} not found): run sudo sbatch/install_slurm.sh")
     missing = _missing(ACCOUNTING) if accounting else []
@@ -146,7 +147,7 @@ def _require_tools(accounting: bool) -> bool:
 
 
 def up(folder: Path, nodes: int, cpus: int, accounting: bool, users: Sequence[str]) -> None:
-    """Start a cluster, or what is missing of one that was complete; an interrupted start is thrown away first."""
+    """Start a cluster, or what is missing of one that was complete; what an interrupted start left is removed first."""
     if os.getuid() and users:
         raise ClusterError("--user needs root: only root's slurmd can run jobs as another user")
     for user in users:
@@ -170,7 +171,7 @@ def up(folder: Path, nodes: int, cpus: int, accounting: bool, users: Sequence[st
 
 
 def _create(cluster: Cluster, users: Sequence[str]) -> None:
-    """Start a new cluster; if that fails or is interrupted its processes end and its logs stay."""
+    """Start a new cluster. If that fails or is interrupted, its processes are ended and its logs stay."""
     cluster.folder.mkdir(parents=True, exist_ok=True)
     cluster.folder.chmod(0o755)
     cluster.write()
@@ -184,7 +185,7 @@ def _create(cluster: Cluster, users: Sequence[str]) -> None:
 
 
 def _start(cluster: Cluster, users: Sequence[str]) -> None:
-    """Start what does not run, in order."""
+    """Start those daemons that do not run, in order."""
     _start_munge(cluster)
     if cluster.accounting:
         _start_accounting(cluster)
@@ -208,7 +209,7 @@ def down(folder: Path) -> None:
 
 
 def status(folder: Path) -> int:
-    """Print daemons, nodes and jobs; returns 0 when every daemon runs, else 1."""
+    """Print the daemons, nodes and jobs; returns 0 if every daemon runs, else 1."""
     cluster = _existing(folder)
     dead = [name for name in cluster.daemon_names if not daemons.recorded(folder, name)]
     for name in cluster.daemon_names:
@@ -252,7 +253,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """sbatch/devcluster up | down | status | env"""
+    """The command sbatch/devcluster up | down | status | env."""
     arguments = _arguments()
     folder = arguments.dir.absolute()
     os.umask(0o022)  # other users' jobs read slurm.conf and reach the sockets

@@ -1,7 +1,7 @@
-"""The files of a development cluster: what was asked for (cluster.json), slurm.conf, slurmdbd.conf, the munge key.
+"""The files of a development cluster: cluster.json (what was asked for), slurm.conf, slurmdbd.conf and the munge key.
 
-Everything a daemon reads or writes lies below one folder, and every tool is run with that folder's settings only.
-Standard library only.
+Everything that a daemon reads or writes lies below one folder, and every tool is run with the settings of that folder
+only. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from snakmodel.devcluster.daemons import ClusterError
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CLUSTER_NAME = "snakdev"
 MARK = "SNAKMODEL_DEVCLUSTER"
-"""Names the cluster's folder in the environment of its daemons and of the slurmstepd that a slurmd starts."""
+"""Environment variable that names the cluster's folder to its daemons and to the slurmstepd that a slurmd starts."""
 TEMPORARY = ".cluster.json"
 
 SLURM_CONF = """\
@@ -98,20 +98,23 @@ StorageLoc=slurm_acct_db
 
 @dataclass(frozen=True)
 class Cluster:
-    """What `up` was asked for and the ports it found; kept in FOLDER/cluster.json."""
+    """What `up` was asked for, and the ports that it found; kept in FOLDER/cluster.json."""
 
     folder: Path
     nodes: int
     cpus: int
     accounting: bool
     ports: tuple[int, ...]
-    """slurmctld's, slurmdbd's, then one a node."""
+    """The ports of slurmctld and of slurmdbd, then one per node."""
     complete: bool = False
-    """False until every node has been idle once; what an interrupted `up` left is thrown away by the next."""
+    """False until every node has been idle once; the next `up` removes what an interrupted one left."""
 
     @classmethod
     def read(cls, folder: Path) -> Cluster | None:
-        """The cluster of a folder, or None. Raises ClusterError if the folder is something else or a stranger's."""
+        """The cluster in a folder, or None if there is none.
+
+        Raises ClusterError if the folder holds something else, or belongs to a user who is neither root nor this one.
+        """
         file = folder / "cluster.json"
         if not file.exists():
             if folder.is_dir() and {path.name for path in folder.iterdir()} - {TEMPORARY}:
@@ -124,7 +127,7 @@ class Cluster:
 
     @classmethod
     def read_own(cls, folder: Path) -> Cluster | None:
-        """The same, refused unless the folder, if it exists, is this user's."""
+        """Like `read`, but raises ClusterError also if the folder exists and is not this user's own."""
         if folder.exists() and folder.lstat().st_uid != os.getuid():
             raise ClusterError(f"{folder} belongs to another user: name another with --dir")
         return cls.read(folder)
@@ -144,18 +147,18 @@ class Cluster:
 
     @property
     def node_names(self) -> list[str]:
-        """node1, node2, …"""
+        """The names of the nodes: node1, node2, …"""
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
     @property
     def daemon_names(self) -> list[str]:
-        """Every daemon in the order they start."""
+        """The names of all daemons, in the order in which they start."""
         accounting = ["mariadbd", "slurmdbd"] if self.accounting else []
         return ["munged", *accounting, "slurmctld", *(f"slurmd-{node}" for node in self.node_names)]
 
     @property
     def environment(self) -> dict[str, str]:
-        """What daemons and tools are given; nothing of the caller's environment but the user's name."""
+        """The environment of daemons and tools, which holds nothing of the caller's environment but the user's name."""
         return {
             "PATH": SYSTEM_PATH,
             "HOME": str(self.folder),
@@ -167,21 +170,21 @@ class Cluster:
         }
 
     def run(self, *argv: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-        """Run a tool against this cluster, whatever its exit code; one that hangs is killed and counts as code 124."""
+        """Run a tool on this cluster, whatever its exit code; one that hangs is killed and counts as exit code 124."""
         try:
             return subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(argv, 124, "", f"it did not end within {seconds:.0f} s")
 
     def must(self, *argv: str, seconds: float = 120) -> str:
-        """Run a tool that has to succeed; returns its output."""
+        """Run a tool that has to succeed, and return its output. Raises ClusterError if it fails."""
         done = self.run(*argv, seconds=seconds)
         if done.returncode:
             raise ClusterError(f"`{shlex.join(argv)}` exited {done.returncode}:\n{done.stdout}{done.stderr}".rstrip())
         return done.stdout
 
     def serve(self, name: str, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 120) -> None:
-        """Start a daemon unless it runs, and wait until it answers."""
+        """Start a daemon unless it runs already, and wait until it answers."""
         daemons.start(self.folder, name, argv, self.environment)
         log = daemons.log_of(self.folder, name)
         daemons.wait_for(
@@ -190,12 +193,15 @@ class Cluster:
 
 
 def user_name() -> str:
-    """Who starts the cluster, and whom its daemons run as."""
+    """The name of the user who starts the cluster, as whom its daemons run."""
     return pwd.getpwuid(os.getuid()).pw_name
 
 
 def require_plain(folder: Path) -> None:
-    """Refuse a path that slurm.conf cannot hold, or that leaves no room for a socket's name (107 bytes)."""
+    """Refuse a path that slurm.conf cannot hold, or that leaves no room for a socket's name (107 bytes in all).
+
+    Raises ClusterError.
+    """
     if len(str(folder)) > 60 or not re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII):
         raise ClusterError(f"--dir {folder}: at most 60 characters, of letters, digits and ./+-_ only")
 
@@ -208,7 +214,7 @@ def _address_of(host: str) -> str:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Ports of 127.0.0.1 that are free now, below the range that outgoing connections take theirs from."""
+    """Ports of 127.0.0.1 that are free now, below the range from which outgoing connections take theirs."""
     found: list[int] = []
     with ExitStack() as held:
         for port in random.sample(range(20000, 32000), 2000):
@@ -236,7 +242,7 @@ def write_files(cluster: Cluster) -> None:
         NODE_LINE.format(name=name, host=host, port=port, cpus=cluster.cpus)
         for name, port in zip(cluster.node_names, node_ports, strict=True)
     ]
-    # Slurm can only bind to what the host's name stands for; when that is elsewhere it has to listen everywhere.
+    # Slurm can only bind to the address of the host's name; if that is not 127.0.0.1, it has to listen everywhere.
     local = _address_of(host) == "127.0.0.1"
     communication = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny" if local else ""
     accounting_lines = SLURM_ACCOUNTING.format(port=accounting, **common) if cluster.accounting else ""

@@ -1,8 +1,8 @@
-"""Foreground daemons of one folder: started, recognised again by pid and start time, waited for, stopped.
+"""The daemons of one folder, which run in the foreground: starts, recognises, awaits and stops them.
 
-FOLDER/pids/NAME holds the daemon's own /proc/PID/stat line, which it writes itself before it becomes the daemon, so
-there is no moment at which it runs unrecorded; FOLDER/log/NAME.log holds what it says. Standard
-library only.
+A daemon is recognised by its pid and its start time. FOLDER/pids/NAME holds its own /proc/PID/stat line, which the
+process writes itself before it becomes the daemon, so that it never runs unrecorded; FOLDER/log/NAME.log holds its
+messages. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ RECORD_AND_BECOME = 'read -r stat </proc/$$/stat; echo "$stat" >"$0"; exec "$@"'
 POLL_SECONDS = 0.1
 
 Process = tuple[int, str]
-"""A pid and its start time in clock ticks: together never reused while the machine is up."""
+"""A pid and its start time in clock ticks; together they are never used again while the machine is up."""
 
 
 class ClusterError(Exception):
-    """What went wrong with the development cluster, and what to do; printed without a traceback."""
+    """Says what went wrong with the development cluster and what to do; it is printed without a traceback."""
 
 
 def _fields(stat: str) -> tuple[Process, str, int]:
-    """((pid, start time), state, parent pid) of a /proc/PID/stat line; the name in it may hold spaces and brackets."""
+    """((pid, start time), state, parent's pid) of a /proc/PID/stat line, whose name may hold spaces and brackets."""
     head, _, tail = stat.rpartition(")")
     values = tail.split()
     return (int(head.split()[0]), values[19]), values[0], int(values[1])
 
 
 def processes() -> Iterator[tuple[Process, int]]:
-    """Every running process of the machine with its parent's pid."""
+    """Every running process of the machine, with the pid of its parent."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -45,7 +45,7 @@ def processes() -> Iterator[tuple[Process, int]]:
 
 
 def is_running(process: Process) -> bool:
-    """Whether this very process, not a later one with its pid, still runs."""
+    """Whether exactly this process, and not a later one with the same pid, still runs."""
     try:
         found, state, _ = _fields(Path(f"/proc/{process[0]}/stat").read_text(errors="replace"))
     except OSError:
@@ -63,7 +63,7 @@ def recorded(folder: Path, name: str) -> Process | None:
 
 
 def log_of(folder: Path, name: str) -> Path:
-    """Where a daemon's messages go."""
+    """The path of the log that holds a daemon's messages."""
     return folder / "log" / f"{name}.log"
 
 
@@ -74,7 +74,7 @@ def last_lines(path: Path, count: int = 15) -> str:
 
 
 def start(folder: Path, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Start a daemon in its own session unless it runs already."""
+    """Start a daemon in its own session, unless it runs already."""
     if recorded(folder, name):
         return
     pid_file = folder / "pids" / name
@@ -89,7 +89,7 @@ def start(folder: Path, name: str, argv: Sequence[str], environment: Mapping[str
             env=dict(environment),
             start_new_session=True,
         )
-    # The file exists, empty, for a moment before its line is written: read then, it would speak of an ended daemon.
+    # For a moment the file exists but is empty: if it were read then, the daemon would be taken for ended.
     wait_for(lambda: _is_written(pid_file), f"{name} to start", log_of(folder, name), seconds=60)
 
 
@@ -111,7 +111,7 @@ def wait_for(
 
 
 def stop(chosen: Iterable[Process], *, seconds: float, first: signal.Signals = signal.SIGTERM) -> None:
-    """Ask processes to end, wait, kill those that remain and wait for those."""
+    """Ask processes to end and wait for them, then kill those that remain and wait for those. Raises ClusterError."""
     remaining = list(chosen)
     for number, patience in ((first, seconds), (signal.SIGKILL, 5.0)):
         for process in remaining:

@@ -1,1 +1,1 @@
-"""Inside a job: the driver, its ranks, and what watches them."""
+"""Everything that runs inside a job: the driver, its ranks with their supervisors, and the watchdog over them."""

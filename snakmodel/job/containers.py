@@ -1,11 +1,11 @@
-"""Containers: the argv of a rank, wrapped for apptainer or docker; srun's flags for pyxis.
+"""Containers: wraps the argv of a rank for apptainer or docker. For pyxis, srun gets flags instead.
 
-plan.py turns `container:` of cluster.yaml into the task list's ContainerSpec; supervise.py, outside the container,
-wraps each command by `contain` (with pyxis srun has put supervise itself inside). Every rank reads this module, so it
-imports nothing heavy.
+chain/containers.py turns `container:` of cluster.yaml into the task list's ContainerSpec. The supervisor, outside the
+container, wraps each command by `contain`; with pyxis, srun has put the supervisor itself inside. Every rank reads this
+module, so it imports nothing heavy.
 
-What a rank needs inside (its number, the rendezvous, tokens) is passed by name: values never appear in an argv, which
-`ps` shows to everybody on the node.
+What a rank needs inside the container (its number, the rendezvous, tokens) is passed by the variables' names. Values
+never appear in an argv, which `ps` shows to everybody on the node.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ _NEEDED = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT|LISTEN_FD)|PYTHONPATH|PYTHONUNBUFFERED|TZ|LANG"
     r"|(OMP|MKL|OPENBLAS|NUMBA)_NUM_THREADS|(SNAKMODEL|HF|WANDB|NCCL|GLOO|TORCH|CUDA|TOKENIZERS|SLURM)_\w+)"
 )
-"""Variables that reach the inside; everything else in there is the image's own."""
+"""Names of the variables that are passed into a container; all others in there are those of the image."""
 
 
 def inner_python(tasks: TaskList) -> str:
-    """Python that a rank's command runs with."""
+    """The Python that a rank's command runs with."""
     return tasks.container.python if tasks.container else tasks.python
 
 
 def supervisor_python(tasks: TaskList) -> str:
-    """Python that supervise itself runs with: the container's where srun starts the container."""
+    """The Python that the supervisor itself runs with: the container's, where srun starts the container."""
     return inner_python(tasks) if tasks.container and tasks.container.runtime == "pyxis" else tasks.python
 
 
 def contain(
     tasks: TaskList, command: list[str], environment: dict[str, str], inherited: tuple[int, ...]
 ) -> tuple[list[str], tuple[int, ...]]:
-    """The command as the stage's runtime wants it, and the descriptors that it inherits.
+    """The command as the stage's container runtime expects it, and the file descriptors that it inherits.
 
-    `environment` is changed in place: the project's folders are made importable inside, apptainer gets the needed
-    variables in its own spelling (so that the image's do not win). docker's daemon starts the command, so it cannot
-    inherit the rendezvous socket: that is closed, and rank 0 binds the published port again.
+    `environment` is changed in place: the project's folders are made importable inside the container, and apptainer
+    gets the needed variables in its own spelling, so that the image's values do not win. With docker, the daemon starts
+    the command, so the command cannot inherit the socket of the rendezvous: the socket is closed, and rank 0 binds the
+    published port again.
     """
     if tasks.container is None:
         return command, inherited
@@ -60,7 +61,7 @@ def contain(
 
 
 def needed(environment: dict[str, str]) -> list[str]:
-    """Names of the variables that are passed inside."""
+    """The names of those variables in the environment that are passed into the container."""
     return sorted(name for name in environment if _NEEDED.fullmatch(name))
 
 
@@ -71,14 +72,14 @@ def _apptainer(tasks: TaskList, container: ContainerSpec) -> list[str]:
 
 
 def _docker(tasks: TaskList, container: ContainerSpec, environment: dict[str, str]) -> list[str]:
-    """docker run: the host's network and user, an init that passes signals on, and this rank's GPUs only."""
+    """The `docker run` command: host network and user, an init that passes signals on, and this rank's GPUs only."""
     argv = ["docker", "run", "--rm", "--init", "--network=host", f"--user={os.getuid()}:{os.getgid()}"]
     argv += [f"--shm-size={container.shm_size}"] if container.shm_size else []
     if container.gpus:
         devices = environment.get("CUDA_VISIBLE_DEVICES")
         argv.append(f'--gpus="device={devices}"' if devices else "--gpus=all")
     argv += [word for bind in container.binds for word in ("--volume", bind)]
-    # Inside, the GPUs that were let in are numbered from 0, and the person's home is not there.
+    # Inside, the GPUs that were let in are numbered from 0, and the user's home does not exist.
     passed = [name for name in needed(environment) if name != "CUDA_VISIBLE_DEVICES"]
     argv += [word for name in passed for word in ("--env", name)]
     return [*argv, "--env", "HOME=/tmp", "--workdir", tasks.project, "--entrypoint", "", container.image]

@@ -1,11 +1,13 @@
 """python -m snakmodel.job.driver TASKLIST [--pack N]
 
-The batch step of every job. For each task of the pack that has no done marker: verify the markers of what it reads,
-start the ranks (srun, or children on this machine), read their exit records, write the done marker. Then it alone
-decides whether the job is done, is requeued or has failed.
+The batch step of every job: does the tasks of one pack that have no done marker.
 
-Exit codes: 0 done; 75 to be run again (on Slurm: it is requeued already); 76 stopped on request; 3 inputs missing;
-1 failed or cancelled.
+For each task it verifies the markers of what the task reads, starts the ranks (through srun, or as children on this
+machine), reads their exit records and writes the done marker. Then it alone decides whether the job is done, is
+requeued or has failed.
+
+Exit codes: 0 done; 75 to be run again (on Slurm, it is requeued already); 76 stopped on request; 3 inputs missing; 1
+failed or cancelled.
 """
 
 from __future__ import annotations
@@ -63,11 +65,11 @@ _EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUT
 
 
 class _ToldToEnd(Exception):
-    """A signal came while this process was busy itself."""
+    """Raised when a signal arrives while this process itself is busy with checksums."""
 
 
 class Driver:
-    """One attempt at one pack."""
+    """Makes one attempt at one pack."""
 
     def __init__(self, path: Path, pack: int) -> None:
         self.signalled = False
@@ -91,7 +93,7 @@ class Driver:
         self.kind: Kind = ""
         self.failed_on: list[str] = []
         self.read: dict[tuple[str, int], Marker] = {}
-        """Markers of the tasks whose outputs are read."""
+        """(Stage, task) -> the marker of a task whose outputs are read."""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -101,7 +103,7 @@ class Driver:
 
     @contextmanager
     def _ends_at_signal(self) -> Iterator[None]:
-        """While the body (checksums of large files) runs, a signal ends it with _ToldToEnd."""
+        """Let a signal end the body, which computes checksums of large files, by raising _ToldToEnd."""
         if self.signalled:
             raise _ToldToEnd
         self.interruptible = True
@@ -111,7 +113,7 @@ class Driver:
             self.interruptible = False
 
     def run(self) -> int:
-        """Work through the pack; return the exit code."""
+        """Work through the pack, and return the exit code."""
         try:
             return self._conclude(self._work_while_there_is_room())
         except Superseded as error:
@@ -119,7 +121,7 @@ class Driver:
             raise
 
     def _work_while_there_is_room(self) -> Outcome:
-        """What came of the pack. On a disk too full for the claim, the start or a marker it crashes, to be retried."""
+        """Work through the pack. A disk too full for the claim, the start or a marker counts as a crash (retried)."""
         try:
             self._claim()
             return self._work()
@@ -154,7 +156,7 @@ class Driver:
         return worst
 
     def _report_lost(self) -> None:
-        """Say so when the start before this one ended without a word."""
+        """Log a `lost` event if the start before this one left no record of how it ended."""
         past = self._past()
         before = Attempt(self.attempt.job, self.attempt.restart - 1).name
         said = (self.attempts / before / "summary.json").exists()
@@ -164,18 +166,18 @@ class Driver:
             self._log("lost", kind=past[-1].kind, reason=reason, lost=before, node=node)
 
     def _past(self) -> list[Summary]:
-        """What the earlier starts of this job came to, oldest first."""
+        """The summaries of the earlier starts of this job, oldest first."""
         return history(self.attempts, self.attempt, self.before, self._unrecorded_kind)
 
     def _unrecorded_kind(self, attempt: Attempt) -> Kind:
-        """Why an earlier start left no summary. Where accounting does not know, its node is taken to be lost."""
+        """Why an earlier start left no summary. Where accounting does not know, its node is assumed to be lost."""
         end = accounted_end(attempt) if self.on_slurm else ""
         if end in ("", "NODE_FAIL"):
             return "node-failure"
         return "preempted" if end == "PREEMPTED" else "no-record"
 
     def _progress(self) -> int:
-        """Grows as the pack gets further: the iteration of a resumable stage, else the number of done tasks."""
+        """A number that grows with the pack's progress: a resumable stage's iteration, else the count of done tasks."""
         if self.tasks.progress is not None:
             return read_progress(self.tasks) or 0
         return sum(self.tasks.is_done(index) for index in self.tasks.packs[self.pack])
@@ -227,7 +229,7 @@ class Driver:
         return found
 
     def _crashed(self, kind: Kind, nodes: list[str], **details: object) -> None:
-        """Note why this attempt crashed, and on which nodes."""
+        """Record why this attempt crashed, and on which nodes."""
         self.kind, self.failed_on = kind, nodes
         self._log("crash", kind=kind, nodes=nodes, **details)
 
@@ -236,7 +238,7 @@ class Driver:
         self._log("hung", kind="hung", reason=reason, task=index)
 
     def _mark_done(self, index: int, content: str, before: list[tuple[int, int]]) -> Outcome:
-        """Write the marker of a task. `before`: the versions of the files from outside when it began."""
+        """Write the marker of a task. `before` holds the versions of the files from outside when the task began."""
         task, root = self.tasks.tasks[index], self.tasks.root
         try:
             with self._ends_at_signal():
@@ -277,7 +279,7 @@ class Driver:
         return found.problem
 
     def _conclude(self, found: Outcome) -> int:
-        """Requeue, or leave with the exit code that the attempt deserves."""
+        """Requeue the job, or return the exit code that belongs to the attempt's outcome."""
         past = self._past()
         if not (self.folder / "start.json").exists():
             past += reversed(unrecorded(self.attempts, self.attempt))
@@ -299,7 +301,7 @@ class Driver:
         return EXIT_AGAIN
 
     def _why(self, found: Outcome) -> Kind:
-        """Why the ranks or this process were told to end, as far as it can be known."""
+        """Why the ranks or this process were signalled to end, as far as that can be known."""
         if not self.signalled and not self.told_ranks:
             return ""
         if not self.on_slurm:
@@ -308,16 +310,16 @@ class Driver:
         return state.kind(self.attempt, self.tasks.signal_seconds) if state else ""
 
     def _keep(self, summary: Summary) -> None:
-        """Write the summary; a full disk must not keep the job from being requeued."""
+        """Write the summary. A full disk must not keep the job from being requeued, so errors are only reported."""
         try:
             summary.write(self.folder)
         except (OSError, UserError) as error:
             say(f"the attempt's summary could not be written: {error}")
 
     def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
-        """Have Slurm start this job again, if it will, and leave when the ranks have ended."""
+        """Have Slurm start this job again, if it is willing to, and return when the ranks have ended."""
         job = self.attempt.job
-        if self.tasks.logs:  # without its log's folder Slurm cannot start the job again
+        if self.tasks.logs:  # without the folder of its log, Slurm cannot start the job again
             with suppress(OSError):
                 Path(self.tasks.logs).mkdir(parents=True, exist_ok=True)
         end = requeue(self.attempt, verdict.reason, self._check_claim)
@@ -337,12 +339,12 @@ class Driver:
         return EXIT_AGAIN
 
     def _restarts_already(self) -> bool:
-        """Whether Slurm starts this job again by itself, as after a node's failure."""
+        """Whether Slurm starts this job again by itself, as it does after a node's failure."""
         state = job_state(self.attempt.job) if self.on_slurm else None
         return state is not None and state.restarts > self.attempt.restart
 
     def _check_claim(self) -> None:
-        """Raise Superseded if this attempt was replaced; an unreadable claim says nothing."""
+        """Raise Superseded if another attempt has replaced this one; a claim that cannot be read is ignored."""
         with suppress(OSError):
             check_claim()
 

@@ -1,6 +1,7 @@
-"""A task's ranks: srun, or children on this machine, from their start to their end, watched.
+"""The ranks of a task, started through srun or as children on this machine, and watched until they end.
 
-srun's own exit code says little (it is the largest of all ranks'); what the ranks came to is in their exit records.
+srun's own exit code says little, since it is the largest of all ranks' codes; what became of each rank is in its exit
+record.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from snakmodel.run.task_list import TaskList
 _RANK_GRACE_SECONDS = 30
 _HUNG_GRACE_SECONDS = 60
 _START_PAUSES = (5, 15, 30, 60)
-"""Before srun is tried again that could not start anything, as while the controller is down."""
+"""Seconds to wait before srun is tried again when it could not start anything, as while the controller is down."""
 
 
 class Ranks:
-    """The processes of one task after the other. `told` says whether this job was told to end."""
+    """Runs the processes of one task after the other. `told` says whether this job has been signalled to end."""
 
     def __init__(
         self, path: Path, tasks: TaskList, folder: Path, told: Callable[[], bool], hung: Callable[[int, str], None]
@@ -38,20 +39,20 @@ class Ranks:
         self.folder = folder
         self.told = told
         self.report_hung = hung
-        """Called with the task and the reason when the watchdog gives a task up."""
+        """Called with the task and the reason when the watchdog gives up on a task."""
         self.on_slurm = "SLURM_JOB_ID" in os.environ
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def codes(self) -> list[int | None]:
-        """Exit codes of the processes that were started: the ranks', or srun's, which is the largest of theirs."""
+        """Exit codes of the processes that were started: the ranks' codes, or srun's, which is the largest of them."""
         return [process.returncode for process in self.processes]
 
     def running(self) -> bool:
-        """Whether any of them has not ended."""
+        """Whether any of the processes has not ended."""
         return None in [process.poll() for process in self.processes]
 
     def run(self, index: int) -> bool:
-        """Run the task's ranks to their end. False if this job was told to end meanwhile, on Slurm."""
+        """Run the task's ranks to their end. Returns False if, on Slurm, this job is signalled to end meanwhile."""
         supervise = [supervisor_python(self.tasks), "-u", "-m", "snakmodel.job.supervisor", str(self.path)]
         supervise += ["--task", str(index), "--folder", str(self.folder)]
         if not self.on_slurm:
@@ -72,7 +73,7 @@ class Ranks:
         return True
 
     def _attend(self, index: int) -> bool:
-        """Wait for the ranks to end, watched; False as soon as Slurm tells this job to end."""
+        """Wait for the ranks to end, and watch them; on Slurm, return False as soon as this job is signalled to end."""
         watchdog = self._watchdog(index)
         told = given_up = None
         while self.running():
@@ -94,7 +95,7 @@ class Ranks:
         return True
 
     def _watchdog(self, index: int) -> Watchdog | None:
-        """Watches the log, the iteration and what ranks or their supervisors leave as signs of life."""
+        """The watchdog over the log, the iteration and the signs of life that the ranks or their supervisors leave."""
         if log_size(1) is None:
             return None
         signs: Callable[[], object] = lambda: (  # noqa: E731 - it is one expression
@@ -110,7 +111,7 @@ class Ranks:
             reason += f"; {last}"
         self.report_hung(index, reason)
         say(f"=== {self.tasks.stage} task {index} hangs: {reason}")
-        with suppress(OSError):  # on a full disk the ranks are killed without having shown their stacks
+        with suppress(OSError):  # on a full disk, the ranks are killed without showing their stacks
             hung_path(self.folder, index).touch()
 
     def _start_srun(self, supervise: list[str]) -> list[subprocess.Popen[bytes]]:
@@ -122,7 +123,7 @@ class Ranks:
             f"--ntasks-per-node={tasks.ranks_per_node}",
         ]
         srun += [f"--cpus-per-task={tasks.cpus}", "--kill-on-bad-exit=1", "--unbuffered"]
-        # Ranks need the claim and what set-up lines export, whatever the site's or the user's default for srun is.
+        # Ranks need the claim and what the set-up lines export, whatever the site's or the user's default for srun is.
         srun += ["--export=ALL", *tasks.srun_args]
         return [subprocess.Popen([*srun, *supervise], cwd=tasks.project, preexec_fn=die_with_parent)]
 

@@ -2,9 +2,9 @@
 
 The small parent of one rank: gives the command its rank and rendezvous, runs it, and writes its exit record.
 
-A file task-….hung in the attempt's folder, made by the driver's watchdog, tells it to print the command's stacks and
-to kill it. It exits 0 whenever the command ended in an orderly way (0, 75, 76), so that srun kills the other ranks
-only after a crash; what to do next is decided by the driver from all ranks' records.
+A file task-….hung in the attempt's folder, made by the driver's watchdog, tells the supervisor to print the command's
+stacks and to kill it. The supervisor exits with 0 whenever the command ended in an orderly way (0, 75, 76), so that
+srun kills the other ranks only after a crash. What to do next is decided by the driver, from the records of all ranks.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _BUSY_SHARE = 0.05
 
 
 def python_of(tasks: TaskList, argv: list[str]) -> list[str]:
-    """The command with its leading `python` replaced by the run's interpreter, or by the container's."""
+    """The command, with a leading `python` replaced by the run's interpreter, or by that of the container."""
     return [inner_python(tasks), "-u", *argv[1:]] if argv[0] == "python" else argv
 
 
 def rank_environment(tasks: TaskList) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, from srun's variables or as given by the local driver."""
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE of this rank, from srun's variables or the local driver's."""
     env = os.environ
     return {
         "RANK": env.get("SLURM_PROCID") or env["RANK"],
@@ -62,9 +62,9 @@ def rank_environment(tasks: TaskList) -> dict[str, str]:
 
 
 def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
-    """On rank 0: listen on a free port and publish `address:port`.
+    """On rank 0: listen on a free port, and publish its address and port in a file.
 
-    The socket is inherited, so nobody can take the port.
+    The command inherits the socket, so that no other process can take the port.
     """
     listener = socket.socket()
     listener.bind(("0.0.0.0", 0))
@@ -76,7 +76,7 @@ def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
 
 
 def _interface_address(interface: str) -> str:
-    """IPv4 address of a network interface."""
+    """The IPv4 address of a network interface."""
     import fcntl
     import struct
 
@@ -87,7 +87,7 @@ def _interface_address(interface: str) -> str:
 
 
 def find_rendezvous(path: Path) -> tuple[str, int]:
-    """On the other ranks: wait for rank 0's address."""
+    """On all other ranks: wait for rank 0's address and port, and raise InputsMissing if they do not appear in time."""
     end = time.monotonic() + _RENDEZVOUS_SECONDS
     while not path.exists():
         if time.monotonic() > end:
@@ -98,7 +98,7 @@ def find_rendezvous(path: Path) -> tuple[str, int]:
 
 
 class Supervisor:
-    """One rank of one task."""
+    """Supervises one rank of one task."""
 
     def __init__(self, path: Path, index: int, folder: Path) -> None:
         self.child: subprocess.Popen[bytes] | None = None
@@ -118,7 +118,7 @@ class Supervisor:
     def run(self) -> int:
         """Run the command to its end, write the exit record, and return this process's exit code.
 
-        Raises Superseded, and says so in the events, when another attempt has taken the claim.
+        Raises Superseded, and logs that as an event, when another attempt has taken the claim.
         """
         try:
             return self._run()
@@ -129,7 +129,7 @@ class Supervisor:
             raise
 
     def _pack(self) -> int:
-        """Number of the pack that the task is in."""
+        """The number of the pack that holds the task."""
         return next(number for number, pack in enumerate(self.tasks.packs) if self.index in pack)
 
     def _run(self) -> int:
@@ -164,7 +164,7 @@ class Supervisor:
         return 0 if code in (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED) else (code if code > 0 else 128 - code)
 
     def _run_command(self, environment: dict[str, str], inherited: tuple[int, ...], rank: int) -> int:
-        """The command's exit code, or minus the signal that ended it. One told to stop before it began is not begun."""
+        """Run the command and return its exit code, or minus the signal that ended it or that came before its start."""
         if self.received is not None:
             return -self.received
         if CLAIM_VARIABLE not in os.environ and claim_path(self.tasks.root, self.tasks.stage, self._pack()).exists():
@@ -197,7 +197,7 @@ class Supervisor:
         return (int(environment["MASTER_LISTEN_FD"]),)
 
     def _wait(self, rank: int) -> int:
-        """Wait for the child; kill it if another attempt takes the claim meanwhile, or if the watchdog says so."""
+        """Wait for the child; kill it if another attempt takes the claim meanwhile, or if the watchdog asks for it."""
         assert self.child is not None
         used = 0.0
         while True:
@@ -219,7 +219,10 @@ class Supervisor:
                 continue
 
     def _show_life(self, used: float) -> float:
-        """Tell the watchdog of a single process that computes silently; of several, one may spin for a lost peer."""
+        """Show the watchdog that a single process computes although it is silent; return its processor time so far.
+
+        This is not done for several ranks, since one of them may spin while it waits for a peer that is lost.
+        """
         assert self.child is not None
         if self.tasks.ranks > 1 or self.tasks.resumable:
             return used

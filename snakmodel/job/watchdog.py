@@ -1,6 +1,7 @@
-"""A step that hangs: nothing is seen of it for too long; its processes' stacks go to the log and they are killed.
+"""Hung tasks: a task of which nothing was seen for too long has its processes' stacks printed, and is killed.
 
-The driver watches (Watchdog), each rank's supervise acts (dump_and_kill): the processes may be on other nodes.
+The driver watches (Watchdog), and the supervisor of each rank acts (dump_and_kill), since the processes may be on other
+nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DUMP_SECONDS = 10
 
 
 class Watchdog:
-    """Notes when the signs of life last changed."""
+    """Remembers when the signs of life last changed."""
 
     def __init__(self, seconds: float, signs: Callable[[], object]) -> None:
         self.seconds = seconds
@@ -31,7 +32,11 @@ class Watchdog:
         self.since = self.looked = time.monotonic()
 
     def silent_seconds(self) -> float:
-        """Seconds without any sign. Looks at most ten times in the time allowed, since the files may be remote."""
+        """Seconds without any sign of life.
+
+        The signs may lie in remote files, so they are looked at only every 30 s, or every tenth of `seconds` if that is
+        shorter.
+        """
         now = time.monotonic()
         if now - self.looked >= min(30.0, self.seconds / 10):
             self.looked = now
@@ -41,12 +46,12 @@ class Watchdog:
         return now - self.since
 
     def expired(self) -> bool:
-        """Whether nothing has been seen for too long."""
+        """Whether no sign of life has been seen for too long."""
         return self.silent_seconds() > self.seconds
 
 
 def log_size(descriptor: int) -> int | None:
-    """Bytes in the file that a descriptor writes to; None if it is not a file, or closed."""
+    """Size in bytes of the file that a descriptor writes to; None if it is no file, or closed."""
     try:
         found = os.fstat(descriptor)
     except OSError:
@@ -55,12 +60,12 @@ def log_size(descriptor: int) -> int | None:
 
 
 def newest(folder: Path, task: int) -> int | None:
-    """When any rank of a task last showed life in the attempt's folder; None if none has."""
+    """When any rank of a task last showed life in the attempt's folder, in ns since 1970; None if none has."""
     return max((written for _, written, _ in _heartbeats(folder, task)), default=None)
 
 
 def furthest_behind(folder: Path, task: int) -> str:
-    """Which rank of several was in the earliest iteration when it was last heard of; empty if none has said."""
+    """A sentence on the rank that was in the earliest iteration when last heard of; empty if none has reported any."""
     known = [
         (beat["iteration"], written, rank, beat["phase"]) for rank, written, beat in _heartbeats(folder, task) if beat
     ]
@@ -71,7 +76,7 @@ def furthest_behind(folder: Path, task: int) -> str:
 
 
 def _heartbeats(folder: Path, task: int) -> list[tuple[int, int, dict[str, Any]]]:
-    """(rank, when it was written, what it says) of every rank's file; the last is empty if it was only touched."""
+    """(Rank, ns of its last writing, content) of every rank's heartbeat file; a file that was only touched is empty."""
     found = []
     for path in folder.glob(f"task-{task:05d}.rank-*.alive"):
         with suppress(OSError, ValueError):
@@ -81,7 +86,7 @@ def _heartbeats(folder: Path, task: int) -> list[tuple[int, int, dict[str, Any]]
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all below it, parents first."""
+    """A process and all processes below it, parents first."""
     children: dict[int, list[int]] = {}
     for one in Path("/proc").iterdir():
         if one.name.isdigit() and (fields := _fields(int(one.name))):
@@ -93,13 +98,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process and all below it have used."""
+    """Seconds of processor time that a process and all processes below it have used."""
     used = [fields for one in descendants(pid) if (fields := _fields(one))]
     return sum(int(fields[11]) + int(fields[12]) for fields in used) / os.sysconf("SC_CLK_TCK")
 
 
 def _fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third on: state, parent, …"""
+    """The fields of /proc/PID/stat from the third on (state, parent, …), or None if the process has gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -107,16 +112,17 @@ def _fields(pid: int) -> list[str] | None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all below it."""
+    """Send SIGKILL to a process and to all processes below it."""
     for one in descendants(pid):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGKILL)
 
 
 def dump_and_kill(pid: int, rank: int) -> None:
-    """Have a process and all below it print the stacks of their threads, then kill them.
+    """Make a process and all below it print the stacks of their threads, then kill them.
 
-    Python prints them at SIGABRT when PYTHONFAULTHANDLER is set, which supervise sees to; others just end.
+    Python prints the stacks at SIGABRT if PYTHONFAULTHANDLER is set, which the supervisor sees to; other programs just
+    end.
     """
     say(f"=== rank {rank} hangs; stacks of its threads:", error=True)
     family = descendants(pid)

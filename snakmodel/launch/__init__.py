@@ -1,1 +1,1 @@
-"""Launchers: on Slurm, on this machine, and by hand."""
+"""The launchers: for Slurm, for this machine, and for the steps that are run by hand."""

@@ -2,12 +2,12 @@
 
 What the batch files in sbatch/ run: stages of the chain inside this job, or on this machine where there is no job.
 
-It plans as jobs/submit_all.py does and writes the same task lists, so that both run the same commands, see each
-other's markers and can be mixed. One task becomes the launcher's own command: the driver, which starts srun and
-requeues the job. Several tasks are worked through by the embedded scheduler, on the cores of the job. Either way the
-job enters itself into the run's journal, so that the launcher, jobs/status.py and jobs/cancel.py know of it.
+It plans as jobs/submit_all.py does and writes the same task lists, so that both run the same commands, see each other's
+markers and can be mixed. A single task is run by the command that the launcher would submit: the driver, which starts
+srun and requeues the job. Several tasks are worked through by the embedded scheduler, on the cores of the job. Either
+way the job enters itself into the run's journal, so that the launcher, jobs/status.py and jobs/cancel.py know of it.
 
-Exit codes: as the driver's; 3 where an earlier step is not done.
+The exit codes are those of the driver, with 3 where an earlier step is not done.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STEPS: Mapping[str, Sequence[str]] = {
     "8.export-hf": ["export-hf", "verify-export"],
     "9.push": ["push"],
 }
-"""Batch file -> stages that it runs, in order."""
+"""Name of a batch file -> the stages that it runs, in order."""
 
 _LOCK_SECONDS = 300
 
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def run_plan(plan: Plan) -> int:
-    """Do what is missing of a plan in this job, or on this machine where there is no job; return the exit code."""
+    """Run what is missing of a plan in this job, or on this machine where there is no job; return the exit code."""
     on_slurm = "SLURM_JOB_ID" in os.environ
     units = [(name, pack) for name, packs in plan.missing.items() for pack in packs]
     if not units:
@@ -95,10 +95,10 @@ def run_plan(plan: Plan) -> int:
 
 
 def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: int | None) -> Plan:
-    """The plan of some stages, or, in a job array, of one element of them.
+    """The plan of some stages or, in a job array, of one of its elements.
 
-    Only the first job of a run freezes it, under the run's lock. Later ones are held to what was frozen and write
-    nothing, so that many may start at once.
+    Only the first job of a run freezes the plan, while it holds the run's lock. Later jobs are bound to what was frozen
+    and write nothing, so that many may start at the same time.
     """
     end = time.monotonic() + _LOCK_SECONDS
     while not RunPaths(root).frozen.exists():
@@ -118,7 +118,10 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
 
 
 def one_element(plan: Plan, element: int) -> Plan:
-    """What one element of a job array has to do. Raises UserError if these stages cannot share an array."""
+    """The part of a plan that one element of a job array has to do.
+
+    Raises UserError if these stages cannot share an array, or if there is no such element.
+    """
     names = list(plan.missing)
     sizes = {name: len(plan.packs[name]) for name in names}
     first = sizes[names[0]]
@@ -160,7 +163,7 @@ def refuse_missing_inputs(plan: Plan) -> None:
 
 
 def _refuse_what_is_active(plan: Plan) -> None:
-    """Raise UserError if another job of this run has one of these tasks queued or running."""
+    """Raise UserError if another job of this run has one of the plan's tasks queued or running."""
     if shutil.which("squeue") is None:
         return
     mine = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
@@ -177,12 +180,12 @@ def _refuse_what_is_active(plan: Plan) -> None:
 
 
 def driver_command(python: str, tasks: Path) -> list[str]:
-    """The command of every job, whoever submitted it."""
+    """The command of every job, whether the launcher or a user has submitted it."""
     return [python, "-u", "-m", "snakmodel.job.driver", str(tasks)]
 
 
 def _become_driver(plan: Plan, name: str, pack: int) -> int:
-    """Replace this process by the driver of one task; its log goes where the launcher's jobs log."""
+    """Replace this process by the driver of one task, whose log is the file that a launcher's job would write."""
     stage = plan.chain[name]
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
@@ -227,12 +230,12 @@ def _record(plan: Plan) -> None:
 
 
 def _work_through(plan: Plan, *, on_slurm: bool) -> int:
-    """Run several tasks with the embedded scheduler."""
+    """Run several tasks with the embedded scheduler, inside a Slurm job or without one."""
     return _SharedJob(plan).run() if on_slurm else LocalScheduler(plan).run()
 
 
 class _SharedJob:
-    """This Slurm job, which works through several tasks. It is to them together what the driver is to a single one."""
+    """This Slurm job, which works through several tasks. It does for them together what the driver does for one."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -240,7 +243,7 @@ class _SharedJob:
         self.attempts = plan.paths.root / "attempts" / "by-hand"
         self.before = self._done()
         self.code = 1
-        """Exit code once this was told to end."""
+        """The exit code to use once this job was signalled to end."""
         self.scheduler = LocalScheduler(plan)
         self.scheduler.job = self.attempt.job
         self.scheduler.on_told = self._conclude
@@ -248,9 +251,9 @@ class _SharedJob:
             self.scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
 
     def run(self) -> int:
-        """Work, and when Slurm ends this job before everything is done, have it started again if that is wanted."""
+        """Work through the tasks; if Slurm ends this job before all are done, have it started again where wanted."""
         _record(self.plan)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a notice for commands that save
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # this notice is meant for commands that save
         with suppress(NoRoom):
             write_json(self._folder / "start.json", {"progress": self.before, "node": os.uname().nodename})
         code = self.scheduler.run()
@@ -261,12 +264,15 @@ class _SharedJob:
         return self.attempts / self.attempt.name
 
     def _done(self) -> int:
-        """Number of done tasks."""
+        """The number of tasks that are done."""
         markers = self.plan.paths.root / "markers"
         return sum(len(list((markers / name).glob("*.json"))) for name in self.plan.missing)
 
     def _conclude(self) -> None:
-        """Decide, as the driver does, whether this job is to be started again, and ask for it at once: Slurm kills."""
+        """Decide as the driver does whether this job is to be started again, and if so ask for it at once.
+
+        There is no time to lose, since Slurm is about to kill the job.
+        """
         retries, state = self.plan.config.cluster.retries, job_state(self.attempt.job)
         kind = state.kind(self.attempt, 0) if state else ""
         summary = Summary(self.attempt.name, "interrupted", self._done() > self.before, kind)

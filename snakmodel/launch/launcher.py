@@ -1,4 +1,4 @@
-"""The launchers' common part: arguments -> configuration -> plan -> scheduler -> what the person sees.
+"""The launchers' common part: from arguments to configuration, plan and scheduler, and to what the user sees.
 
 jobs/submit_all.py takes the whole chain; the other launchers take a part of it.
 """
@@ -38,14 +38,14 @@ from snakmodel.slurm.submitter import SAVED_SECONDS, SlurmScheduler
 
 _CONTINUATION_SECONDS = 3600.0
 _SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
-"""squeue cuts names after eight characters, and then stages of a run cannot be told apart."""
+"""The format shows whole names: by default squeue cuts them after eight characters, which hides the stages of a run."""
 _NO_CONTROLS = dict.fromkeys([*range(32), 127])
 _PROBE_BYTES = 1 << 16
-"""More than what a full disk may still take into its last block."""
+"""Number of bytes for a test of writing: more than what a full disk may still take into its last block."""
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags that all launchers share."""
+    """Parse the flags that all launchers share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--recipe", type=Path, default=PROJECT / "recipes" / "demo.yaml", help="what to do (default: recipes/demo.yaml)"
@@ -90,7 +90,7 @@ def _again(args: argparse.Namespace, root: Path) -> list[str]:
 
 
 def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str] | None = None) -> int:
-    """Run or submit what is missing of some stages of the chain; return the exit code."""
+    """Run or submit what is missing of some stages of the chain, and return the exit code."""
     args = parse(description, argv)
     config = configuration.load(args.recipe, args.cluster, STAGES)
     select(STAGES, None, None, args.restart_from)
@@ -109,7 +109,7 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
 
 def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], root: Path, scheduler: str) -> int:
     """Plan the run and hand it to the scheduler; return the exit code."""
-    # A continuation job may start while the launcher that submitted it, or a user's, is still at work.
+    # A continuation job may start while the launcher that submitted it, or one of a user, is still at work.
     with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
         plan = make_plan(
@@ -124,7 +124,7 @@ def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], ro
 
 @contextmanager
 def _no_empty_folders_left(*folders: Path) -> Iterator[None]:
-    """Remove folders that the body made, where it fails before anything lies in them."""
+    """Remove folders that the body made, if it fails before there is anything in them."""
     new = [folder for folder in folders if not folder.exists()]
     try:
         yield
@@ -136,9 +136,9 @@ def _no_empty_folders_left(*folders: Path) -> Iterator[None]:
 
 
 def make_writable(folder: Path, what: str, remedy: str) -> None:
-    """Make a folder and write into it.
+    """Make a folder, and write into it to see whether that is possible.
 
-    Raises UserError when that fails, as on a full disk, and when batch files could not hold the folder's name.
+    Raises UserError when it fails, as on a full disk, and when the folder's name cannot be written into batch files.
     """
     if printable(str(folder)) != str(folder).translate(_NO_CONTROLS):
         raise UserError(
@@ -177,7 +177,7 @@ def _explain(plan: Plan, selected: Sequence[str], *, dry: bool) -> None:
 
 
 def _console() -> Console:
-    """A console that prints `[x]` and `:x:` in names of files as they are."""
+    """A console that prints `[x]` and `:x:` in the names of files as they are."""
     return Console(markup=False, emoji=False)
 
 
@@ -229,7 +229,7 @@ def _submit(scheduler: SlurmScheduler) -> int:
 
 
 def _table(plan: Plan, submitted: Sequence[Submission], scheduler: SlurmScheduler | None = None) -> Table:
-    """A row a stage: how many tasks it has, how many are done or active, and the jobs submitted now."""
+    """A table with one row per stage: its tasks, how many are done or active, and the jobs that were submitted now."""
     table = Table(title=f"{plan.paths.name}: {plan.paths.root}", title_justify="left")
     for column in ("stage", "tasks", "done", "active", "job", "waits for"):
         table.add_column(column, justify="right" if column in ("tasks", "done", "active") else "left", overflow="fold")

@@ -1,7 +1,8 @@
-"""The embedded scheduler: the same stages, task lists, drivers and markers on this machine, without Slurm.
+"""The embedded scheduler: runs the same stages, task lists, drivers and markers on this machine, without Slurm.
 
-Packs whose inputs are done are started as driver processes while cores are free. Ctrl-C or TERM is passed on, so
-that what can save its state does; a killed launcher takes its children along. Running it again continues.
+A pack whose inputs are done is started as a driver process while cores are free. Ctrl-C and TERM are passed on, so that
+commands which can save their state do so, and a launcher that is killed takes its children along. A launcher that is
+run again continues with what is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _LOOK_SECONDS = 2.0
 
 @dataclass
 class _Job:
-    """A pack in progress: its driver process and how often it has been started before."""
+    """A pack in progress: its driver process, and how often it has been started before."""
 
     stage: Stage
     pack: int
@@ -50,7 +51,7 @@ class _Job:
 
 @dataclass
 class _Report:
-    """What is shown while stages run: a bar a stage on a terminal, a line a finished stage elsewhere."""
+    """What is shown while stages run: on a terminal one bar per stage, elsewhere one line per finished stage."""
 
     console: Console
     bars: Progress
@@ -58,17 +59,17 @@ class _Report:
     started: dict[str, float] = field(default_factory=dict)
 
     def begin(self, stage: str, total: int) -> None:
-        """The first pack of a stage has been started."""
+        """Show a stage, of which the first pack has been started."""
         if stage not in self.ids:
             self.ids[stage] = self.bars.add_task(stage, total=total)
             self.started[stage] = time.monotonic()
 
     def reach(self, stage: str, iteration: int, last: int) -> None:
-        """A training has got so far: its bar counts iterations, not its one pack."""
+        """Show how far a training has got: its bar counts iterations, and not its single pack."""
         self.bars.update(self.ids[stage], completed=iteration, total=last)
 
     def advance(self, stage: str, left: int) -> None:
-        """A pack is done."""
+        """Show that a pack of a stage is done, and that `left` packs are not."""
         if left == 0:
             self.bars.update(self.ids[stage], completed=self.bars.tasks[self.ids[stage]].total)
         else:
@@ -78,7 +79,7 @@ class _Report:
 
 
 class LocalScheduler:
-    """Runs the missing packs of a plan, at most so many cores at a time."""
+    """Runs the missing packs of a plan, on no more than a given number of cores at the same time."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -90,17 +91,17 @@ class LocalScheduler:
         self.failed: list[_Job] = []
         self.told: float | None = None
         self.job = f"local{os.getpid()}"
-        """What the attempts are named by: this process, or the Slurm job that it runs in."""
+        """The name of the attempts' job: this process, or the Slurm job that it runs in."""
         self.on_told: Callable[[], object] = lambda: None
-        """Called once, when this was told to end and has told its tasks, but does not wait for them."""
+        """Called once after this was signalled to end and has signalled its tasks; they are not waited for first."""
         self.looked = 0.0
-        """When it was last looked how far a training is."""
+        """When the progress of a training was last looked at, by the monotonic clock."""
 
     def run(self) -> int:
-        """Run everything that is missing; return the exit code.
+        """Run everything that is missing, and return the exit code.
 
-        Whatever is raised meanwhile, as where nothing can be printed any more, what runs is first told to save and to
-        leave, and waited for.
+        If anything is raised meanwhile, for example because nothing can be printed any more, running tasks are first
+        signalled to save and to leave, and are waited for.
         """
         for name in self.waiting:
             self.plan.write_task_list(self.plan.chain[name], self.python)
@@ -134,20 +135,20 @@ class LocalScheduler:
             say("\nstopping: running tasks are told to save and leave; run the same command to continue")
 
     def _answer_once(self) -> None:
-        """Call `on_told`, the first time that this was told to end."""
+        """Call `on_told` the first time that this finds the scheduler signalled to end."""
         if self.told is not None:
             on_told, self.on_told = self.on_told, lambda: None
             on_told()
 
     def _stop(self) -> None:
-        """Tell what runs to save and leave, and start nothing more."""
+        """Signal running tasks to save and to leave, and start nothing more."""
         self.told = time.monotonic()
         for job in self.running:
             assert job.process is not None
             job.process.terminate()
 
     def _drain(self) -> None:
-        """Return when everything that runs has ended, after the time it has to save at the latest."""
+        """Stop, and return when everything that runs has ended; what still runs after the time to save is killed."""
         self._stop()
         end = time.monotonic() + _GRACE_SECONDS
         for job in self.running:
@@ -158,7 +159,7 @@ class LocalScheduler:
                 job.process.kill()
 
     def _start_ready(self, report: _Report) -> bool:
-        """Start what can start now; True if anything was."""
+        """Start the packs that can start now; returns whether there were any."""
         started = False
         if self.told is not None:
             return False
@@ -203,7 +204,7 @@ class LocalScheduler:
         self.running.append(job)
 
     def _collect(self, report: _Report) -> None:
-        """Take note of drivers that have ended; start again those that ask for it."""
+        """Take note of the drivers that have ended, and start those again that ask for it."""
         if self.told is not None and time.monotonic() - self.told > _GRACE_SECONDS:
             for job in self.running:
                 assert job.process is not None
@@ -223,7 +224,7 @@ class LocalScheduler:
                 self.failed.append(job)
 
     def _look_at_training(self, report: _Report) -> None:
-        """Now and then, show how far a running training is."""
+        """Show from time to time how far a running training is."""
         training = [job.stage.name for job in self.running if job.stage.progress]
         if not training or not report.console.is_terminal or time.monotonic() < self.looked + _LOOK_SECONDS:
             return
@@ -251,7 +252,10 @@ class LocalScheduler:
         return 0
 
     def _alike(self) -> list[tuple[list[_Job], list[str]]]:
-        """The failed packs, those together whose last error differs in numbers alone, each with the end of a log."""
+        """The failed packs of each stage, grouped by their last error, each group with the end of a log.
+
+        Errors that differ in numbers alone count as the same error.
+        """
         groups: dict[tuple[str, str], tuple[list[_Job], list[str]]] = {}
         for job in self.failed:
             lines = self._log(job).read_text(errors="replace").splitlines()[-_LOG_TAIL:]
@@ -261,7 +265,7 @@ class LocalScheduler:
 
 
 def check_selection(plan: Plan, selected: Sequence[str]) -> list[str]:
-    """Stages that selected ones wait for and that are neither done nor selected, with what is missing."""
+    """Sentences on stages that a selected stage waits for, and that are neither done nor selected themselves."""
     problems = []
     for name in plan.missing:
         for other in plan.chain[name].waits:

@@ -1,1 +1,1 @@
-"""What a user sees of a run: its state, why, and what to do next."""
+"""What a user sees of a run: the state of each stage, the reasons for it, and what to do next."""

@@ -1,7 +1,8 @@
-"""Cancel what is queued or running of one run, or of one stage of it, and nothing else.
+"""Cancels everything of one run, or of one of its stages, that is queued or running, and nothing else.
 
-A job that is told to end saves and asks Slurm to start it again, which can bring a cancelled job back (seen on 22.05).
-So this waits until every job is gone, and cancels once more, before it starts, what has come back.
+A job that is signalled to end saves its state and asks Slurm to start it again, which can bring a cancelled job back
+(seen on Slurm 22.05). So this module waits until every job is gone. A job that has come back is cancelled again before
+it starts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _IDS_A_CALL = 500
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
-    """jobs/cancel.py: show what would be cancelled, ask, cancel."""
+    """The command jobs/cancel.py: show what would be cancelled, ask the user, and cancel it."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="the run's folder or name")
     parser.add_argument("--stage", help="only this stage's jobs (Slurm removes those that wait for them)")
@@ -69,7 +70,7 @@ def _active(files: RunFiles, owner: Owner, stage: str | None) -> list[tuple[str,
 
 
 def _launcher(files: RunFiles, stage: str | None) -> dict[str, Any]:
-    """The process that holds the run's lock, if it is on this host and the whole run is meant."""
+    """The process that holds the run's lock, if it is on this host and the whole run is to be cancelled; else empty."""
     holder = files.holder
     if not holder:
         return {}
@@ -94,7 +95,7 @@ def _show(jobs: Sequence[tuple[str, Job]], launcher: dict[str, Any]) -> None:
 
 
 def _confirm(yes: bool) -> None:
-    """Ask. Raises UserError unless the answer is yes, or where nobody can answer."""
+    """Ask the user. Raises UserError unless the answer is yes, and where there is no terminal to ask at."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -120,7 +121,7 @@ def _stop_launcher(root: Path, launcher: dict[str, Any]) -> None:
 
 
 def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[str, Job]]) -> None:
-    """Cancel, the last submitted first, and see that nothing comes back."""
+    """Cancel the jobs, those submitted last first, and make sure that none comes back."""
     ids = list(dict.fromkeys(job.array for _, job in jobs))
     for name in dict.fromkeys(name for name, _ in jobs):
         own = list(dict.fromkeys(job.array for other, job in jobs if other == name))

@@ -1,7 +1,8 @@
-"""Files and queue -> the state of every pack of a run, and why it is in it.
+"""Derives the state of every pack of a run, and the reason for it, from the run's files and Slurm's queue.
 
-Proof comes first: a valid marker is done, whatever Slurm says. Then what squeue and sacct know, then the events. What
-waits for something that failed is blocked; what is neither done nor queued is missing.
+Proof comes first: a pack with valid markers is done, whatever Slurm says. Next comes what squeue and sacct know, and
+last the run's events. A pack that waits for something that failed is blocked; one that is neither done nor queued is
+missing.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from snakmodel.slurm.pending_reasons import NEVER, explain
 State = Literal["done", "running", "pending", "failed", "blocked", "unknown", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "unknown", "missing")
 _ERROR_LINES = 50
-"""Lines at the end of a log among which the error is looked for."""
+"""Number of lines at the end of a log in which the error is looked for."""
 
 
 @dataclass
 class Pack:
-    """One array element that is not done."""
+    """One array element that is not done, with its state."""
 
     number: int
     state: State
     why: str
     tasks: list[int]
-    """Its tasks without a marker."""
+    """The pack's tasks that have no valid marker."""
     node: str = ""
     job: str = ""
     attempts: int = 0
@@ -46,23 +47,23 @@ class StageState:
     files: StageFiles
     packs: dict[int, Pack] = field(default_factory=dict)
     attempts: int = 0
-    """Most attempts that one of its packs took, those that are done included."""
+    """The largest number of attempts that any of its packs took, including packs that are done."""
     again: Counter[str] = field(default_factory=Counter)
     """Kind -> attempts of that kind that were followed by another one."""
     lost: list[str] = field(default_factory=list)
-    """Nodes that were lost under it."""
+    """Nodes that were lost while the stage ran on them."""
     avoided: list[str] = field(default_factory=list)
-    """Nodes that its jobs were kept off."""
+    """Nodes that the stage's jobs were kept off."""
     superseded: int = 0
-    """Attempts that lived on beside a later one and were refused."""
+    """Number of attempts that lived on beside a later one and were refused."""
 
     @property
     def name(self) -> str:
-        """The stage's name."""
+        """The name of the stage."""
         return self.files.name
 
     def recall(self, story: Story) -> None:
-        """Take in what happened to one of its packs."""
+        """Add what happened to one of the stage's packs."""
         self.attempts = max(self.attempts, story.starts)
         self.again.update(kind for kind, _ in story.again)
         self.lost += [node for kind, node in story.again if kind == "node-failure" and node not in self.lost]
@@ -70,7 +71,7 @@ class StageState:
         self.superseded += story.superseded
 
     def count(self, state: State) -> int:
-        """Number of tasks in a state."""
+        """The number of tasks in a state."""
         undone = sum(len(pack.tasks) for pack in self.packs.values())
         if state == "done":
             return self.files.size - undone
@@ -79,19 +80,19 @@ class StageState:
 
 @dataclass
 class Diagnosis:
-    """The state of a run."""
+    """The state of a whole run."""
 
     files: RunFiles
     queue: Queue
     stages: list[StageState]
 
     def packs(self, state: State) -> list[tuple[StageState, Pack]]:
-        """All packs in a state, in chain order."""
+        """All packs in a state, with their stages, in chain order."""
         return [(stage, pack) for stage in self.stages for pack in stage.packs.values() if pack.state == state]
 
 
 def diagnose(files: RunFiles) -> Diagnosis:
-    """Look into the queue, where the run has been there, and judge every pack."""
+    """Judge every pack of a run; Slurm is asked only if something of the run was submitted to it."""
     queue = Queue()
     elsewhere = any(not story.job.startswith("local") for story in files.stories.values())
     if files.journal or elsewhere:
@@ -103,7 +104,7 @@ def diagnose(files: RunFiles) -> Diagnosis:
 
 
 class _Judge:
-    """Judges stage after stage, each with what came of those that it waits for."""
+    """Judges one stage after the other, using the states of the stages that it waits for."""
 
     def __init__(self, files: RunFiles, queue: Queue) -> None:
         self.files = files
@@ -112,19 +113,19 @@ class _Judge:
         self.order = {str(one.get("job", "")): number for number, one in enumerate(files.journal)}
         self.judged: dict[str, StageState] = {}
         self.roots: dict[tuple[str, int], str] = {}
-        """Failed or blocked pack -> the stage whose failure is at the root."""
+        """(Stage, pack) of each failed or blocked pack -> the stage whose failure is at the root of it."""
         self.told: dict[str, list[Story]] = {}
-        """Stage -> the stories of its packs."""
+        """Stage -> the histories of its packs."""
         for (name, _), story in files.stories.items():
             self.told.setdefault(name, []).append(story)
         self.bad: dict[str, str] = {}
-        """Stage with a failed or blocked pack -> the same."""
+        """Each stage with a failed or blocked pack -> the stage whose failure is at the root of it."""
         holder = files.holder
         self.launcher = f"local{holder.get('pid')}"
         self.runs_here = bool(holder) and any(one.job == self.launcher for one in files.stories.values())
 
     def stage(self, stage: StageFiles) -> StageState:
-        """Judge one stage; those before it have been judged."""
+        """Judge one stage. The stages before it must have been judged."""
         state = StageState(stage)
         self.judged[stage.name] = state
         for told in self.told.get(stage.name, ()):
@@ -144,7 +145,7 @@ class _Judge:
         return state
 
     def _root(self, waits: dict[str, Literal["same", "all"]], number: int) -> str:
-        """The failed stage that keeps a pack from running, or nothing."""
+        """The failed stage that keeps a pack from running; empty if there is none."""
         for other, kind in waits.items():
             root = self.roots.get((other, number)) if kind == "same" else self.bad.get(other)
             if root:
@@ -152,7 +153,7 @@ class _Judge:
         return ""
 
     def _waiting(self, waits: dict[str, Literal["same", "all"]], number: int) -> list[str]:
-        """Stages that have to come first and have not."""
+        """The stages that a pack waits for and that are not done as far as it needs them."""
         return [
             other
             for other, kind in waits.items()
@@ -194,7 +195,7 @@ class _Judge:
         return self._left(stage, pack, job, story, waiting)
 
     def _shared(self, stage: str, pack: Pack, job: Job, story: Story, root: str) -> tuple[State, str] | None:
-        """What the state of a job by hand does not say of a pack, since the job works through several of them."""
+        """The state of one of the packs that a job by hand works through; None where the job's own state tells it."""
         event = story.last.get("event") if story.job == job.id else None
         if event == "failed" and (job.state in RUNNING or job.state in FAILED):
             return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
@@ -207,7 +208,7 @@ class _Judge:
         return None
 
     def _job(self, stage: str, number: int, story: Story) -> Job | None:
-        """What Slurm knows of a pack: an active job, else its newest one."""
+        """The job that Slurm knows for a pack: an active one if there is any, else the newest."""
         known = self.queue.packs.get((stage, number), [])
         started = self.queue.by_id.get(story.job) if story.job and "_" not in story.job else None
         for job in [*known, *([started] if started else [])]:  # started: a batch file submitted by hand
@@ -224,7 +225,7 @@ class _Judge:
         return last not in self.order or self.order[last] >= self.order.get(newest, -1)
 
     def _local(self, story: Story, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
-        """The state of a pack while a launcher runs the stages itself."""
+        """The state of a pack while a launcher on this machine runs the stages itself."""
         event = story.last.get("event") if story.job == self.launcher else None
         if event == "failed":
             return "failed", _ended(None, story, log)
@@ -235,7 +236,7 @@ class _Judge:
         return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for free cores"
 
     def _left(self, stage: str, pack: Pack, job: Job | None, story: Story, waiting: list[str]) -> tuple[State, str]:
-        """A pack that is neither done nor queued, and that nothing failed for."""
+        """The state of a pack that is neither done nor queued, and for which nothing has failed."""
         newest = self.newest.get((stage, pack.number), "")
         event, local = story.last.get("event"), story.job.startswith("local")
         if not self.queue.answered and not job and (newest or (story.starts and not local)):
@@ -260,7 +261,7 @@ class _Judge:
 
 
 def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
-    """A job that waits in Slurm's queue."""
+    """The state of a pack whose job waits in Slurm's queue."""
     if job.reason == NEVER:
         cause = f"because {root} failed; " if root else ""
         return (
@@ -275,7 +276,7 @@ def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
 
 
 def _never_began(job: Job, logs: Path) -> str:
-    """Why a job failed of which no attempt says anything: Slurm itself could not start it."""
+    """Why a job failed of which no attempt has left a record: Slurm itself could not start it."""
     if job.state != "FAILED":
         return _ended(job, Story(), logs)
     if not logs.is_dir():
@@ -285,7 +286,7 @@ def _never_began(job: Job, logs: Path) -> str:
 
 
 def _ended(job: Job | None, story: Story, log: Path) -> str:
-    """Why a pack failed: what the driver decided, with the error in the log where it says more; else Slurm's word."""
+    """Why a pack failed: the driver's reason, with the log's error where that says more; else Slurm's word."""
     if story.last.get("event") == "failed" and story.last.get("reason"):
         reason = str(story.last["reason"])
         error = _error_in(log) or "its inputs or settings are not right; its log says more"
@@ -298,8 +299,10 @@ def _ended(job: Job | None, story: Story, log: Path) -> str:
 
 
 def _error_in(log: Path) -> str:
-    """The last error in a log since its last task began, so that a full disk, a damaged file and a wrong setting can be
-    told apart; empty where there is none."""
+    """The last error in a log since its last task began; empty where there is none.
+
+    With it, a full disk, a damaged file and a wrong setting can be told apart.
+    """
     lines = tail(log, _ERROR_LINES)
     began = max((number for number, line in enumerate(lines) if " | attempt " in line), default=-1)
     errors = [line for line in lines[began + 1 :] if line.startswith("error: ")]

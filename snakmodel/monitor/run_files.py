@@ -1,6 +1,6 @@
-"""What a run's folder alone says: stages, packs, done markers, attempts and events. Nothing here asks Slurm.
+"""What a run's folder says by itself: stages, packs, done markers, attempts and events. Nothing here asks Slurm.
 
-Everything is read with care: a file that is damaged becomes a note, never a traceback.
+Everything is read with care: a damaged file leads to a note, never to a traceback.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from snakmodel.run.task_list import TaskList
 from snakmodel.slurm.ask import BY_HAND
 
 _TOKENIZE = "tokenize"
-"""The stage whose manifests count the mismatches of two tokenizers."""
+"""The stage whose done markers count the mismatches between two tokenizers."""
 _ENDS = frozenset(["done", "failed", "again", "requeue", "cancelled"])
-"""Events that end an attempt."""
+"""Names of the events that end an attempt."""
 
 
 @dataclass
 class Story:
-    """What the events file tells of one pack."""
+    """The history of one pack, as the events file tells it."""
 
     starts: int = 0
     start: Mapping[str, Any] = field(default_factory=dict)
-    """The latest start."""
+    """The event of the latest start."""
     last: Mapping[str, Any] = field(default_factory=dict)
-    """What became of it: that start, or how it ended."""
+    """The event that ended that start, or the start itself if it has not ended."""
     again: list[tuple[str, str]] = field(default_factory=list)
     """(Kind, node) of every attempt that was followed by another one."""
     avoided: list[str] = field(default_factory=list)
     """Nodes that the job was kept off."""
     superseded: int = 0
-    """Attempts that lived on beside a later one and were refused."""
+    """Number of attempts that lived on beside a later one and were refused."""
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take in the next event; those of an attempt that has been replaced, and mere remarks, change nothing."""
+        """Add the next event. Events of an attempt that has been replaced, and mere remarks, do not change `last`."""
         if event["event"] == "start":
             self.starts += 1
             self.start = self.last = event
@@ -63,29 +63,29 @@ class Story:
 
     @property
     def job(self) -> str:
-        """Id of the job that the latest attempt ran in."""
+        """The id of the job in which the latest attempt ran."""
         return str(self.start.get("attempt", "")).rpartition(".r")[0]
 
 
 @dataclass
 class StageFiles:
-    """One stage as its task list and markers have it."""
+    """One stage, as its task list and its markers describe it."""
 
     name: str
     tasks: TaskList | None
-    """None: nothing of it was ever planned."""
+    """The stage's task list; None if no task of it was ever planned."""
     undone: dict[int, dict[int, str]]
-    """Pack -> task without a valid marker -> what is wrong; packs that are done are left out."""
+    """Pack -> task without a valid marker -> what is wrong with it. Packs that are done are left out."""
 
     def waits(self) -> dict[str, Literal["same", "all"]]:
-        """Stages it waits for: index by index, or for the whole of them."""
+        """The stages that this one waits for, each either index by index ("same") or as a whole ("all")."""
         if self.tasks is None:
             return {}
         return {other: _kind(self.tasks, other) for other in self.tasks.keys}
 
     @property
     def size(self) -> int:
-        """Number of tasks."""
+        """The number of tasks."""
         return len(self.tasks.tasks) if self.tasks else 0
 
 
@@ -101,19 +101,19 @@ def _kind(tasks: TaskList, other: str) -> Literal["same", "all"]:
 
 @dataclass
 class RunFiles:
-    """One run, read from its folder."""
+    """The files of one run, read from its folder."""
 
     root: Path
     stages: list[StageFiles]
     journal: list[dict[str, Any]]
     stories: dict[tuple[str, int], Story]
     holder: dict[str, Any]
-    """Who holds the lock (empty: nobody, or a process that is gone)."""
+    """The process that holds the run's lock; empty if there is none, or if it is gone."""
     notes: list[str]
 
     @classmethod
     def read(cls, root: Path) -> RunFiles:
-        """Read everything. Raises UserError when the folder is not a run's."""
+        """Read everything. Raises UserError when the folder is not that of a run."""
         paths, notes = RunPaths(root), list[str]()
         if not paths.frozen.exists() and not (root / "tasks").is_dir():
             raise UserError(f"{root} is not a run's folder: it holds neither run.yaml nor tasks/.{_known_runs(root)}")
@@ -128,23 +128,23 @@ class RunFiles:
 
     @property
     def cluster(self) -> str | None:
-        """The cluster that the run was last submitted to, where several share one accounting and one was named."""
+        """The cluster that the run was last submitted to by name, where several share one accounting; else None."""
         launched = [one for one in self.journal if not str(one.get("token", "")).startswith(BY_HAND)]
         return str(launched[-1].get("cluster", "")) or None if launched else None
 
     def log(self, stage: StageFiles, pack: int) -> Path:
-        """Where the log of a pack is, or would be."""
+        """The path of a pack's log, whether it exists or not."""
         named = stage.tasks.logs if stage.tasks else ""
         return Path(named or PROJECT / "logs" / self.root.name / stage.name) / f"{pack:05d}.out"
 
     def attempts(self, stage: str, pack: int) -> int:
-        """How often a pack was started, by the events or by the attempts' folders."""
+        """How often a pack was started, by its events or by the folders of its attempts, whichever is more."""
         folder = self.root / "attempts" / stage / f"{pack:05d}"
         story = self.stories.get((stage, pack))
         return max(story.starts if story else 0, len(_names(folder)))
 
     def exits(self, stage: str, pack: int, tasks: list[int]) -> list[str]:
-        """How the last attempt at these tasks ended, in words; empty when it left no records."""
+        """Sentences on how the last attempt at these tasks ended; empty when it left no records of a failure."""
         folder = self.root / "attempts" / stage / f"{pack:05d}"
         story = self.stories.get((stage, pack))
         names = _names(folder)
@@ -163,7 +163,7 @@ def _code(code: int) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """Sub-folders, oldest first."""
+    """The names of a folder's sub-folders, oldest first."""
     try:
         return [one.name for one in sorted(os.scandir(folder), key=lambda one: one.stat().st_mtime) if one.is_dir()]
     except OSError:
@@ -181,7 +181,11 @@ def _task_lists(root: Path, notes: list[str]) -> dict[str, TaskList]:
 
 
 def _order(frozen: Path, lists: Mapping[str, TaskList], notes: list[str]) -> list[str]:
-    """The chain's stages in their order: run.yaml's, then what else has a task list, each after what it waits for."""
+    """The names of the stages in chain order.
+
+    First come those that run.yaml lists, then all others that have a task list, each after the stages that it waits
+    for.
+    """
     names: list[str] = []
     if frozen.exists():
         try:
@@ -206,7 +210,7 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
         notes += [f"{name}: {one}; it will be done again" for one in problems.values() if one != "no marker"]
         if problems:
             undone[pack] = problems
-    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest has the sum again
+    if mismatches and name == _TOKENIZE:  # the merged dataset's manifest repeats the sum
         notes.append(
             f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
             f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
@@ -216,9 +220,9 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
 
 
 def _marker_problem(root: Path, tasks: TaskList, index: int, mismatches: Counter[int]) -> str | None:
-    """Why a task does not count as done, or None: key, existence and sizes, not checksums.
+    """Why a task does not count as done, or None if it does. Key, existence and sizes are checked, but not checksums.
 
-    `mismatches` takes in how many mismatches of its two tokenizers a done task counted, where it counted any.
+    `mismatches` collects how many mismatches of its two tokenizers a done task has counted, where there were any.
     """
     found = judge(marker_path(root, tasks.stage, index), root, tasks.tasks[index].key)
     counts = found.marker.counts if found.marker and found.marker.key == tasks.tasks[index].key else {}
@@ -228,7 +232,7 @@ def _marker_problem(root: Path, tasks: TaskList, index: int, mismatches: Counter
 
 
 def json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; lines that are none are counted in a note."""
+    """The objects in a file of JSON lines. A note counts the lines that hold none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
@@ -256,7 +260,7 @@ def _is_submission(one: Mapping[str, Any]) -> bool:
 
 
 def find_run(name: str | None) -> Path:
-    """The run's folder: a path, the name of one of cluster.yaml's runs, or the run that was touched last."""
+    """The folder of a run: a path, the name of one of cluster.yaml's runs, or, without a name, the run touched last."""
     if name and (Path(name).is_dir() or "/" in name):
         root = Path(name).absolute()
         if not root.is_dir():
@@ -274,7 +278,7 @@ def find_run(name: str | None) -> Path:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Folders of runs, the one that was touched last at the end."""
+    """The folders of runs below a folder, with the one that was touched last at the end."""
     touched = {}
     for path in folder.iterdir() if folder.is_dir() else []:
         times = [one.stat().st_mtime for one in (path / "run.yaml", path / "events.jsonl") if one.exists()]

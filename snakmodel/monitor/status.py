@@ -1,6 +1,7 @@
-"""The doctor: a run's state as a plain table, the end of every failing task's log, and what to do next.
+"""The status of a run: a plain table, the end of every failing task's log, and what to do next.
 
-runfiles.py reads the run's folder, jobqueue.py asks Slurm, doctor.py judges every pack; this module words the result.
+run_files.py reads the run's folder, slurm/jobs.py asks Slurm, and diagnosis.py judges every pack; this module puts the
+result into words.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ _KINDS = {
     "hung": "a hang",
     "saved": "saving its state",
 }
-"""What an attempt was followed by another one after."""
+"""Kind of an attempt that was followed by another one -> words for what the new start came after."""
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
-    """jobs/status.py: show one run."""
+    """The command jobs/status.py: show the status of one run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's folder or name (default: the newest run)")
     parser.add_argument("--json", action="store_true", help="the same for programs")
@@ -59,7 +60,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def text(found: Diagnosis) -> str:
-    """Everything, for a person."""
+    """The whole status as text for a user."""
     name, holder = found.files.root.name, found.files.holder
     parts = [f"{name}: {found.files.root}", "", *table(found)]
     root = found.files.root
@@ -81,7 +82,7 @@ def text(found: Diagnosis) -> str:
 
 
 def table(found: Diagnosis) -> list[str]:
-    """A row a stage; columns of rare states only where there is one."""
+    """The lines of the table, one per stage. The columns of rare states are shown only where a task is in one."""
     shown = [one for one in STATES if one not in ("unknown", "missing") or any(s.count(one) for s in found.stages)]
     rows = [["stage", "tasks", *shown, "attempts", "node", "why"]]
     for stage in found.stages:
@@ -103,7 +104,7 @@ def table(found: Diagnosis) -> list[str]:
 
 
 def why(stage: StageState) -> str:
-    """The commonest reasons why tasks of a stage are not done, the worst states first."""
+    """The most frequent reasons why tasks of a stage are not done, those of the worst states first."""
     rank = {"failed": 0, "blocked": 1, "unknown": 2, "missing": 3, "pending": 4, "running": 5}
     reasons = Counter((rank[pack.state], pack.state, pack.why) for pack in stage.packs.values())
     every = sorted(reasons.items(), key=lambda one: (one[0][0], -one[1]))
@@ -113,7 +114,7 @@ def why(stage: StageState) -> str:
 
 
 def history(stage: StageState) -> str:
-    """What befell a stage's jobs on the way, also where all of them are done by now."""
+    """What happened to a stage's jobs on the way, even if all of them are done by now."""
     after = [
         _KINDS.get(kind, kind)
         + (f" of {','.join(sorted(stage.lost))}" if kind == "node-failure" else "")
@@ -131,7 +132,7 @@ def _times(count: int) -> str:
 
 
 def nodes(stage: StageState) -> str:
-    """Where tasks run, else where they failed."""
+    """The nodes on which tasks run, or else those on which they failed."""
     for state in ("running", "failed"):
         found = sorted({pack.node for pack in stage.packs.values() if pack.state == state and pack.node})
         if found:
@@ -140,7 +141,7 @@ def nodes(stage: StageState) -> str:
 
 
 def _failure(found: Diagnosis, stage: StageState, pack: Pack, lines: int) -> list[str]:
-    """One failing pack: what happened, and the end of its log."""
+    """Lines on one failing pack: what happened, and the end of its log."""
     log = found.files.log(stage.files, pack.number)
     what = f"{stage.name}, task {array_ranges(pack.tasks)}: failed after {pack.attempts} attempt(s)"
     where = "".join([f" on {pack.node}" if pack.node else "", f", job {pack.job}" if pack.job else ""])
@@ -150,7 +151,7 @@ def _failure(found: Diagnosis, stage: StageState, pack: Pack, lines: int) -> lis
 
 
 def advice(found: Diagnosis) -> str:
-    """One line: the next step of whoever looks after this run."""
+    """One line on what whoever looks after this run should do next."""
     again = "run the launcher again as before (such as jobs/submit_all.py): it continues with what is missing"
     rest = [job.id for stage, job in found.queue.others if stage == CONTINUATION]
     if rest:
@@ -186,7 +187,7 @@ def advice(found: Diagnosis) -> str:
 
 
 def as_json(found: Diagnosis) -> dict[str, Any]:
-    """Everything, for programs."""
+    """The whole status as a JSON object for programs."""
     return {
         "run": found.files.root.name,
         "folder": str(found.files.root),

@@ -1,8 +1,8 @@
 """python jobs/preflight.py [--recipe R] [--cluster C] [--run-dir D] [--scheduler S] [--no-drill]
 
-Everything that can be known before a run is submitted, in the order in which a run would meet it: configuration,
-folders, plan, disk space, what Slurm says to each stage, array sizes, preemption, and a drill on each partition.
-Prints a table and the remedies; exits 1 if anything failed. Nothing of the run itself is submitted or changed.
+Checks everything that can be known before a run is submitted, in the order in which a run would meet it: configuration,
+folders, plan, disk space, whether Slurm would run each stage, array sizes, preemption, and a drill on each partition.
+Prints a table and the remedies, and exits with 1 if anything failed. Nothing of the run itself is submitted or changed.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
 
 class Preflight:
-    """The findings so far."""
+    """Runs the checks and collects their findings."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.findings: list[Finding] = []
 
     def run(self) -> int:
-        """Check everything, print the table, return the exit code."""
+        """Check everything, print the table, and return the exit code."""
         try:
             self._check()
         except UserError as error:
@@ -55,7 +55,7 @@ class Preflight:
         return int(any(one.result == "fail" for one in self.findings))
 
     def add(self, name: str, result: str, found: str, remedy: str = "") -> None:
-        """Note one finding."""
+        """Add one finding."""
         self.findings.append(Finding(name, result, found, remedy))
 
     def _check(self) -> None:
@@ -100,7 +100,7 @@ class Preflight:
             self.add("disk space", "pass", found)
 
     def _stages(self, plan: Plan, known: dict[str, Partition]) -> dict[str, tuple[Partition, Resources]]:
-        """Ask Slurm about every stage; return the partitions of those it would run, with their largest job."""
+        """Ask Slurm about every stage; return the partitions of those that it would run, each with its largest job."""
         usable: dict[str, tuple[Partition, Resources]] = {}
         accounting = read_accounting()
         for same in alike(plan, plan.chain.stages):
@@ -117,7 +117,7 @@ class Preflight:
         return usable
 
     def _sizes(self, plan: Plan) -> None:
-        """Array elements as they would be submitted: shards are packed until they fit, or as run.yaml has it."""
+        """Check the array elements as they would be submitted: with as many shards as needed, or as run.yaml says."""
         limits = read_limits(plan.config.cluster, plan.chain.stages)
         problems = False
         for name, packs in plan.packs.items():
@@ -138,7 +138,7 @@ def _larger(one: Resources, other: Resources) -> bool:
 
 
 def preemption(partition: str) -> Finding:
-    """What becomes of a job there that is preempted by a more important one."""
+    """What happens to a job in a partition when a more important job preempts it."""
     name, general = f"{partition}: preemption", _slurm_config()
     everything = run_tool(["scontrol", "--oneliner", "show", "partition"]).stdout.splitlines()
     rows = {row["PartitionName"]: row for row in (dict(re.findall(r"(\w+)=(\S+)", line)) for line in everything)}
@@ -164,14 +164,14 @@ def preemption(partition: str) -> Finding:
 
 
 def _slurm_config() -> dict[str, str]:
-    """`scontrol show config`."""
+    """The settings that `scontrol show config` lists; empty if the controller does not answer."""
     asked = run_tool(["scontrol", "show", "config"])
     pairs = (line.partition("=") for line in asked.stdout.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """The table, and below it what to do about each finding that has a remedy, unfolded so that it can be copied."""
+    """Print the table, and below it the remedy for each finding that has one, on unfolded lines that can be copied."""
     console = Console(markup=False, emoji=False)  # names of files are printed as they are
     table = Table(title="Preflight", title_justify="left")
     for column in ("", "check", "found"):

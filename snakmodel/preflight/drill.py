@@ -1,8 +1,8 @@
 """A drill on each partition in use: one small real job that proves what a week of training will rely on.
 
-It goes through the same batch file, driver, srun, container and requeue as every other job (drill_rank.py is what its
-ranks run), with a time limit of two minutes, on two nodes where the partition has them. `run` submits all drills at
-once, waits at most five minutes and returns what was seen; `findings` judges it.
+The job goes through the same batch file, driver, srun, container and requeue as every other job; its ranks run
+drill_rank.py. It has a time limit of two minutes, and runs on two nodes where the partition has them. `run` submits all
+drills at once, waits for at most five minutes and returns what was seen; `findings` judges it.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _WAITING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSP
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a check found: its name, whether it is well, and what to do if not."""
+    """One thing that a check found: the check's name, the result, and what to do if it is not good."""
 
     name: str
     result: str
-    """pass, note, warn or fail."""
+    """One of pass, note, warn and fail."""
     found: str
     remedy: str = ""
 
 
 @dataclass
 class Drill:
-    """The drill on one partition and what was seen of it."""
+    """The drill on one partition, and what was seen of it."""
 
     partition: str
     asked: Resources
@@ -58,12 +58,12 @@ class Drill:
     job: str = ""
     submitted: float = 0.0
     limit: float | None = None
-    """When the first attempt's time is up, seconds since 1970."""
+    """When the time limit of the first attempt is reached, in seconds since 1970."""
     state: str = ""
     notes: list[Note] = field(default_factory=list)
 
     def attempt(self, restart: int) -> list[Note]:
-        """What the ranks of the first (0), second (1), … attempt wrote."""
+        """The notes that the ranks of the first (0), second (1), … attempt wrote."""
         name = Attempt(f"{self.job}_0", restart).name
         return [note for note in self.notes if note.attempt == name]
 
@@ -73,7 +73,7 @@ class Drill:
         return not self.state.startswith(_WAITING)
 
     def look(self) -> None:
-        """Ask Slurm for the job's state and read what the ranks wrote."""
+        """Ask Slurm for the job's state, and read the notes that the ranks wrote."""
         asked = run_tool(["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T %r|%e"])
         if asked.returncode == 0:
             self.state, _, end = asked.stdout.strip().partition("|")
@@ -84,13 +84,13 @@ class Drill:
             try:
                 self.notes.append(Note(**json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError):
-                continue  # a file system that shows a file before its content; the next look finds it
+                continue  # the file system shows a file before its content; the next look finds it
 
 
 def run(
     config: Config, root: Path, wanted: Mapping[str, tuple[Partition, Resources]], say: Callable[[str], None]
 ) -> list[Drill]:
-    """Submit a drill for each partition and wait for all. Leaves nothing behind unless a drill did not succeed."""
+    """Submit a drill for each partition, and wait for all. Leaves nothing behind unless a drill did not succeed."""
     name = f"{root.name}-preflight-{uuid.uuid4().hex[:6]}"
     home = root / "preflight" / name
     plan, drills = _plan(config, home, wanted)
@@ -120,7 +120,7 @@ def run(
 
 
 def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Resources]]) -> tuple[Plan, list[Drill]]:
-    """A chain of one task a partition, in a folder of its own."""
+    """The plan of the drills: a chain with one task per partition, in a folder of its own."""
     slurm = config.cluster.slurm.model_copy(update={"signal_seconds": _NOTICE_SECONDS})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"slurm": slurm})})
     paths = RunPaths(home)
@@ -145,7 +145,7 @@ def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Reso
 
 
 def small(resources: Resources, partition: Partition) -> Resources:
-    """What a drill asks for in place of a stage: one rank on up to two nodes, the stage's cores and kind of GPU."""
+    """What a drill asks for instead of a stage: one rank on up to two nodes, the stage's cores, and its kind of GPU."""
     return resources.model_copy(
         update={
             "partition": partition.name,
@@ -159,7 +159,7 @@ def small(resources: Resources, partition: Partition) -> Resources:
 
 
 def findings(drill: Drill) -> list[Finding]:
-    """What a drill proved."""
+    """The findings that follow from what was seen of a drill."""
     first = drill.attempt(0)
     if len(first) < drill.asked.ranks:
         return [_not_started(drill, len(first))]

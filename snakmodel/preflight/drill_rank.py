@@ -1,9 +1,11 @@
 """python -m snakmodel.preflight.drill_rank FOLDER
 
-What each rank of a drill does: a training job in small, started by the same driver, container and srun. The first
-attempt notes its cores, reads the file that the login node wrote, meets the other rank over TCP, imports the packages,
-waits for the signal before the time limit and exits 75; the driver requeues the job. The second attempt notes that it
-started, and is done. Every note is a file FOLDER/ATTEMPT.rank-N.json, read by drill.py on the login node.
+What each rank of a drill does: a training job in small, started by the same driver, container and srun.
+
+In the first attempt, each rank notes its cores, reads the file that the login node wrote, meets the other rank over
+TCP, imports the packages, waits for the signal before the time limit and exits with 75; the driver then requeues the
+job. In the second attempt, each rank notes that it started, and is done. Every note is a file
+FOLDER/ATTEMPT.rank-N.json, which drill.py reads on the login node.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _WAIT_SECONDS = 300
 
 @dataclass
 class Note:
-    """What one rank saw in one attempt. Times are seconds since 1970 by the node's clock."""
+    """What one rank saw in one attempt. Times are in seconds since 1970 by the node's clock."""
 
     attempt: str
     rank: int
@@ -51,7 +53,7 @@ class Note:
 
 
 class Rank:
-    """One rank of a drill."""
+    """Does what one rank of a drill has to do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +69,7 @@ class Rank:
             self.note.signal, self.note.signalled = signal.Signals(number).name, time.time()
 
     def run(self) -> int:
-        """See the module's docstring; returns the exit code."""
+        """Do what the module's docstring says, and return the exit code."""
         hello = self.folder / HELLO
         self.note.hello = hello.read_text(encoding="utf-8") if hello.exists() else ""
         self._write()
@@ -91,7 +93,7 @@ class Rank:
         write_json(self.folder / f"{self.note.attempt}.rank-{self.note.rank}.json", asdict(self.note))
 
     def _meet(self) -> None:
-        """Rank 0 sends every other rank some megabytes; all note how it went."""
+        """Rank 0 sends some megabytes to every other rank; all of them note how it went."""
         ranks = int(os.environ["WORLD_SIZE"])
         if ranks == 1:
             return
@@ -139,7 +141,10 @@ class Rank:
         return f"{address[0]}:{address[1]}, {_PAYLOAD / 1e6 / max(seconds, 1e-6):,.0f} MB/s"
 
     def _import(self) -> None:
-        """Import the packages in a child, which the signal must not end, nor it keep us from seeing the signal."""
+        """Import the packages in a child process.
+
+        The child ignores the signal, and this process goes on watching for it meanwhile.
+        """
         code = f"import {', '.join(PACKAGES)}"
         started = time.monotonic()
         child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=_deaf)

@@ -1,1 +1,1 @@
-"""Everything that is said to Slurm and asked of it."""
+"""Everything that is sent to Slurm and asked of it: batch files, submissions, limits, job states and requeues."""

@@ -1,6 +1,6 @@
-"""What accounting allows one person: associations, QOS, and the QOS that partitions bring along, as sacctmgr has them.
+"""What accounting allows a user, as sacctmgr reports it: associations, QOS, and the QOS that belong to partitions.
 
-limits.py counts queued jobs against it, slurm_check.py compares time limits with it.
+limits.py counts queued jobs against these limits, and admission.py compares time limits with them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _QOS = ["Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJob
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage's jobs are counted by."""
+    """Account, QOS and partition by which a stage's jobs are counted."""
 
     account: str
     qos: str
     partition: str
-    """The one that is named, the first of several, or the default."""
+    """The partition that the stage names (the first, if it names several), or else the default partition."""
     partition_qos: str
-    """Empty where the partition has none."""
+    """The partition's own QOS; empty where it has none."""
 
 
 @dataclass(frozen=True)
 class Accounting:
-    """The user's associations (with what they inherit), every QOS, and the partitions."""
+    """The user's associations (including the limits that they inherit), every QOS, and the partitions."""
 
     user: str
     associations: Sequence[Mapping[str, str]]
@@ -43,7 +43,10 @@ class Accounting:
 
     @classmethod
     def read(cls, settings: Mapping[str, str]) -> Accounting | None:
-        """Ask sacctmgr; None where Slurm enforces no limits. `settings`: `scontrol show config`. Raises Unanswered."""
+        """Ask sacctmgr; returns None where Slurm enforces no limits. Raises Unanswered.
+
+        `settings` is what `scontrol show config` lists, as slurm_settings returns it.
+        """
         if not re.search(r"limits|safe", settings.get("AccountingStorageEnforce", "")):
             return None
         user, cluster = getpass.getuser(), f"cluster={settings['ClusterName']}"
@@ -61,7 +64,7 @@ class Accounting:
         )
 
     def place(self, resources: Resources) -> Place:
-        """Account, QOS and partition of a job. `resources`: as from Cluster.with_defaults."""
+        """Account, QOS and partition of a job, whose resources have to be those that Cluster.with_defaults returns."""
         partition = (resources.partition or self.default_partition).split(",")[0]
         account = resources.account or next((row["DefaultAccount"] for row in self.associations), "")
         default = (row["DefaultQOS"] for row in self.of(account, partition) if row["DefaultQOS"])
@@ -69,12 +72,15 @@ class Accounting:
         return Place(account, qos, partition, self.partition_qos.get(partition, ""))
 
     def of(self, account: str, partition: str) -> list[Mapping[str, str]]:
-        """The user's associations with an account that hold in a partition."""
+        """The user's associations with an account that apply in a partition."""
         rows = [row for row in self.associations if row["Account"] == account]
         return [row for row in rows if row["Partition"] in ("", partition)]
 
     def max_wall(self, place: Place) -> tuple[str, str] | None:
-        """The longest time limit there in Slurm's spelling, and what sets it: a QOS's goes before an association's."""
+        """The longest time limit that is allowed in a place, in Slurm's spelling, and the name of what sets this limit.
+
+        A limit of the QOS takes precedence over one of the association. The result is None where no limit is set.
+        """
         for name in filter(None, (place.partition_qos, place.qos)):
             if wall := self.qos.get(name, {}).get("MaxWall"):
                 return wall, f"QOS {name}"
@@ -83,7 +89,7 @@ class Accounting:
 
 
 def slurm_settings(patience: float = 0.0) -> dict[str, str]:
-    """`scontrol show config`. Raises Unanswered when the controller is silent for so many seconds."""
+    """The settings that `scontrol show config` lists. Raises Unanswered after `patience` seconds of silence."""
     lines = ask(["scontrol", "show", "config"], patience).splitlines()
     pairs = [line.split("=", 1) for line in lines if "=" in line]
     return {name.strip(): value.strip() for name, value in pairs}
@@ -95,7 +101,7 @@ def _table(what: Sequence[str], fields: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _partitions() -> tuple[dict[str, str], str]:
-    """Partition -> its QOS, where it has one; and the name of the default partition."""
+    """Partition -> its QOS, for the partitions that have one; and the name of the default partition."""
     found, default = {}, ""
     for line in ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -1,9 +1,10 @@
-"""Would Slurm take a stage's jobs? `sbatch --test-only`, the partitions' limits, and what to do about a refusal.
+"""Checks whether Slurm would run a stage's jobs, and says what to do about a refusal.
 
-One array element with the stage's real batch file and no dependencies is tested: `--test-only` would also take a
-dependency on a job that never was. It does not look at the time limit of a partition (unless EnforcePartLimits is
-set), a QOS or an account; such a job is accepted and stays PENDING for ever, so these are compared here. How many jobs
-may be queued is another question: see limits.
+`sbatch --test-only` is asked about one array element with the stage's real batch file. Dependencies are left out,
+because `--test-only` accepts even a dependency on a job that never existed. It does not look at the time limit of a
+partition (unless EnforcePartLimits is set), of a QOS or of an account: Slurm accepts a job beyond it, which then stays
+PENDING for ever. So these limits are compared here. How many jobs may be queued is a different question, which
+limits.py answers.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from snakmodel.slurm.ask import Unanswered, run_tool
 from snakmodel.slurm.batch_file import make_executor
 
 _NO_ROOM = re.compile(r"MaxSubmit|MaxJobs|temporarily unable to accept", re.IGNORECASE)
-"""Nothing is wrong with the job; there is no room for it now."""
+"""Words of a refusal that means that nothing is wrong with the job, and there is just no room for it now."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a stage's jobs could not run: Slurm's words, and ours."""
+    """Why a stage's jobs could not run, in Slurm's words, and what the user can do about it."""
 
     words: str
     remedy: str
@@ -39,7 +40,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Partition:
-    """What sinfo says of a partition."""
+    """What sinfo says about a partition."""
 
     name: str
     default: bool
@@ -49,8 +50,8 @@ class Partition:
 
 
 def partitions() -> dict[str, Partition]:
-    """Every partition this user can see. Raises UserError if the controller does not answer."""
-    # %P marks the default partition with a star; a partition of unlike nodes has several lines.
+    """Every partition that this user can see. Raises UserError if the controller does not answer."""
+    # %P marks the default partition with a star; a partition whose nodes differ has several lines.
     asked = run_tool(["sinfo", "--noheader", "--format=%P|%l|%D|%G"])
     if asked.returncode:
         raise UserError(
@@ -69,14 +70,14 @@ def partitions() -> dict[str, Partition]:
 
 
 def partition_of(resources: Resources, known: dict[str, Partition]) -> Partition | None:
-    """The partition that a job would run in: the one it names (the first of several), else the default."""
+    """The partition that a job would run in: the one it names (the first, if it names several), else the default."""
     if resources.partition:
         return known.get(resources.partition.split(",")[0])
     return next((one for one in known.values() if one.default), None)
 
 
 def minutes(text: str) -> float:
-    """Slurm's spelling of a time limit, [D-]H:M:S or M:S, in minutes."""
+    """The minutes of a time limit in Slurm's spelling, [D-]H:M:S or M:S; any other text counts as no limit."""
     if not re.fullmatch(r"[\d:-]+", text):
         return float("inf")
     days, _, clock = text.rpartition("-")
@@ -85,7 +86,7 @@ def minutes(text: str) -> float:
 
 
 def read_accounting() -> Accounting | None:
-    """What accounting allows this user; None where there is none, or where it does not answer."""
+    """What accounting allows this user; None where Slurm enforces no limits, or where accounting does not answer."""
     try:
         return Accounting.read(slurm_settings())
     except Unanswered:
@@ -95,7 +96,7 @@ def read_accounting() -> Accounting | None:
 def refusal(
     plan: Plan, stage: Stage, known: dict[str, Partition], accounting: Accounting | None = None
 ) -> Refusal | None:
-    """Why Slurm would not run an element of this stage, or None if it would."""
+    """Why Slurm would not run an array element of this stage, or None if it would."""
     resources = plan.config.cluster.with_defaults(stage.resources)
     with tempfile.TemporaryDirectory(prefix="snakmodel-") as folder:
         executor = make_executor(plan, stage, Path(folder), [0], "", "test-only")
@@ -122,9 +123,10 @@ def refusal(
 
 
 def _waits_for_nodes(words: str, partition: Partition | None) -> bool:
-    """Whether only nodes that are down or drained now stand in the way; Slurm's words are the same as for never.
+    """Whether only nodes that are down or drained at the moment keep a job from running.
 
-    sbatch itself still refuses what even the whole partition could not run.
+    Slurm's words for that are the same as for a job that can never run. A job that even the whole partition could not
+    run is still refused by sbatch itself.
     """
     if partition is None or "node configuration" not in words.lower():
         return False
@@ -137,7 +139,7 @@ def _words(asked: subprocess.CompletedProcess[str]) -> str:
 
 
 def _remedy(words: str, resources: Resources, known: dict[str, Partition]) -> str:
-    """What to change in cluster.yaml, with what this cluster has."""
+    """What to change in cluster.yaml, together with what this cluster has to offer."""
     said = words.lower()
     if "partition" in said and "account" not in said:
         return f"partition is {resources.partition!r}; this cluster has: {', '.join(known)}."
@@ -165,7 +167,7 @@ def _remedy(words: str, resources: Resources, known: dict[str, Partition]) -> st
 
 
 def _associations(column: str) -> str:
-    """The accounts or QOS that sacctmgr allows this user."""
+    """The accounts or the QOS that sacctmgr allows this user, as a sentence."""
     asked = run_tool(
         ["sacctmgr", "-nP", "show", "assoc", f"user={pwd.getpwuid(os.getuid()).pw_name}", f"format={column}"]
     )
@@ -176,9 +178,10 @@ def _associations(column: str) -> str:
 
 
 def check_resources(plan: Plan) -> None:
-    """Refuse a plan of which any stage could not run, before anything is submitted: a question a set of resources.
+    """Raise UserError before anything is submitted, if Slurm could not run some stage of a plan.
 
-    Raises UserError with Slurm's words and ours, for all refused stages at once.
+    Slurm is asked once per set of resources. The error speaks of all refused stages at once, with Slurm's words and a
+    remedy.
     """
     known, accounting = partitions(), read_accounting()
     stages = [plan.chain[name] for name, packs in plan.missing.items() if packs]
@@ -196,7 +199,7 @@ def check_resources(plan: Plan) -> None:
 
 
 def alike(plan: Plan, stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages grouped by what they ask Slurm for."""
+    """Group the stages that ask Slurm for the same resources."""
     groups: dict[str, list[Stage]] = {}
     for stage in stages:
         asked = plan.config.cluster.with_defaults(stage.resources)

@@ -1,4 +1,4 @@
-"""Questions to Slurm: one way to ask, so that no answer is never taken for an empty one."""
+"""The one way to ask Slurm a question, so that a missing answer is never taken for an empty one."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ ENDED = frozenset(
     ]
 )
 BY_HAND = "hand-"
-"""How the tokens of jobs begin that were submitted by hand: their names say nothing, so their ids have to."""
+"""Prefix of the tokens of jobs that were submitted by hand. Their names say nothing, so they are known by their ids."""
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_")
-"""How a user's own defaults for Slurm's tools, and the variables of a surrounding job, begin."""
+"""Prefixes of the variables that hold a user's own defaults for Slurm's tools, or that come from a surrounding job."""
 
 CLUSTER_VARIABLE = "SLURM_CLUSTERS"
-"""Directs all of Slurm's tools to a cluster, where several share one accounting."""
+"""Environment variable that directs all of Slurm's tools to one cluster, where several share one accounting."""
 KEPT = ("SLURM_CONF", CLUSTER_VARIABLE)
-"""Variables of Slurm's that its tools go on seeing."""
+"""Those of Slurm's variables that its tools go on seeing."""
 
 
 def use_cluster(name: str | None) -> None:
-    """From now on ask this cluster and submit to it; without a name, the one at hand."""
+    """From now on, ask this cluster and submit to it; without a name, use the cluster that this machine belongs to."""
     os.environ.pop(CLUSTER_VARIABLE, None)
     if name:
         os.environ[CLUSTER_VARIABLE] = name
 
 
 class Unanswered(UserError):
-    """Slurm did not answer: whatever was asked is unknown, not absent."""
+    """Slurm did not answer, so what was asked about is unknown; it must not be taken for absent."""
 
 
 def run_tool(argv: Sequence[str], *, seconds: float = 120, inside: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's tools. One that is missing (127) or does not answer in time (124) counts as failed.
+    """Run one of Slurm's tools; one that is missing (exit code 127) or does not answer in time (124) counts as failed.
 
-    The tool sees neither a user's own settings for it nor a surrounding job. With `inside` a job asks about itself: the
-    tool sees the job, asks the cluster that the job runs on, and is not ended by the signals that end the job.
+    The tool sees neither the user's own settings for it nor a surrounding job. With `inside`, a job asks about itself:
+    then the tool sees the job, asks the cluster that the job runs on, and is not ended by the signal that ends the job.
     """
     dropped = (CLUSTER_VARIABLE,) if inside else tuple(n for n in os.environ if n.startswith(LEAKS) and n not in KEPT)
     env = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -68,7 +68,7 @@ def run_tool(argv: Sequence[str], *, seconds: float = 120, inside: bool = False)
 
 
 def _ignore_term() -> None:
-    """In the child: Slurm signals every process of the job, and so would end the very request to be requeued."""
+    """Ignore TERM in the child: Slurm signals every process of a job, and would end the very request for a requeue."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -89,7 +89,7 @@ def ask(argv: Sequence[str], patience: float = 0.0) -> str:
 
 
 def my_jobs(patience: float = 0.0) -> dict[str, str]:
-    """Id -> name of every job of this user that the controller remembers, ended ones too; an array is one job."""
+    """Id -> name of every job of this user that the controller remembers, including ended ones. An array is one job."""
     lines = ask(["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%F|%j"], patience)
     return {job: name for job, bar, name in (line.strip().partition("|") for line in lines.splitlines()) if bar}
 
@@ -97,16 +97,16 @@ def my_jobs(patience: float = 0.0) -> dict[str, str]:
 def same_job(name: str, token: str) -> bool:
     """Whether the job of this name is the one that was submitted with a token.
 
-    Its id alone does not tell: a controller that lost its state, or has counted to its end, uses ids again. A batch
-    file submitted by hand has only its id.
+    The id alone does not tell, because a controller uses ids again after it has lost its state or has counted to its
+    end. A job that was submitted by hand can only be known by its id.
     """
     return bool(name) and (token.startswith(BY_HAND) or name.endswith(f"-{token}"))
 
 
 def my_elements(patience: float = 0.0) -> list[tuple[str, int | None, str]]:
-    """(job, array index, name) of every array element of this user that is queued or running.
+    """(Job, array index, name) of every array element of this user that is queued or running.
 
-    A job that is no array has None for an index.
+    The index is None for a job that is no array.
     """
     command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=all", "--format=%F|%K|%T|%j"]
     rows = [line.strip().split("|", 3) for line in ask(command, patience).splitlines()]
@@ -116,7 +116,7 @@ def my_elements(patience: float = 0.0) -> list[tuple[str, int | None, str]]:
 
 
 def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> dict[str, str]:
-    """Id -> name of the jobs that accounting knows by these names; none where there is no accounting."""
+    """Id -> name of the jobs that accounting knows by these names; empty where there is no accounting."""
     command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--starttime={since}"]
     command += [f"--name={','.join(names)}", "--format=JobID,JobName"]
     try:

@@ -1,8 +1,7 @@
-"""What Slurm is given: batch files through submitit, arrays with stable indices, logs that are appended to.
+"""Batch files, written by submitit: job arrays with stable indices, and logs that are appended to.
 
-submitit writes and submits the batch file; the command in it is our driver with a task list, so no pickles are
-involved and a job needs nothing that happens after sbatch. The array index is the pack's number, whichever packs are
-submitted.
+The command in a batch file is the project's own driver with a task list. So no pickles are involved, and a job needs
+nothing that happens after sbatch. The array index is always the pack's number, whichever packs are submitted.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ from snakmodel.slurm.jobs import array_ranges
 from snakmodel.slurm.journal import job_name, read_lines
 
 _PARSABLE = re.compile(r"(\d+)(;\S+)?")
-"""What sbatch --parsable prints: the job's id and, where there are several, the cluster's name."""
+"""What sbatch --parsable prints: the job's id and, where there are several clusters, the cluster's name."""
 _STALLED_SECONDS = 180
-"""sbatch is ended after this long; the controller alone makes it sleep 122 s where it has too many jobs."""
+"""Seconds after which sbatch is ended; a controller with too many jobs is enough to make sbatch sleep for 122 s."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
-    """submitit's writer of batch files, for a command of our own."""
+    """submitit's writer of batch files, adapted to a command of our own."""
 
     wants_signal = False
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """The batch file; without --signal for commands that have nothing to save."""
+        """The text of the batch file, without --signal for commands that have nothing to save."""
         lines = super()._make_submission_file_text(command, uid).split("\n")
         return "\n".join(line for line in lines if self.wants_signal or not line.startswith("#SBATCH --signal="))
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """An sbatch that cannot hang for ever."""
+        """The sbatch command, inside `timeout`, so that it cannot hang for ever."""
         return ["timeout", "--kill-after=5", str(_STALLED_SECONDS), "sbatch", "--parsable", str(submission_file_path)]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: bytes | str) -> str:
-        """The last line that is an id as --parsable prints it; a site's sbatch may print other text around it."""
+        """The id in the last line that is one as --parsable prints it; a site's sbatch may print more around it."""
         text = string if isinstance(string, str) else string.decode(errors="replace")
         ids = [match[1] for line in text.splitlines() if (match := _PARSABLE.fullmatch(line.strip()))]
         if not ids:
@@ -59,13 +58,14 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         return ids[-1]
 
     def text(self, command: str) -> str:
-        """The batch file of a command."""
+        """The text of the batch file that runs a command."""
         return self._make_submission_file_text(command, "")
 
     def send(self, command: str) -> str:
-        """Submit a command; return the job's id.
+        """Submit a command and return the job's id.
 
-        Not by submitit's own `_submit_command`: it takes %j, %t, %A and %a in a folder's name for patterns.
+        submitit's own `_submit_command` is not used, because it takes %j, %t, %A and %a in a folder's name for
+        patterns.
         """
         path = self.folder / f"{uuid.uuid4().hex}.sh"
         path.write_bytes(os.fsencode(self.text(command)))
@@ -74,7 +74,7 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
     @classmethod
     def affinity(cls) -> int:
-        """Batch files can be written (--dry-run) on a machine without Slurm."""
+        """Tell submitit that Slurm is there, so that --dry-run can write batch files on a machine without Slurm."""
         return 2
 
 
@@ -87,9 +87,9 @@ def make_executor(
     token: str,
     running: int | None = None,
 ) -> _Executor:
-    """A submitit executor with everything that the batch file of these packs says.
+    """A submitit executor that holds everything the batch file of these packs says.
 
-    `running`: how many may run at once by the account's or QOS's MaxJobs, where that is limited.
+    `running` is how many of them may run at the same time by MaxJobs of the account or the QOS, where that is limited.
     """
     slurm = plan.config.cluster.slurm
     resources = plan.config.cluster.with_defaults(stage.resources)
@@ -125,7 +125,7 @@ def make_executor(
 
 
 def _parameters(resources: Resources) -> dict[str, Any]:
-    """Resources in submitit's parameter names."""
+    """The resources under submitit's parameter names."""
     return {
         "time": resources.minutes,
         "nodes": resources.nodes,
@@ -144,7 +144,7 @@ def _parameters(resources: Resources) -> dict[str, Any]:
 
 
 def _further(resources: Resources) -> dict[str, Any]:
-    """Resources that submitit has no parameter for, by sbatch's names."""
+    """The resources for which submitit has no parameter, under the names of sbatch's options."""
     return {
         "exclusive": resources.exclusive or None,
         "reservation": resources.reservation,
@@ -155,7 +155,7 @@ def _further(resources: Resources) -> dict[str, Any]:
 
 
 def _pattern(folder: Path) -> str:
-    """A folder of logs as sbatch takes it. Raises UserError."""
+    """The folder of logs in the spelling that sbatch expects. Raises UserError if sbatch cannot express it."""
     try:
         return pattern_of(str(folder))
     except ValueError as error:
@@ -166,7 +166,7 @@ def _pattern(folder: Path) -> str:
 
 
 def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:
-    """Stage -> pack -> job, for every pack of this run that Slurm has queued or running.
+    """Stage -> pack -> job, for every pack of this run that is queued or running in Slurm.
 
     Raises UserError if Slurm is silent for `patience` seconds.
     """
@@ -181,7 +181,7 @@ def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]
     found: dict[str, dict[int, str]] = {}
     for job, index, name in my_elements(patience):
         stage = by_token.get(name.rpartition("-")[2])
-        if stage and index is not None:  # by the token alone: the journal's id may be what a wrapper of sbatch said
+        if stage and index is not None:  # only the token counts: the journal's id may come from a wrapper of sbatch
             found.setdefault(stage, {})[index] = job
         for line in by_hand.get(job, ()):
             packs = line["packs"] if index is None else [index]
@@ -195,16 +195,16 @@ def read_submissions(path: Path) -> list[Mapping[str, Any]]:
 
 
 def scrub_environment() -> None:
-    """Drop the variables of a surrounding job, which sbatch would read as options."""
+    """Remove the variables of a surrounding job and of the user's own defaults, which sbatch would read as options."""
     for name in list(os.environ):
         if name.startswith(LEAKS) and name not in KEPT:
             del os.environ[name]
 
 
 def choose(scheduler: str) -> str:
-    """Resolve `auto`: local only where there is no sbatch or no Slurm configuration.
+    """Resolve `auto` to a scheduler: `local` only where there is no sbatch or no Slurm configuration.
 
-    A silent controller is an error.
+    Raises UserError if SLURM_CONF names a file that does not exist, or if the controller does not answer.
     """
     if scheduler != "auto":
         return scheduler

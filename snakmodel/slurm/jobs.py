@@ -1,7 +1,8 @@
-"""What Slurm knows of one run's jobs: squeue first, sacct for what squeue has forgotten.
+"""What Slurm knows of the jobs of one run: squeue is asked first, then sacct about jobs that squeue has forgotten.
 
 A job belongs to a run when its name ends in a token of the run's journal, or when its batch file lies in the run's
-folder (a launcher that was killed before it wrote the journal leaves such jobs). Two runs of the same name stay apart.
+folder; a launcher that was killed before it wrote the journal leaves such jobs. This also keeps two runs of the same
+name apart.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ RUNNING = frozenset(
 QUEUED = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
 FAILED = frozenset(["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"])
 INTERRUPTED = frozenset(["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"])
-"""Ended through no fault of the command."""
+"""States of jobs that ended through no fault of their command."""
 CONTINUATION = "continuation"
-"""Stands in the journal for the stage of the job that submits the rest of a run."""
+"""Stands in the journal in place of a stage's name, for the job that submits the rest of a run."""
 _IDS_A_CALL = 500
 
 
 @dataclass(frozen=True)
 class Job:
-    """One array element (index None: a job that is no array)."""
+    """One array element; the index is None for a job that is no array."""
 
     array: str
     index: int | None
@@ -41,28 +42,28 @@ class Job:
 
     @property
     def id(self) -> str:
-        """As Slurm writes it."""
+        """The job's id in Slurm's spelling, such as 10_3."""
         return self.array if self.index is None else f"{self.array}_{self.index}"
 
     @property
     def active(self) -> bool:
-        """Queued or running."""
+        """Whether the job is queued or running."""
         return self.state in RUNNING or self.state in QUEUED
 
 
 @dataclass(frozen=True)
 class Owner:
-    """How to tell a run's jobs from all others."""
+    """Tells the jobs of one run from all other jobs."""
 
     root: Path
     stages: Mapping[str, str]
-    """Token of an sbatch call -> stage."""
+    """Token of an sbatch call -> the stage that it submitted."""
     by_hand: Mapping[str, Mapping[str, Sequence[int]]]
-    """Job id -> stage -> packs, of jobs that were submitted by hand, whose names say nothing."""
+    """Job id -> stage -> packs, for jobs that were submitted by hand and cannot be recognised by their names."""
 
     @classmethod
     def of(cls, root: Path, journal: Sequence[Mapping[str, Any]]) -> Owner:
-        """From the run's journal of submissions."""
+        """Make an owner from the run's journal of submissions."""
         tokens: dict[str, str] = {}
         by_hand: dict[str, dict[str, Sequence[int]]] = {}
         for one in journal:
@@ -76,7 +77,7 @@ class Owner:
     def work(self, job: Job) -> list[tuple[str, int | None]]:
         """The (stage, pack) of this run that a job is for; several where a job by hand works through them.
 
-        Empty if the job is somebody else's; pack None if the job is no element of an array.
+        The list is empty if the job does not belong to this run. The pack is None if the job is no element of an array.
         """
         token = job.name.rpartition("-")[2]
         if token in self.stages:
@@ -96,7 +97,7 @@ class Owner:
 
 
 def ask_squeue() -> list[Job]:
-    """All jobs of this user that the controller remembers, ended ones too. Raises Unanswered."""
+    """All jobs of this user that the controller remembers, including those that have ended. Raises Unanswered."""
     layout = "%F|%K|%T|%r|%N|%j|%o"
     user = str(os.getuid())
     out = ask(["squeue", "--noheader", "--array", "--states=all", "--user", user, f"--format={layout}"])
@@ -110,7 +111,7 @@ def ask_squeue() -> list[Job]:
 
 
 def ask_sacct(ids: Iterable[str]) -> list[Job]:
-    """The accounting's records of some job ids, an element each. Raises Unanswered."""
+    """The records that accounting has of some job ids, one per array element. Raises Unanswered."""
     every = list(dict.fromkeys(ids))
     jobs: list[Job] = []
     for start in range(0, len(every), _IDS_A_CALL):
@@ -124,7 +125,7 @@ def ask_sacct(ids: Iterable[str]) -> list[Job]:
 
 
 def _records(job: str, state: str, reason: str, node: str, name: str) -> list[Job]:
-    """One record as elements: those that never started share one such as 10_[1-2,7%4]."""
+    """One record of sacct as a job per element; elements that never started share a record such as 10_[1-2,7%4]."""
     array, _, elements = job.partition("_")
     word = state.split(" ")[0] if state else ""
     where = "" if node == "None assigned" else node
@@ -133,7 +134,7 @@ def _records(job: str, state: str, reason: str, node: str, name: str) -> list[Jo
 
 
 def _expand(elements: str) -> list[int]:
-    """[0-2,7%4] -> 0 1 2 7; 3 -> 3."""
+    """The array indices in Slurm's spelling as numbers: [0-2,7%4] -> 0 1 2 7; 3 -> 3."""
     found: list[int] = []
     for part in re.sub(r"%.*", "", elements.strip("[]")).split(","):
         first, _, last = part.partition("-")
@@ -143,7 +144,7 @@ def _expand(elements: str) -> list[int]:
 
 
 def array_ranges(packs: Sequence[int]) -> str:
-    """Numbers in Slurm's spelling: [0, 1, 2, 7] -> 0-2,7."""
+    """Array indices in Slurm's spelling: [0, 1, 2, 7] -> 0-2,7."""
     parts: list[list[int]] = []
     for pack in sorted(packs):
         if parts and pack == parts[-1][1] + 1:
@@ -155,21 +156,21 @@ def array_ranges(packs: Sequence[int]) -> str:
 
 @dataclass
 class Queue:
-    """What Slurm says about a run."""
+    """What Slurm says about the jobs of a run."""
 
     packs: dict[tuple[str, int], list[Job]] = field(default_factory=dict)
-    """(Stage, pack) -> its jobs that squeue or sacct know."""
+    """(Stage, pack) -> the jobs for it that squeue or sacct knows."""
     others: list[tuple[str, Job]] = field(default_factory=list)
-    """Active jobs of the run that are no pack, such as one that submits the rest."""
+    """Stage and job of each active job of the run that is for no pack, such as the one that submits the rest."""
     shared: set[str] = field(default_factory=set)
-    """Ids of jobs that work through several packs, one after the other as there are cores."""
+    """Ids of jobs that work through several packs, each as soon as there are cores for it."""
     by_id: dict[str, Job] = field(default_factory=dict)
-    """Everything that squeue listed, of other runs too."""
+    """Id -> job, for everything that squeue listed, including the jobs of other runs."""
     answered: bool = True
     notes: list[str] = field(default_factory=list)
 
     def take(self, job: Job, work: Sequence[tuple[str, int | None]]) -> None:
-        """Note a job under each pack that it is for."""
+        """Record a job under each pack that it is for."""
         for stage, pack in work:
             if pack is not None:
                 self.packs.setdefault((stage, pack), []).append(job)
@@ -212,6 +213,7 @@ def _add_forgotten(
         queue.notes.append(f"jobs that left the queue cannot be looked up ({why}); their markers and events count")
         return
     for job in recorded:
-        # Where squeue answered, it lists all that is queued or running: another word of sacct's is out of date.
+        # Where squeue answered, it lists everything that is queued or running, so a record in which sacct still calls
+        # another job active is out of date.
         if not (job.active and queue.answered):
             queue.take(job, owner.work(job))

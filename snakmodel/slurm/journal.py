@@ -1,8 +1,9 @@
-"""Exactly one job for every submission, whatever becomes of sbatch, the controller or the launcher.
+"""Makes every submission exactly one job, whatever becomes of sbatch, the controller or the launcher.
 
-intents.jsonl gets a line with a token before each sbatch, submissions.jsonl one with the job's id after it; the token
-is in the job's name and comment. What lies between the two lines is settled by asking Slurm for the token: squeue, then
-sacct. A search that fails means unknown; only two answers without the job, a message timeout apart, mean absent.
+Before each sbatch call, intents.jsonl gets a line with a token; after the call, submissions.jsonl gets a line with the
+job's id. The token is part of the job's name and comment. Where the second line is missing, Slurm is asked for the
+token, first through squeue and then through sacct. When the search fails, the answer is unknown. Only two answers
+without the job, with a message timeout between them, mean that there is no job.
 """
 
 from __future__ import annotations
@@ -41,25 +42,25 @@ class Submission:
     dependency: str
     token: str
     series: str = ""
-    """Token of the command that a person typed: its continuations do not try again what failed after it."""
+    """Token of the command that the user typed; its continuation jobs do not retry what failed after that command."""
     job: str = ""
-    """Empty until Slurm has accepted it."""
+    """The job's id; empty until Slurm has accepted it."""
     accepted: float = 0.0
-    """When it was, by this process's monotonic clock."""
+    """When Slurm accepted it, by this process's monotonic clock."""
 
 
 def job_name(paths: RunPaths, stage: str, token: str) -> str:
-    """What the job of a submission is called. Only its token counts, so what lists of names trip over is left out."""
+    """The name of a submission's job. Only its token matters, so characters that break lists of names are replaced."""
     name = re.sub(r"[^\w.+@%=-]", "_", paths.name)
     return f"{name}-{stage}-{token}"
 
 
 class Refused(UserError):
-    """Slurm did not accept a submission, and certainly has no job of it."""
+    """Slurm did not accept a submission, and it certainly has no job for it."""
 
 
 class Journal:
-    """The record of a run's sbatch calls, and the way to make one."""
+    """The record of a run's sbatch calls, and the way to make such a call."""
 
     def __init__(self, paths: RunPaths, message_timeout: float = 10.0, patience: float = 600.0) -> None:
         self.paths = paths
@@ -67,9 +68,10 @@ class Journal:
         self.patience = patience
 
     def submit(self, one: Submission, send: Callable[[], str]) -> None:
-        """Call sbatch by `send`, which returns the job's id, and put the id into `one`.
+        """Call sbatch through `send`, which returns the job's id, and put the id into `one`.
 
-        Raises Refused when Slurm does not want the job, Unanswered when it stays silent about it.
+        Raises Refused when Slurm does not accept the job, and Unanswered when Slurm does not say whether it has the
+        job.
         """
         self._intend(one)
         for left in reversed(range(_TRIES)):
@@ -94,7 +96,7 @@ class Journal:
         return found
 
     def settle(self) -> list[Submission]:
-        """Adopt the jobs of a launcher that ended between sbatch and the journal; return them."""
+        """Adopt the jobs of a launcher that ended between an sbatch call and the journal's line for it; return them."""
         known = {one["token"] for one in read_lines(self.paths.submissions)}
         lines = read_lines(self.paths.intents)
         known |= {line["token"] for line in lines if "absent" in line}
@@ -113,7 +115,7 @@ class Journal:
         return [one for one in waiting if one.job]
 
     def _search(self, wanted: Sequence[Submission], since: float, *, twice: bool) -> dict[str, str]:
-        """Token -> job, of those that Slurm has or had a job of."""
+        """Token -> job, for those of the submissions that Slurm has or had a job for."""
         names = {job_name(self.paths, one.stage, one.token): one.token for one in wanted}
         day = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
         found: dict[str, list[str]] = {}
@@ -134,7 +136,7 @@ class Journal:
         return {token: self._one_of(jobs) for token, jobs in found.items()}
 
     def _one_of(self, jobs: Sequence[str]) -> str:
-        """The first of the jobs that carry one token; the others are cancelled."""
+        """The first of the jobs that carry the same token; the others are cancelled."""
         first, *others = sorted(jobs, key=int)
         if others:
             ask(["scancel", *others], self.patience)
@@ -144,7 +146,7 @@ class Journal:
         _append(self.paths.intents, {"token": one.token, "at": time.time(), "submission": asdict(one)})
 
     def accept(self, one: Submission) -> None:
-        """Write down that Slurm has the job."""
+        """Write into the journal and the events that Slurm has the job."""
         stamp = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": one.stage, "job": one.job, "packs": one.packs}
         rest = {"dependency": one.dependency, "token": one.token, "series": one.series}
         cluster = {"cluster": name} if (name := os.environ.get(CLUSTER_VARIABLE)) else {}
@@ -153,7 +155,7 @@ class Journal:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line that survives the machine; what a killed launcher left of another one is closed first."""
+    """Append a line that survives a crash of the machine; a line that a killed launcher left unfinished is closed."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -166,7 +168,7 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; a last line that a killed launcher left unfinished does not count."""
+    """The lines of a journal; a last line that a killed launcher left unfinished is skipped."""
     if not path.exists():
         return []
     found = []

@@ -1,8 +1,8 @@
-"""What Slurm lets one person queue, and how many shards an array element takes so that the whole chain fits into it.
+"""Slurm's limits on a user's queued jobs, and how many shards per array element make a whole chain fit into them.
 
-Every element of an array counts as a job. MaxArraySize bounds the indices, MaxJobCount all jobs that the controller
-remembers, and where accounting enforces limits the association's and the QOS's MaxSubmit bound this user's: those of
-the account and QOS that each stage names.
+Slurm counts every element of an array as a job. MaxArraySize bounds the array indices, and MaxJobCount bounds all jobs
+that the controller remembers. Where accounting enforces limits, the MaxSubmit limits of the association and of the QOS
+bound this user's jobs too; they are looked up for the account and the QOS that each stage names.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Limit:
     most: int
     used: int
     stages: frozenset[str] | None = None
-    """Stages whose jobs it counts; None: all."""
+    """The stages whose jobs count against this limit; None stands for all stages."""
 
     @property
     def room(self) -> int:
-        """Jobs that may be queued besides those that are."""
+        """How many more jobs may be queued."""
         return max(0, self.most - self.used)
 
     def counts(self, stage: str) -> bool:
-        """Whether a stage's jobs count in it."""
+        """Whether the jobs of a stage count against this limit."""
         return self.stages is None or stage in self.stages
 
     def __str__(self) -> str:
@@ -44,55 +44,58 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """All bounds that hold for this user's submissions now."""
+    """All limits that apply to this user's submissions at the moment."""
 
     array_size: int
-    """Array indices are smaller than this (MaxArraySize)."""
+    """MaxArraySize: every array index has to be smaller than this."""
     array_tasks: int
-    """Elements of one array (max_array_tasks; MaxArraySize where it is not set)."""
+    """Largest number of elements in one array: max_array_tasks, or MaxArraySize where that is not set."""
     queue: tuple[Limit, ...]
-    """Bounds on queued jobs; one of them at least counts every stage."""
+    """Limits on queued jobs; at least one of them counts the jobs of every stage."""
     running: tuple[Limit, ...]
-    """Bounds on jobs that run at once (MaxJobs)."""
+    """Limits on jobs that run at the same time (MaxJobs)."""
     message_timeout: float
-    """Seconds after which a command gives up on the controller."""
+    """Seconds after which one of Slurm's commands gives up waiting for the controller."""
 
     @property
     def tightest(self) -> Limit:
-        """The bound that leaves the least room."""
+        """The limit on queued jobs that leaves the least room."""
         return min(self.queue, key=lambda limit: limit.room)
 
     def width(self, stage: str) -> int | None:
-        """Jobs of a stage that may run at once, if that is limited."""
+        """How many jobs of a stage may run at the same time, or None if that is not limited."""
         return min((limit.most for limit in self.running if limit.counts(stage)), default=None)
 
 
 @dataclass
 class Room:
-    """What of the limits is free, as submissions use it up. Without limits (a dry run) there is room for everything."""
+    """The room that the limits leave, which shrinks with every submission.
+
+    Without limits, as in a dry run, there is room for everything.
+    """
 
     limits: Limits | None
     taken: dict[str, int] = field(default_factory=dict)
-    """Limit -> jobs submitted since it was read."""
+    """Name of a limit -> number of jobs submitted since the limit was read."""
 
     def tightest(self, stage: str) -> Limit | None:
-        """The limit that leaves a stage the least room now."""
+        """The limit that leaves a stage the least room at the moment, or None if there are no limits."""
         every = [limit for limit in self.limits.queue if limit.counts(stage)] if self.limits else []
         return min(every, key=self._left, default=None)
 
     def of(self, stage: str) -> int:
-        """Jobs of a stage that may be submitted now."""
+        """How many jobs of a stage may be submitted now."""
         limit = self.tightest(stage)
         return sys.maxsize if limit is None else max(0, self._left(limit))
 
     def take(self, stage: str, count: int) -> None:
-        """Note that so many jobs of a stage were submitted."""
+        """Record that `count` jobs of a stage were submitted."""
         for limit in self.limits.queue if self.limits else ():
             if limit.counts(stage):
                 self.taken[limit.name] = self.taken.get(limit.name, 0) + count
 
     def holds(self, wanted: Mapping[str, Sequence[int]]) -> bool:
-        """Whether all of this (stage -> packs) fits."""
+        """Whether all of these packs (stage -> packs) fit."""
         return all(
             sum(len(packs) for stage, packs in wanted.items() if limit.counts(stage)) <= self._left(limit)
             for limit in (self.limits.queue if self.limits else ())
@@ -103,7 +106,11 @@ class Room:
 
 
 def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0) -> Limits:
-    """Ask Slurm what holds for this user's jobs of these stages. Raises Unanswered when the controller is silent."""
+    """Ask Slurm which limits apply to this user's jobs of these stages.
+
+    Raises Unanswered when the controller is silent for `patience` seconds. When only accounting is silent, a note is
+    printed and none of its limits are assumed.
+    """
     settings = slurm_settings(patience)
     size = int(settings.get("MaxArraySize", "1001"))
     tasks = re.search(r"max_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
@@ -126,7 +133,7 @@ def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0
 
 @dataclass(frozen=True)
 class _Job:
-    """What a limit may count a queued job by."""
+    """The properties of a queued job by which a limit may count it."""
 
     user: str
     account: str
@@ -136,7 +143,7 @@ class _Job:
 
 
 def _queued(patience: float) -> list[_Job]:
-    """Every job that the controller remembers, one an array element."""
+    """Every job that the controller remembers, with one entry per array element."""
     text = ask(["squeue", "--noheader", "--array", "--all", "--states=all", "--format=%u|%a|%q|%P|%T"], patience)
     rows = [line.strip().split("|") for line in text.splitlines()]
     return [_Job(user, account, qos, partition, state not in ENDED) for user, account, qos, partition, state in rows]
@@ -145,13 +152,13 @@ def _queued(patience: float) -> list[_Job]:
 def _accounting_limits(
     accounting: Accounting, places: Mapping[str, Place], jobs: Sequence[_Job]
 ) -> tuple[list[Limit], list[Limit]]:
-    """The associations' and the QOS's limits that are set: on queued jobs, and on running ones."""
+    """The limits of the associations and the QOS, as far as they are set: on queued jobs, and on running jobs."""
     user, live = accounting.user, [job for job in jobs if job.live]
     queue, running = _Found(), _Found()
     for account, partition in sorted({(place.account, place.partition) for place in places.values()}):
         which = frozenset(name for name, one in places.items() if (one.account, one.partition) == (account, partition))
         for row in accounting.of(account, partition):
-            # One association may hold for several partitions: its limit is one, over all of them.
+            # One association may apply to several partitions; its limit then covers the jobs in all of them together.
             where = f"account {account}" + (f" in partition {partition}" if row["Partition"] else "")
             own = _where(live, user=user, account=account, **({"partition": partition} if row["Partition"] else {}))
             queue.add(f"MaxSubmitJobs of {where}", row["MaxSubmitJobs"], len(own), which)
@@ -176,12 +183,12 @@ def _accounting_limits(
 
 @dataclass
 class _Found:
-    """Limits on the way, by name: one that several groups of stages meet counts the stages of them all."""
+    """Collects limits by name; a limit that applies to several groups of stages counts the stages of all of them."""
 
     limits: dict[str, Limit] = field(default_factory=dict)
 
     def add(self, name: str, most: str, used: int, stages: frozenset[str]) -> None:
-        """Note a limit if it is set."""
+        """Add a limit, if it is set."""
         if most:
             before = self.limits[name].stages if name in self.limits else frozenset()
             self.limits[name] = Limit(name, int(most), used, stages | (before or frozenset()))
@@ -192,9 +199,10 @@ def _where(jobs: Sequence[_Job], **which: str) -> list[_Job]:
 
 
 def pack_for_queue(cluster: Cluster, stages: Sequence[Stage], *, needed: bool = True) -> int:
-    """The shards that an array element of a new run takes: cluster.yaml's number, or more where the queue is small.
+    """How many shards per array element a new run uses: cluster.yaml's number, or more where the queue is small.
 
-    Unless `needed`, a silent Slurm is taken for one without limits (--dry-run works without any).
+    When Slurm is silent, this raises Unanswered if the answer is `needed`. Otherwise Slurm is assumed to have no
+    limits, since --dry-run has to work without Slurm.
     """
     try:
         limits = read_limits(cluster, stages)
@@ -206,11 +214,12 @@ def pack_for_queue(cluster: Cluster, stages: Sequence[Stage], *, needed: bool = 
 
 
 def shards_per_job(stages: Sequence[Stage], minimum: int, limits: Limits) -> int:
-    """The fewest shards an array element can take, from `minimum` on, so that all stages fit into the queue at once.
+    """The smallest number of shards per array element, from `minimum` on, that fits all stages into the queue at once.
 
-    Where they cannot, because of the stages that have no shards, each stage alone fits, and the rest follows by
-    continuation. The number is frozen for the life of a run while the queue comes and goes, so what others have queued
-    counts for three quarters of a limit at most.
+    Where they cannot fit because of the stages that have no shards, the number is chosen so that each stage fits on its
+    own, and continuation jobs submit the rest. The number stays fixed for the life of a run, while the queue fills and
+    empties. For this reason the jobs that are queued at the moment are assumed to take up at most three quarters of a
+    limit.
     """
     sharded = {stage.name: len(stage.tasks) for stage in stages if stage.per_shard}
     if not sharded:
@@ -241,7 +250,7 @@ def _budget(limit: Limit) -> int:
 
 
 def _first(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The smallest number from `low` to `high` that fits; fitting is monotonous and `high` fits."""
+    """The smallest number from `low` to `high` for which `fits` holds; `fits` is monotonous and holds for `high`."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
@@ -249,7 +258,7 @@ def _first(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def check_indices(stage: str, packs: int, per_shard: bool, limits: Limits) -> None:
-    """Raises UserError when a stage has more array elements than there are array indices here."""
+    """Raise UserError when a stage has more array elements than this cluster has array indices."""
     if packs > limits.array_size:
         remedy = (
             "The number of shards an array element takes was fixed at the run's first submission: give another "

@@ -1,10 +1,13 @@
-"""What a job asks Slurm about itself: why it is being ended, to be started again, and not on a certain node.
+"""What a job asks Slurm about itself: why it is being ended, to be started again, and to be kept off certain nodes.
 
-`requeue` is the only place that asks for a job to be started again, with all that has to be minded then.
+`requeue` is the only place that asks for a job to be started again, and it takes every precaution that this needs.
 
-Seen on Slurm 22.05 while a job is being ended: at the time limit Reason is TimeLimit; at preemption PreemptTime is set,
-or, with PreemptMode=REQUEUE, Restarts is already raised, as it is by `scontrol requeue`, and only accounting tells the
-two apart (PREEMPTED, REQUEUED); a job that a user cancelled has neither.
+The following was seen on Slurm 22.05 while a job was being ended:
+
+- At the time limit, Reason is TimeLimit.
+- At preemption, PreemptTime is set. With PreemptMode=REQUEUE, Restarts is raised already instead.
+- `scontrol requeue` raises Restarts too, and only accounting tells it from preemption (PREEMPTED, REQUEUED).
+- A job that a user cancelled shows none of these signs.
 """
 
 from __future__ import annotations
@@ -31,25 +34,25 @@ _PERMANENT = (
     "already finished",
 )
 _PASSING = ("timed out", "Unable to contact", "Connection", "Zero Bytes", "temporarily", "Communication", "ransi")
-"""Words of refusals that may pass, however long it takes: the controller is down, or the job is just changing state."""
+"""Words of refusals that may pass, however long it takes: the controller is down, or the job is changing its state."""
 _PATIENCE_SECONDS = 600
-"""Other refusals are taken for final after this long."""
+"""Seconds after which any other refusal is taken for final."""
 _NOTICE_SLACK_SECONDS = 90
 _ACCOUNTING_SECONDS = 3.0
-"""How long accounting is given to hear from the controller how a start ended."""
+"""Seconds that accounting is given to learn from the controller how a start ended."""
 _KINDS: Mapping[str, Kind] = {"PREEMPTED": "preempted", "REQUEUED": "requeued", "NODE_FAIL": "node-failure"}
-"""The state in which accounting keeps a start that was followed by another one -> why it ended."""
+"""State in which accounting records a start of a job that was followed by another start -> why the first one ended."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What the controller says of a job."""
+    """What the controller says about a job."""
 
     fields: dict[str, str]
 
     @property
     def restarts(self) -> int:
-        """How often it has been started before, including a restart that is already decided."""
+        """How often the job has been started before, including a restart that is already decided."""
         return int(self.fields.get("Restarts", "0"))
 
     def kind(self, attempt: Attempt, notice_seconds: float) -> Kind:
@@ -72,7 +75,7 @@ class JobState:
 
 
 def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
-    """The state in which accounting keeps this start of its job, such as PREEMPTED, REQUEUED or NODE_FAIL.
+    """The state in which accounting records this start of its job, such as PREEMPTED, REQUEUED or NODE_FAIL.
 
     It is empty where there is no accounting, or where accounting has not heard of the end within `patience` seconds.
     """
@@ -90,7 +93,7 @@ def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
 
 
 def job_state(job: str) -> JobState | None:
-    """What the controller says of a job, or None if it does not answer."""
+    """What the controller says about a job, or None if it does not answer."""
     asked = _scontrol("show", "job", "--oneliner", job)
     if asked.returncode or "JobState=" not in asked.stdout:
         return None
@@ -100,19 +103,19 @@ def job_state(job: str) -> JobState | None:
 
 @dataclass(frozen=True)
 class End:
-    """What came of the wish to be started again."""
+    """What came of the request to be started again."""
 
     result: Literal["requeued", "cancelled", "refused"]
-    """Slurm starts the job again; a user has cancelled it; Slurm will never start it again."""
+    """Requeued: Slurm starts it again; cancelled: a user has cancelled it; refused: Slurm will never start it again."""
     words: str = ""
-    """Slurm's, where it refused."""
+    """Slurm's words, where it refused."""
 
 
 def requeue(attempt: Attempt, reason: str, check: Callable[[], None]) -> End:
-    """Have Slurm start an attempt's job again: ask until it agrees, or refuses for good.
+    """Ask Slurm to start an attempt's job again, until it agrees or refuses for good.
 
-    A job that Slurm starts again by itself is left alone, and so is one that a user has cancelled, which asking would
-    bring back. `check` raises, before each request, if the attempt may not ask any more.
+    A job that Slurm starts again by itself is left alone. So is a job that a user has cancelled, since the request
+    would bring it back. `check` is called before each request, and raises if the attempt may no longer ask.
     """
     job, pause, began = attempt.job, 0.5, time.monotonic()
     while True:
@@ -139,9 +142,9 @@ def requeue(attempt: Attempt, reason: str, check: Callable[[], None]) -> End:
 
 
 def exclude(job: str, nodes: Sequence[str], needed: int) -> str | None:
-    """Keep a requeued job off some nodes, if the partition has enough others; returns why not, or None.
+    """Keep a requeued job off some nodes, if its partition has enough other nodes; returns why not, or None.
 
-    Slurm refuses this for a running job: requeue first, then call this before the job's processes are killed.
+    Slurm refuses this for a running job: requeue the job first, then call this before the job's processes are killed.
     """
     state = job_state(job)
     if state is None:

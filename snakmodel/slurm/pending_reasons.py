@@ -15,12 +15,12 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a job waits."""
+    """Why a job waits, and what a user can do about it."""
 
     words: str
-    """For the table."""
+    """The explanation that the table shows."""
     remedy: str = ""
-    """What to do; empty where waiting is enough. JOB stands for the job's id."""
+    """What the user has to do; empty where waiting is enough. JOB stands for the job's id."""
 
 
 _RELEASE = "scontrol release JOB"
@@ -97,11 +97,11 @@ _FAMILIES = (
         "one such job is more than the QOS allows", f"{_QOS}; {_LOWER}")),
     (r"^(QOS(Grp|Max)|MaxJobs|MaxSubmit)", Reason("the QOS uses as much as it may at once", "")),
 )  # fmt: skip
-"""Patterns for words that come in many variants; the first that fits, upper and lower case alike."""
+"""Patterns for reasons that come in many variants, whether in upper or lower case; the first that matches counts."""
 
 
 def explain(found: str, job: str) -> Reason:
-    """What Slurm's reason for `job` means. An unknown one is shown as it is."""
+    """What Slurm's reason for the waiting of `job` means. A reason that is not known here is shown as it is."""
     text = found.strip().strip("()")
     word = text.partition(",")[0].strip() or "None"
     known = _REASONS.get(word) or next(

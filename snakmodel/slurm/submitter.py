@@ -1,8 +1,8 @@
-"""A plan -> sbatch calls: dependencies, the room that Slurm's limits leave, and what follows when it does not suffice.
+"""Turns a plan into sbatch calls: with dependencies, within Slurm's limits, and with a way to submit the rest later.
 
-Stage by stage the missing packs become a few arrays, each waiting for the jobs that the stage reads from. What Slurm
-has no room for follows by one continuation job, which runs the same launcher again when everything before it has
-ended, or by waiting here.
+Stage by stage, the missing packs are submitted as a few arrays, each of which waits for the jobs whose outputs the
+stage reads. What Slurm has no room for is submitted later: either by one continuation job, which runs the same launcher
+again when everything before it has ended, or by this process, which then waits for room.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from snakmodel.slurm.limits import Limits, Room, check_indices, read_limits
 
 _POLL_SECONDS = 15
 SAVED_SECONDS = 7
-"""slurmctld writes what it has accepted to disk within five seconds; one that is killed before has forgotten it."""
+"""slurmctld writes what it has accepted to disk within five seconds; if it is killed before that, it forgets it."""
 _REMEMBERED_SECONDS = 240
-"""Ended jobs are listed for so long at least, where MinJobAge is its default of 300."""
+"""Slurm lists ended jobs for at least this long, if MinJobAge has its default of 300 s."""
 
 
 @dataclass
@@ -41,16 +41,16 @@ class SlurmScheduler:
     wait: bool = False
     """Wait here for room in the queue, instead of leaving the rest to a continuation job."""
     again: Sequence[str] = ()
-    """Command that submits the rest of a run: what a continuation job runs, with `--continues SERIES` added."""
+    """Command that submits the rest of a run; a continuation job runs it with `--continues SERIES` added."""
     continues: str | None = None
-    """In a continuation job: the series of submissions that it goes on with."""
+    """In a continuation job: the series of submissions that it continues."""
     active: dict[str, dict[int, str]] = field(default_factory=dict)
-    """Stage -> pack -> job that was queued or running for it at the start."""
+    """Stage -> pack -> the job that was queued or running for it at the start."""
     submitted: list[Submission] = field(default_factory=list)
     given_up: dict[str, set[int]] = field(default_factory=dict)
-    """Stage -> packs that a continuation leaves alone: they, or what they need, failed in this series."""
+    """Stage -> packs that a continuation job leaves out, since they, or packs that they need, failed in this series."""
     left: int = 0
-    """Packs that the continuation job will submit."""
+    """Number of packs that the continuation job will submit."""
 
     def __post_init__(self) -> None:
         self.series = self.continues or uuid.uuid4().hex[:10]
@@ -59,12 +59,12 @@ class SlurmScheduler:
         self.limits: Limits | None = None
         self.jobs: dict[str, dict[int, str]] = {}
         self.tokens: dict[tuple[str, str], str] = {}
-        """(stage, job) -> token. Ids are used again when a controller has lost its state."""
+        """(Stage, job) -> token. The id alone does not tell: a controller that has lost its state uses ids again."""
         self.inside = ""
-        """The array job that this runs in: a continuation's own."""
+        """Id of the array job that this process runs in, as a continuation job does; empty outside of one."""
 
     def run(self) -> list[Submission]:
-        """Submit stage by stage; return what was submitted. With `dry` only the batch files are written."""
+        """Submit stage by stage, and return what was submitted. With `dry`, only the batch files are written."""
         self.inside = os.environ.get("SLURM_ARRAY_JOB_ID", "")
         scrub_environment()
         if not self.dry:
@@ -73,9 +73,10 @@ class SlurmScheduler:
         return self.submitted
 
     def confirm(self) -> list[str]:
-        """Make sure that Slurm has kept what it accepted, and submit again what it has not; return notes about it.
+        """Make sure that Slurm has kept what it accepted, submit again what it has lost, and return notes about that.
 
-        Only a controller that was killed within seconds forgets jobs, the last ones. Raises Unanswered.
+        Slurm forgets jobs only if its controller is killed within seconds of accepting them, so only the latest jobs
+        can be lost. Raises Unanswered.
         """
         lost = {} if self.dry else self._forgotten()
         if not lost:
@@ -91,7 +92,7 @@ class SlurmScheduler:
         return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in again]
 
     def _forgotten(self) -> dict[str, list[int]]:
-        """Stage -> packs that were accepted, but that Slurm, asked when it has written them down, does not know."""
+        """Stage -> packs that Slurm accepted but does not know any more, once it must have written them to disk."""
         fresh = [one for one in self.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
         if not fresh:
             return {}
@@ -108,10 +109,10 @@ class SlurmScheduler:
     def _holds(self, stage: str, job: str, known: Mapping[str, str]) -> bool:
         """Whether Slurm, which lists the jobs in `known` (id -> name), still has a job.
 
-        Its token is always searched for before anything is submitted again: the id may be a number that a wrapper of
-        sbatch printed. The right one then takes its place everywhere.
+        The job's token is always searched for before anything is submitted again, because the id may be a wrong number
+        that a wrapper of sbatch printed. The right id then replaces the wrong one everywhere.
         """
-        token = self.tokens.get((stage, job), "")  # none: it was found in the queue by its token
+        token = self.tokens.get((stage, job), "")  # empty if the job was found in the queue by its token
         if same_job(known.get(job, ""), token) if token else job in known:
             return True
         found = next((other for other, name in known.items() if token and name.endswith(f"-{token}")), "")
@@ -128,12 +129,12 @@ class SlurmScheduler:
         return True
 
     def _has_ended(self, one: Submission, pack: int) -> bool:
-        """Whether a job has said how it ended with a pack: then it was not forgotten."""
+        """Whether a submission's job has recorded how it ended with a pack; in that case it was not forgotten."""
         folder = self.plan.paths.root / "attempts" / one.stage / f"{pack:05d}"
         return any(folder.glob(f"{one.job}_{pack}.r*/summary.json"))
 
     def _submit_all(self, todo: dict[str, list[int]]) -> None:
-        """Submit these packs, in chain order, as far as there is room; see to it that the rest follows."""
+        """Submit these packs in chain order as far as there is room, and make sure that the rest is submitted later."""
         while any(todo.values()):
             room = self._room(todo)
             for name in todo:
@@ -148,7 +149,7 @@ class SlurmScheduler:
                 self.limits = self._read_limits()
 
     def _look_around(self) -> None:
-        """Limits, what an earlier launcher left open, and what is queued."""
+        """Read the limits, settle the submissions that an earlier launcher left open, and find out what is queued."""
         self.limits = self._read_limits()
         for name in self.plan.missing:
             check_indices(name, len(self.plan.packs[name]), self.plan.chain[name].per_shard, self.limits)
@@ -164,7 +165,11 @@ class SlurmScheduler:
         return read_limits(self.plan.config.cluster, stages, self.patience)
 
     def _wanted(self) -> dict[str, list[int]]:
-        """Stage -> packs to submit: missing, not queued, and in a continuation neither tried before nor behind such."""
+        """Stage -> packs to submit: those that are missing and not queued.
+
+        A continuation job also leaves out the packs that were tried before in its series, and the packs that wait for
+        such packs.
+        """
         lines = read_submissions(self.plan.paths.submissions) if self.continues else []
         tried = {
             (line["stage"], pack) for line in lines if line.get("series") == self.continues for pack in line["packs"]
@@ -181,13 +186,13 @@ class SlurmScheduler:
         return wanted
 
     def _has_continuation(self) -> bool:
-        """Whether another job that submits the rest is queued."""
+        """Whether another job that submits the rest is queued already."""
         return bool(set(self.active.get(CONTINUATION, {}).values()) - {self.inside})
 
     def _room(self, todo: Mapping[str, list[int]]) -> Room:
-        """What there is room for now: a pack of the first stage at least, and a continuation where not all fits.
+        """The room in the queue: for one pack of the first stage at least, and for a continuation job if it is needed.
 
-        With `wait`, and inside a continuation job, this waits until there is room; else UserError.
+        With `wait`, and inside a continuation job, this waits until there is room; otherwise it raises UserError.
         """
         first = next(name for name, packs in todo.items() if packs)
         said = ""
@@ -199,7 +204,7 @@ class SlurmScheduler:
             limit = room.tightest(first)
             if limit is None or (not self.wait and self._has_continuation()):
                 return room
-            # Waiting here, a few larger arrays are better than many small ones.
+            # When this process waits for room, a few larger arrays are better than many small ones.
             least = min(len(todo[first]), max(1, limit.most // 4)) if self.wait else 1
             if room.of(first) >= least:
                 break
@@ -218,7 +223,7 @@ class SlurmScheduler:
         return room
 
     def _stage(self, name: str, packs: list[int], room: Room) -> list[int]:
-        """Submit as many packs of a stage as there is room for; return those left."""
+        """Submit as many packs of a stage as there is room for, and return the packs that are left."""
         stage = self.plan.chain[name]
         while packs and room.of(name):
             self._confirm(stage, room)
@@ -233,9 +238,11 @@ class SlurmScheduler:
         return packs
 
     def _confirm(self, stage: Stage, room: Room) -> None:
-        """Make sure that Slurm still knows the jobs to depend on: a dependency on a forgotten one is met at once.
+        """Make sure that Slurm still knows the jobs that a stage depends on.
 
-        What a forgotten job has done needs no dependency; what it has not is submitted again.
+        Slurm treats a dependency on a job that it has forgotten as met at once. Packs that a forgotten job has finished
+        need no dependency, and packs that it has not finished are submitted again. Raises UserError if there is no room
+        for them.
         """
         if self.dry or not any(self.jobs.get(other) for other in stage.waits):
             return
@@ -261,7 +268,11 @@ class SlurmScheduler:
         return not any(self.plan.chain.marker_problem(stage, index) for index in self.plan.packs[stage][pack])
 
     def _by_dependency(self, stage: Stage, packs: Sequence[int]) -> dict[str, list[int]]:
-        """Packs by what they wait for: nothing that is done, `aftercorr` where the same index is submitted now."""
+        """Group packs by the dependency that they need.
+
+        A pack needs none for what is done already, `aftercorr` where the pack of the same number is submitted now, and
+        `afterok` where that pack was queued before or where the stage waits for the whole of another one.
+        """
         whole: list[str] = []
         same: list[str] = []
         for other, kind in stage.waits.items():
@@ -315,7 +326,7 @@ class SlurmScheduler:
         return Stage(CONTINUATION, (), self.plan.config.cluster.defaults.model_copy(update=alone))
 
     def _continue(self) -> None:
-        """Submit the job that runs when everything submitted so far has ended, and then submits the rest."""
+        """Submit the continuation job: when everything submitted so far has ended, it submits the rest."""
         if self._has_continuation():
             return
         stage = self._continuation()
