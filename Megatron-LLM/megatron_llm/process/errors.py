@@ -14,11 +14,11 @@ class OutputLost(Exception):
 
 
 TOLD = (UserError, Superseded, SaveFailed, OutputLost)
-"""What ranks tell each other, and a person in one line."""
+"""The errors that ranks report to each other, and that a user sees as one line."""
 
 
 def check_outputs(lost: tuple[str, OSError] | None) -> None:
-    """Raise UserError or OutputLost if there is an output that could not be written; see signals.StopRequest."""
+    """Raise UserError or OutputLost if an output could not be written; see signals.StopRequest."""
     if lost is None:
         return
     name, error = lost

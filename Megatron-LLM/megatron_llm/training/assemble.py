@@ -1,5 +1,4 @@
-"""Assembles one training run on this rank: checks -> starting point -> data, sharded model, optimizer -> training
-loop."""
+"""Assembles one training run on this rank: checks -> starting point -> data, sharded model, optimizer -> the loop."""
 
 from __future__ import annotations
 
@@ -80,8 +79,7 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
 
 
 def _peers(args: Arguments, world: World) -> str:
-    """A clause for the message of this rank's RuntimeError that points at other ranks as a possible cause; empty with
-    one rank."""
+    """A clause for an error of this rank, which names other ranks as a possible cause; empty with one rank."""
     if world.size == 1:
         return ""
     limit = f"--distributed_timeout_minutes {args.distributed_timeout_minutes:g}"

@@ -126,8 +126,10 @@ def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's share of the samples [first, last). Iterating over it gives the sample numbers of one micro-batch after
-    another."""
+    """A rank's share of the samples [first, last).
+
+    Iterating over it gives the sample numbers of one micro-batch after another.
+    """
 
     first: int
     last: int
@@ -142,8 +144,10 @@ class Share:
 
 
 def load(samples: Samples, share: Share, workers: int) -> Iterator[Tensor]:
-    """Iterate over a rank's micro-batches, each (micro_batch, seq_length + 1) int64. Worker processes, if any, read
-    ahead."""
+    """Iterate over a rank's micro-batches, each (micro_batch, seq_length + 1) int64.
+
+    Worker processes, if any, read ahead.
+    """
     loader: DataLoader[Tensor] = DataLoader(
         samples,  # type: ignore[arg-type]  # map-style by protocol, not by inheritance
         batch_sampler=share,

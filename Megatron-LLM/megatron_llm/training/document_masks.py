@@ -44,8 +44,10 @@ class Masks:
 
     @classmethod
     def of(cls, args: Arguments) -> Masks:
-        """The masks that the flags ask for, with the EOD token from the data's manifests. Raises UserError,
-        InputsMissing."""
+        """The masks that the flags ask for, with the EOD token from the data's manifests.
+
+        Raises UserError, InputsMissing.
+        """
         asked = {name: getattr(args, name) for name in FLAGS}
         if not any(asked.values()):
             return cls()
@@ -72,8 +74,7 @@ class Masks:
         return cls(**asked, eod=next(iter(found)), loss_normalisation=args.loss_normalisation or GLOBAL)
 
     def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
-        """The inputs that the model takes besides tokens (b, s), each of shape (b, s); masks that no flag asks for are
-        left out.
+        """The inputs that the model takes besides tokens (b, s), each (b, s), without those that no flag asks for.
 
         `positions` and `documents` (the number of each token's document within the sample) are int64; `counted`, which
         marks the tokens that count in the loss, is bool.
@@ -99,8 +100,7 @@ NONE = Masks()
 
 
 def with_normalisation(args: Arguments, saved: Mapping[str, Any]) -> Arguments:
-    """The arguments with --loss_normalisation decided: the flag, else the setting of the run being continued, else
-    global.
+    """The arguments with --loss_normalisation set: as given, else as in the run being continued, else `global`.
 
     saved: the state.json of the checkpoint being continued, or an empty mapping. Runs that began before the flag
     existed used `micro`. Raises UserError when the flag would change what a run with --eod_mask_loss learns.

@@ -52,8 +52,10 @@ class TiedEmbedding:
 
     @torch.no_grad()
     def share(self) -> None:
-        """Send the embedding's values to the copy if they may have changed. The first and the last rank must call it
-        together."""
+        """Send the embedding's values to the copy if they may have changed.
+
+        The first and the last rank must call it together.
+        """
         if not self.stale:
             return
         self.stale = False
@@ -64,8 +66,10 @@ class TiedEmbedding:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add the copy's gradient to the embedding's, before an update. The first and the last rank must call it
-        together."""
+        """Add the copy's gradient to the embedding's, before an update.
+
+        The first and the last rank must call it together.
+        """
         self.stale = True
         if self.copy is not None:
             assert self.copy.grad is not None
@@ -107,8 +111,7 @@ class Pipelined:
         count = args.pipeline_model_parallel_size * len(models)
         self.stages = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedules: dict[int, Schedule1F1B | ScheduleInterleaved1F1B] = {}
-        """The schedule of the latest batch size, by its number of micro-batches, which grows with
-        --rampup_batch_size."""
+        """The latest schedule, by its number of micro-batches, which grows with --rampup_batch_size."""
 
     @property
     def schedule(self) -> Schedule1F1B | ScheduleInterleaved1F1B:

@@ -31,7 +31,10 @@ class Progress:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
         """Read the progress from a state.json; in checkpoints from before the guards had a memory, that part starts
-        empty. Raises KeyError, TypeError."""
+        empty.
+
+        Raises KeyError, TypeError.
+        """
         memory = dict(state.get("memory", {}))
         if scale := memory.pop("loss_scale", None):
             memory["loss_scale"] = LossScale(**scale)

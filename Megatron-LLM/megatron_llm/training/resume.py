@@ -29,10 +29,11 @@ from run_contract.errors import UserError
 
 
 def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int, weights: dict[str, Tensor]) -> Start:
-    """Choose and check the starting point (rank 0 only). Weights from other than this engine's own checkpoints go into
-    `weights`.
+    """Choose and check the starting point (rank 0 only).
 
-    Raises UserError when checkpoint, flags and data do not fit together, and InputsMissing when --load has no files.
+    Weights that only rank 0 loads (from a layout other than this engine's checkpoints, or with --finetune) are put into
+    `weights`. Raises UserError when checkpoint, flags and data do not fit together, and InputsMissing when --load has
+    no files.
     """
     if not args.eval_only:
         check_claim()
@@ -85,8 +86,10 @@ def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes, weights:
 
 
 def _anew(args: Arguments, identity: DataIdentity) -> Start:
-    """The start of a run from random weights. Raises UserError with --eval_only, or when the vocabulary size is
-    unknown."""
+    """The start of a run from random weights.
+
+    Raises UserError with --eval_only, or when the vocabulary size is unknown.
+    """
     if args.eval_only:
         raise UserError(f"--eval_only: there is no checkpoint in {args.save}; give --load")
     if any(args.save.glob("iter_*")):
@@ -114,8 +117,7 @@ PARTS = {
 
 
 def _as_asked(start: Start, args: Arguments, sizes: BatchSizes, *, begun: bool) -> Start:
-    """The start from one of this engine's checkpoints, without the parts that --no_load_optim and --no_load_rng
-    exclude.
+    """The start from one of this engine's checkpoints, without what --no_load_optim and --no_load_rng exclude.
 
     begun: the checkpoint is in --save, so the run itself is continued. Then every part that was saved is loaded,
     whatever these flags say. Raises UserError when a part was not saved and --no_load_X does not accept its absence.

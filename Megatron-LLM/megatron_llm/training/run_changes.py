@@ -84,8 +84,7 @@ def original(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(start: Start, args: Arguments, identity: DataIdentity, sizes: BatchSizes, where: Path) -> Progress:
-    """The progress from which the run goes on, after checking that nothing has changed that must not. Raises
-    UserError."""
+    """The progress from which the run goes on. Raises UserError if anything has changed that must not."""
     before = start.recorded
     if start.saved:
         _check_data(start.saved["data"], identity, where)
@@ -103,8 +102,7 @@ def check(start: Start, args: Arguments, identity: DataIdentity, sizes: BatchSiz
 
 
 def _plain(value: Any) -> Any:
-    """A value in one uniform spelling: the original trainer keeps the spaces of `969, 30, 1` and the words of a
-    list."""
+    """A value in a uniform spelling: the original trainer keeps the spaces of `969, 30, 1` and the words of a list."""
     if isinstance(value, (list, tuple)):
         return [int(part) for part in value]
     return value.replace(" ", "") if isinstance(value, str) else value
@@ -130,8 +128,7 @@ def _check_data(before: Mapping[str, Any], identity: DataIdentity, where: Path) 
 
 
 def _earlier(args: Arguments, before: Mapping[str, Any]) -> Arguments | None:
-    """The current flags with the earlier lengths of the run and its evaluations; None if the checkpoint lacks any of
-    them."""
+    """The flags with the earlier lengths of the run and its evaluations; None if the checkpoint lacks one of them."""
     names = [name for name, rule in RULES.items() if rule in (Rule.LENGTH, Rule.EVALUATION)]
     if not all(name in before for name in names):
         return None
@@ -164,8 +161,10 @@ def _enough(args: Arguments, split: int, wanted: int, last: int) -> bool:
 def _check_train_samples(
     progress: Progress, args: Arguments, earlier: Arguments | None, sizes: BatchSizes, where: Path
 ) -> None:
-    """Check that the training samples keep their order and suffice if the length of the run has changed. Raises
-    UserError."""
+    """Check that the training samples keep their order and suffice if the run's length has changed.
+
+    Raises UserError.
+    """
     wanted = args.samples(sizes.full)[0]
     before = earlier.samples(sizes.full)[0] if earlier else wanted
     if not _same_order(args, 0, before, wanted):
@@ -184,8 +183,7 @@ def _check_train_samples(
 
 
 def _with_validation(progress: Progress, args: Arguments, earlier: Arguments | None, sizes: BatchSizes) -> Progress:
-    """The progress with validation going on where it stopped, or from its first sample if its samples change order or
-    run out."""
+    """The progress, with validation going on where it stopped or, if its samples changed or run out, beginning anew."""
     if not args.eval_iters:
         return replace(progress, evaluation_due=False)
     wanted = args.samples(sizes.full)[1]

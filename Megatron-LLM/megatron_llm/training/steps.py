@@ -34,7 +34,7 @@ class Steps(Protocol):
     """Number of micro-batches that this rank computes for the next global batch."""
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
-        """Compute this rank's micro-batches (b, seq_length + 1) of one global batch and leave their gradients in the
+        """Compute this rank's micro-batches (b, seq_length + 1) of a global batch; leaves the gradients in the
         parameters.
 
         Returns the mean loss, fp32. It is 0 on a rank without the last layers, and NaN if `check` would raise an error.
@@ -56,7 +56,9 @@ class Steps(Protocol):
 
 def agreed_mean(world: World, steps: Steps, loss: Tensor) -> float:
     """The mean of a loss over the data ranks; if a batch of any rank was wrong, its error is raised on all.
-    Collective."""
+
+    Collective.
+    """
     mean = world.mean(loss)
     if math.isnan(mean):
         world.on_every_rank(steps.check)
@@ -102,10 +104,9 @@ class Intake:
 
     def _divisor(self, batch: Tensor, count: int) -> float | None:
         """The number by which each micro-batch's summed loss is divided, or None: the micro-batch's own counted tokens.
-        Collective.
 
-        It makes the mean over micro-batches and data ranks equal to the sum over the global batch divided by the number
-        of its counted tokens.
+        Collective. It makes the mean over micro-batches and data ranks equal to the sum over the global batch divided
+        by the number of its counted tokens.
         """
         if not self.masks.over_global_batch:
             return None

@@ -134,8 +134,7 @@ class Trainer:
         return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
-        """The request that all ranks agree on: from a signal or a failing output on any rank, or a file that rank 0
-        sees.
+        """The request that all ranks agree on: a signal or a failing output on any rank, or a file that rank 0 sees.
 
         Also publishes a checkpoint that all ranks have finished writing, and raises if a write failed. Collective.
         """
@@ -171,8 +170,10 @@ class Trainer:
         return batch_size // (self.args.micro_batch_size * self.world.data_size)
 
     def step(self) -> None:
-        """Make one update from one global batch, unless a guard objects. Raises Diverged, before the update, if the run
-        must stop."""
+        """Make one update from one global batch, unless a guard objects.
+
+        Raises Diverged, before the update, if the run must stop.
+        """
         began, scale = time.perf_counter(), self.progress.memory.loss_scale
         self.steps.loss_scale, self.steps.micro_batches = self.loss_scale(), self.micro_batches(self.batch_size())
         mean = agreed_mean(self.world, self.steps, self.steps.train(self.train_batches))
