@@ -44,8 +44,8 @@ class DataPaths:
     valid: Sequence[str]
     test: Sequence[str]
     split: str | None
-    """Proportions of documents, such as `969,30,1`, if all three share their data; None if each takes all its
-    documents."""
+    """Proportions of documents, such as `969,30,1`, if all three share their data; None if each takes all of its
+    own."""
 
     @classmethod
     def of(

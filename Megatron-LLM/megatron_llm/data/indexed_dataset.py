@@ -93,8 +93,7 @@ class IndexedDataset:
         self.documents: NDArray[np.int64] = mapped(self.idx, "<i8", HEADER.size + 12 * sequences, documents)
 
     def _check_pointers(self) -> None:
-        """Check that sizes are not negative, that the pointers follow from them, and that the .bin has the resulting
-        length."""
+        """Check that sizes are not negative, that pointers follow from them, and that the .bin has the right length."""
         end = first = 0
         for sizes, pointers in zip(blocks(self.sizes), blocks(self.pointers), strict=True):
             expected, end = pointers_after(end, sizes, self.dtype.itemsize)

@@ -121,8 +121,7 @@ class RowLinear(nn.Linear):
 
 
 class KeyValueLinear(nn.Linear):
-    """The projection to keys or values when there are fewer heads than ranks: each rank holds all heads and computes
-    one."""
+    """The projection to keys or values with fewer heads than ranks: each rank holds all heads and computes one."""
 
     def __init__(self, inputs: int, heads: int, head_size: int, tp: TensorParallel) -> None:
         super().__init__(inputs, heads * head_size, bias=False)
