@@ -40,8 +40,7 @@ class StopRequest:
 
 
 class Output:
-    """Standard output or standard error, whose failure is a request to stop and not an exception in the code that
-    prints.
+    """Standard output or standard error, whose failure is a request to stop instead of an exception at a print.
 
     Text printed after the first failure is discarded.
     """

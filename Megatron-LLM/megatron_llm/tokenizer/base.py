@@ -99,8 +99,7 @@ class Tokenizer(ABC):
         return self.encode_plain(texts)
 
     def cut(self, text: str) -> list[str]:
-        """Cut a text longer than LONG into parts whose joined ids are those of the whole text; shorter texts stay
-        whole.
+        """Cut a text longer than LONG into parts whose joined ids are those of the whole text; other texts stay whole.
 
         A cut is made before a space that follows a non-space. No piece of the vocabulary contains such a pair, so
         nothing merges across the border. If the tokenizer adds a dummy prefix, the space itself is dropped, because the

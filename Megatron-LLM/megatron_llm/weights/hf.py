@@ -323,8 +323,7 @@ def save(
 
 
 def _generation(vocab_file: Path, bos: int | None, eos: int | None, special: SpecialTokens) -> dict[str, object]:
-    """The content of generation_config.json: the file beside the tokenizer, else the sentence tokens and greedy
-    decoding.
+    """The content of generation_config.json: the file beside the tokenizer, else sentence tokens and greedy decoding.
 
     If `special` gives a sentence token's role to another token, that takes precedence over the file.
     """

@@ -88,8 +88,7 @@ def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
 
 
 def _resharded_by_upstream(loaded: Loaded) -> bool:
-    """Whether upstream's checkpoint_util wrote the file; it is the only upstream program that builds a model without
-    values."""
+    """Whether upstream's checkpoint_util wrote the file: no other upstream program builds a model without values."""
     return loaded.args.get("perform_initialization") is False
 
 

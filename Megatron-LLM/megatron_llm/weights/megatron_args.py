@@ -79,8 +79,7 @@ def make_args(
     iteration: int | Literal["release"],
     extra: Mapping[str, Any],
 ) -> argparse.Namespace:
-    """The `args` that upstream's readers and this engine need; `extra` (sequence length, consumed samples, …)
-    overrides."""
+    """The `args` that upstream's readers and this engine need; `extra` (sequence length, consumed samples, …) wins."""
     values: dict[str, Any] = {
         "num_layers": config.num_layers,
         "encoder_num_layers": config.num_layers,

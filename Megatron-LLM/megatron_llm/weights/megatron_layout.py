@@ -99,8 +99,7 @@ def deinterleave(weight: Tensor, size: int) -> Tensor:
 
 
 def group_heads(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Group queries, keys and values (heads*d, h) of some kv groups: each group's queries, then its key, then its
-    value."""
+    """Group queries, keys and values (heads*d, h) of some kv groups: in each group its queries, its key, its value."""
     size = config.kv_channels
     groups = key.shape[0] // size
     grouped = [part.reshape(groups, -1, size, part.shape[1]) for part in (query, key, value)]
