@@ -8,9 +8,9 @@ weights from those of the base model.
 
 A single process reads any layout. When started as several ranks (RANK, WORLD_SIZE, … as for finetune.py; torchrun sets
 them), our model is spread over them as in training: over --tensor_model_parallel_size x --pipeline_model_parallel_size
-ranks, and the remaining factor is data-parallel ranks, each of which computes different batches. Rank 0 holds Hugging
-Face's model and compares every batch. The batches, the report and the verdict are the same as with one process, and all
-ranks exit with the same code.
+ranks. Further ranks are data-parallel, and each of these computes different batches. Rank 0 holds Hugging Face's model
+and compares every batch. The batches, the report and the verdict are the same as with one process, and all ranks exit
+with the same code.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, toge
 
 
 def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, tokens: Tensor) -> str:
-    """The first place where hidden states differ. Collective."""
+    """The first place where the hidden states of the two models differ. Collective."""
     mine = ours.layers(tokens)
 
     def found() -> str:

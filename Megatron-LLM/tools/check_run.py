@@ -120,7 +120,7 @@ def parse(command: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     try:
         with contextlib.redirect_stderr(said):
             return module, module.make_parser().parse_args(words)
-    except SystemExit as error:  # argparse has written its usage, and the mistake last
+    except SystemExit as error:  # argparse has printed its usage, and the error in the last line
         raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
 
 

@@ -98,7 +98,7 @@ def read_token(path: Path | None) -> str | None:
 
 
 def set_rope(folder: Path, kind: str, factor: float) -> None:
-    """Write another rotary scaling into a folder's config.json, in both spellings."""
+    """Write a different rotary scaling into a folder's config.json, in both spellings."""
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     scaling = {"rope_type": kind, "factor": factor}

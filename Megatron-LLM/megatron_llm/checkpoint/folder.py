@@ -141,7 +141,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files (sizes first, then checksums), or None."""
+    """The first problem of a checkpoint's files (sizes are checked first, then checksums), or None."""
     try:
         files = read_state(folder)["files"]
     except UserError as error:
@@ -273,7 +273,7 @@ def load_model_state(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], d
     def read(name: str) -> Tensor:
         tensor = torch.empty(sizes[name].size, dtype=sizes[name].properties.dtype)
         with _readable(folder) as reader, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is disabled on purpose
             load_tensors({f"model.{name}": tensor}, storage_reader=reader, planner=_Planner(), no_dist=True)
         return tensor
 

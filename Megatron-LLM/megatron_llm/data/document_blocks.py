@@ -42,7 +42,7 @@ SOURCE = "source"
 ONE_SOURCE = "all"
 """The source of documents in a file that names none."""
 NO_SOURCE = "(no source)"
-"""The source of documents whose own is null."""
+"""The source of documents whose source is null."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Columns:
 def find_inputs(pattern: str) -> list[Path]:
     """The input files in order of their names. Raises InputsMissing when there is none, and UserError.
 
-    A file whose name does not end in .arrow is read as JSON lines, because files of documents that others publish have
-    many names.
+    A file whose name does not end in .arrow is read as JSON lines, since their names need not end in .jsonl; the
+    published file of documents has a different name too.
     """
     names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207 takes absolute patterns
     paths = [Path(name) for name in names]

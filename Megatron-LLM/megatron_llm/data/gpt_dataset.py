@@ -196,7 +196,7 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[float], list[Path]]:
             f"--data_path {' '.join(data_path)}: give one prefix, or pairs `weight prefix weight prefix …` "
             "in which every weight is a number above 0"
         )
-    total = reduce(add, weights)  # sum() rounds differently from Python 3.12 on, and the order of samples hangs on it
+    total = reduce(add, weights)  # sum() rounds differently from Python 3.12 on, and the order of samples depends on it
     return [weight / total for weight in weights], [Path(prefix) for prefix in data_path[1::2]]
 
 

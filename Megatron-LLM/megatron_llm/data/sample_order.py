@@ -62,11 +62,11 @@ class SampleIndex(NamedTuple):
     shuffle_idx[k]."""
 
     doc_idx: NDArray[np.int32]
-    """(epochs * documents,): document numbers in the order of reading."""
+    """Document numbers in the order of reading, (epochs * documents,)."""
     sample_idx: NDArray[np.int64]
-    """(samples + 1, 2): a position in doc_idx and an offset in that document."""
+    """A position in doc_idx and an offset in that document, (samples + 1, 2)."""
     shuffle_idx: NDArray[np.uint32 | np.int64]
-    """(samples,): a permutation."""
+    """A permutation of the samples, (samples,)."""
 
 
 class Routes(NamedTuple):
@@ -140,7 +140,7 @@ def _sample_starts(
 
 @cache
 def _compiled_route() -> Callable[..., None]:
-    import numba  # a second, with the compilation, that only blends without an index on disk need
+    import numba  # takes a second with the compilation; only blends without an index need it
 
     return cast(Callable[..., None], numba.njit(nogil=True)(_route))
 

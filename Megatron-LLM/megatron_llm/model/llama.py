@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Which layers of the model a module holds."""
+    """The part of the model that a module holds."""
 
     layers: range
     first: bool
@@ -50,7 +50,7 @@ class Part:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, computed in fp32."""
+    """A root-mean-square norm over the last dimension, computed in fp32."""
 
     def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with bias over the last dimension."""
+    """A layer norm with bias over the last dimension."""
 
     def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
         super().__init__()

@@ -269,7 +269,7 @@ def _layer_working(s: Setting, ends: int, layer: int) -> int:
     again = {"full": _layer(s, None) - s.width * s.hidden, "selective": inner}.get(s.recompute or "", 0)
     into = s.half or s.micro_batches == 1 or not s.sharded  # else each is added to the accumulated ones at once
     fresh = s.width * (ends + layer) if into else 0
-    # reduces gradients when a layer's activations are gone
+    # memory to reduce gradients, which is needed when a layer's activations are freed
     buffer = s.sharded * max(0, FLOAT * layer - _layer(s, s.recompute))
     ahead = 2 * s.width * layer if s.data > 1 else 0  # the next layer's weights, being gathered
     return max(matrices, norm) + again + fresh + buffer + ahead

@@ -6,11 +6,11 @@ from run_contract.errors import Superseded, UserError, kind_of
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written, for a reason that may be gone when the run is started again."""
+    """Raised when a checkpoint could not be written, for a reason that may be gone when the run is started again."""
 
 
 class OutputLost(Exception):
-    """Nothing can be printed or recorded any more, for a reason that may be gone when the run is started again."""
+    """Raised when output can no longer be written, for a reason that may be gone when the run is started again."""
 
 
 TOLD = (UserError, Superseded, SaveFailed, OutputLost)

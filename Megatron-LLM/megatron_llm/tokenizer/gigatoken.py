@@ -128,7 +128,7 @@ def load(tokenizer: Tokenizer) -> Any:
 
 
 def check_rules(tokenizer: SentencePieceTokenizer) -> None:
-    """Raise Unfit for rules of SentencePiece that a list of merges cannot express."""
+    """Raise Unfit if the model has rules that a list of merges cannot express."""
     if tokenizer.model.normalizer_spec.precompiled_charsmap:
         raise Unfit("the model normalises text by a table of sequences")
     if tokenizer.pieces("UNUSED"):

@@ -61,7 +61,10 @@ class SentencePieceTokenizer(Tokenizer):
         return [name if i < 0 else model.id_to_piece(i) for i, name in named]
 
     def _hide_from_text(self, special: list[str]) -> None:
-        """Turn special tokens that are user-defined symbols into control symbols, which are never matched in text."""
+        """Turn special tokens from user-defined symbols, which are always matched in text, into control symbols.
+
+        Control symbols are never matched.
+        """
         changed = [piece for piece in self.pieces("USER_DEFINED") if piece.piece in special]
         for piece in changed:
             piece.type = piece.CONTROL

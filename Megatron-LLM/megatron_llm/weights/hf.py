@@ -85,7 +85,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB
 
 
 def canonical_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` -> `layers.3.mlp.w3.weight`; unknown names are returned as they are."""
+    """The canonical name: `model.layers.3.mlp.up_proj.weight` -> `layers.3.mlp.w3.weight`; unknown names stay."""
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
     if found and found[2] in LAYER_NAMES:
         return f"layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight"
