@@ -1,11 +1,13 @@
 """python Megatron-LLM/finetune.py --load DIR --save DIR --data_path PREFIX --train_iters N … (one process per rank)
 
-Continue the pre-training of a language model. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR and MASTER_PORT set by the launcher; without them it is one process. A run that was stopped is continued by
-running the same command again. Exit codes: 0 the last iteration is done; 75 saved, run me again; 76 saved and stopped
-by a file `stop` in --save; 3 inputs are missing; 2 a mistake that the user has to correct; 1 anything else. When
-standard output or error can no longer be written the run is saved and ends with 2 (as for a full disk) or 1 (as for a
-reader that has gone).
+Continues the pre-training of a language model. Every rank runs this command with RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT set by the launcher; without them it is a single process. A run that was stopped is
+continued by running the same command again.
+
+Exit codes: 0 the last iteration is done; 75 the state is saved, run the command again; 76 the state is saved, and the
+run was stopped by a file `stop` in --save; 74 the disk is full; 3 inputs are missing; 2 the user has made a mistake; 1
+anything else. If standard output or standard error can no longer be written, the run is saved and ends with 74 (the
+disk is full), 2 (writing is not permitted) or 1 (such as a reader that has gone).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if __name__ == "__main__":
 
 
 def main(argv: list[str], stop: signals.StopRequest) -> int:
-    """Parse, join the other ranks, train."""
+    """Parse the flags, join the other ranks, and train. Returns the exit code."""
     import torch
 
     from megatron_llm.flags import parser as flags_parser
@@ -42,7 +44,7 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
-    """Run and turn errors into exit codes; a mistake that all ranks found alike is printed by rank 0 only."""
+    """Run, and turn errors into exit codes; an error that all ranks have alike is printed by rank 0 only."""
     from megatron_llm.optim.update_guards import Diverged
     from megatron_llm.process.errors import TOLD
     from run_contract.errors import UserError, exit_code_of
@@ -62,7 +64,7 @@ def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
 
 
 def run(argv: list[str], stop: signals.StopRequest) -> NoReturn:
-    """Train and end this process, whatever happens meanwhile."""
+    """Train, and end this process in any case."""
     code = 1
     try:
         code = exit_code(argv, stop)

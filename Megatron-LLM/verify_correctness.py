@@ -1,14 +1,16 @@
 """python Megatron-LLM/verify_correctness.py --model_name=llama2 --load RUN/megatron --huggingface_cache BASE --huggingface_device cpu --input RUN/arrow/shard-00000.arrow --tokenizer_type SentencePieceTokenizer --vocab_file TOK --seq_length L --iterations N --tolerance 0.01 --report RUN/megatron/verify.json
 
-Our model against Hugging Face's on the same real tokens: --load (a Megatron layout or a training checkpoint) -> our Llama,
---huggingface_cache -> AutoModelForCausalLM; per batch the logit error, argmax agreement and loss difference. Exits 1 when
-an error exceeds its tolerance, and then names the first layer where the two models part. On request it also compares
-the folder's tokenizer with sentencepiece, and reports how far training moved the weights from the base model's.
+Compares our model with Hugging Face's on the same real tokens: --load (a Megatron layout or a training checkpoint) ->
+our Llama, --huggingface_cache -> AutoModelForCausalLM; per batch the logit error, the argmax agreement and the loss
+difference. Exits with 1 when an error exceeds its tolerance, and then names the first layer where the two models
+differ. On request it also compares the folder's tokenizer with sentencepiece, and reports how far training moved the
+weights from those of the base model.
 
-One process reads any layout. Started as several ranks (RANK, WORLD_SIZE, … as for finetune.py; torchrun sets them), our
-model is spread over them as in training: over --tensor_model_parallel_size x --pipeline_model_parallel_size ranks, and
-the rest are data-parallel, so that each of these computes other batches. Rank 0 holds Hugging Face's model and compares
-every batch; the batches, the report and the verdict are those of one process, and all ranks exit alike.
+A single process reads any layout. When started as several ranks (RANK, WORLD_SIZE, … as for finetune.py; torchrun sets
+them), our model is spread over them as in training: over --tensor_model_parallel_size x --pipeline_model_parallel_size
+ranks. Further ranks are data-parallel, and each of these computes different batches. Rank 0 holds Hugging Face's model
+and compares every batch. The batches, the report and the verdict are the same as with one process, and all ranks exit
+with the same code.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -42,13 +44,13 @@ from run_contract.publish import write_json
 
 T = TypeVar("T")
 TEXTS = 1000
-"""Texts on which the tokenizers are compared."""
+"""Number of texts on which the tokenizers are compared."""
 LONGEST_BY_DEFAULT = 4096
-"""Tokens of a row: the logits of 131,072 positions and as many tokens would take 67 GB."""
+"""Largest default number of tokens per row: logits of 131,072 positions with as many tokens would take 67 GB."""
 
 
 def their_device(text: str) -> str:
-    """An argparse type: a device; the first of a list, since Hugging Face's model is held by one process."""
+    """An argparse type for a device; of a list it takes the first, because one process holds Hugging Face's model."""
     name = text.split(",")[0]
     try:
         torch.device(name)
@@ -58,7 +60,7 @@ def their_device(text: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags; those that describe the model are accepted, and the checkpoint is asked instead."""
+    """The parser of upstream's flags. Flags that describe the model are only compared with the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", required=True, choices=("llama", "llama2", "codellama", "mistral", "falcon"))
     parser.add_argument("--model_size", type=int, help="names the published model if it is downloaded, and only then")
@@ -112,20 +114,20 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Here:
-    """What this process holds: only rank 0, or the only process, has both models' weights."""
+    """The models that this process holds; only rank 0, or the only process, has the weights of both."""
 
     world: World | None
-    """None for a process by itself."""
+    """The ranks; None for a single process."""
     loaded: load_any.Loaded | None = None
     theirs: Any = None
 
     def first(self, function: Callable[[], T]) -> T:
-        """Run on rank 0 alone; every rank gets the result, or the UserError."""
+        """Run a function on rank 0 only; every rank gets the result or the UserError."""
         return self.world.on_rank0(function) if self.world else function()
 
 
 def join(args: argparse.Namespace) -> World | None:
-    """The other ranks, or None for a process by itself. Raises UserError, on all ranks, for sizes that do not fit."""
+    """Join the other ranks; None for a single process. Raises UserError, on all ranks, for sizes that do not fit."""
     sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     ranks = parallel.world_size_in_environment()
     if ranks == 1 and sizes == (1, 1):
@@ -144,7 +146,7 @@ def join(args: argparse.Namespace) -> World | None:
 
 
 def check_model_flags(args: argparse.Namespace, loaded: load_any.Loaded) -> None:
-    """Raise UserError when a flag that describes the model says something else than the checkpoint."""
+    """Raise UserError when a flag that describes the model contradicts the checkpoint."""
     load_any.check_family(loaded, args.model_name, "--model_name")
     config = loaded.config
     for flag, given, found in (
@@ -158,7 +160,7 @@ def check_model_flags(args: argparse.Namespace, loaded: load_any.Loaded) -> None
 
 
 def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor]]:
-    """On rank 0: both models' weights into `here`, and the batches."""
+    """Load both models' weights into `here`, and the batches (rank 0 only). Raises UserError."""
     loaded = load_any.load(args.load, args.load_iters)
     check_model_flags(args, loaded)
     positions = loaded.config.max_position_embeddings
@@ -190,7 +192,7 @@ def load_theirs(args: argparse.Namespace) -> Any:
 
 
 def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, batch: Tensor) -> GateModel:
-    """Our model, in this process or spread over the ranks, for batches of this one's size."""
+    """Build our model, in this process or spread over the ranks, for batches of the same size as `batch`."""
     state = here.loaded.state if here.loaded else {}
     if here.world is None:
         return gate_model.Alone(config, state, args.dtype, args.device or "cpu")
@@ -207,7 +209,7 @@ def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, batch:
 
 
 def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> tuple[list[Comparison], str | None]:
-    """Every batch's comparison, and where the models part in the first that fails. The same on every rank."""
+    """The comparison of every batch, and where the models differ in the first that fails; equal on every rank."""
     config, batches = here.first(lambda: load(args, here))
     ours = build_ours(args, here, config, batches[0])
     done: list[Comparison] = []
@@ -223,7 +225,10 @@ def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> t
 
 
 def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, together: list[Tensor]) -> list[Comparison]:
-    """At most `at_once` batches (b, s + 1), one for each data rank; ranks left over repeat the last. Collective."""
+    """Compare at most `at_once` batches (b, s + 1), one per data rank; surplus ranks repeat the last one.
+
+    Collective.
+    """
     given = [*together, *[together[-1]] * (ours.at_once - len(together))]
     logits, losses = ours.logits([rows[:, :-1] for rows in given]), ours.losses(given)
 
@@ -238,7 +243,7 @@ def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, toge
 
 
 def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, tokens: Tensor) -> str:
-    """The first place where hidden states differ. Collective."""
+    """The first place where the hidden states of the two models differ. Collective."""
     mine = ours.layers(tokens)
 
     def found() -> str:
@@ -255,7 +260,7 @@ def say(here: Here, text: str) -> None:
 
 
 def check_tokenizer(args: argparse.Namespace) -> export_check.TextComparison | None:
-    """The folder's tokenizer against sentencepiece on the first texts of --input, if that was asked for."""
+    """Compare the folder's tokenizer with sentencepiece on the first texts of --input, if that was requested."""
     if not args.compare_tokenizer:
         return None
     if not args.input or not args.vocab_file:
@@ -270,7 +275,7 @@ def check_tokenizer(args: argparse.Namespace) -> export_check.TextComparison | N
 
 
 def report_divergence(args: argparse.Namespace) -> None:
-    """Publish how far --load is from --base_model, if that was asked for."""
+    """Publish how far --load is from --base_model, if that was requested."""
     if not args.divergence:
         return
     if not args.base_model:
@@ -284,7 +289,7 @@ def report_divergence(args: argparse.Namespace) -> None:
 def conclude(
     args: argparse.Namespace, done: list[Comparison], parting: str | None, text: export_check.TextComparison | None
 ) -> int:
-    """Write the reports, say what failed; 1 when something did."""
+    """Write the reports and print what failed. Returns 1 if something failed."""
     report_divergence(args)
     passed = parting is None and (text is None or text.first_difference is None)
     if args.report:
@@ -299,14 +304,14 @@ def conclude(
 
 
 def default_tolerance(args: argparse.Namespace) -> float:
-    """--tolerance, else by the precision."""
+    """The tolerance: --tolerance, or the default for the precision."""
     if args.tolerance is not None:
         return float(args.tolerance)
     return 0.01 if args.dtype == torch.float32 else 0.1
 
 
 def main() -> int:
-    """Load both models, compare batch by batch, report; 1 when they disagree."""
+    """Load both models, compare them batch by batch, and report. Returns 1 if they differ."""
     args = make_parser().parse_args()
     here = Here(join(args))
     try:

@@ -1,9 +1,9 @@
 """python Megatron-LLM/tools/build_index.py --data_path PREFIX --seq_length N --train_iters N --global_batch_size N …
 
-The order of a training run's samples -> index files in --index_path (default: PREFIX.index), which every rank of
-finetune.py maps instead of building them. It takes finetune.py's flags; those that decide the order count: the data
-paths, --split, --seed, --seq_length, --global_batch_size, --train_iters or --train_samples, --eval_interval and
---eval_iters. What is there already and whole is left alone.
+Writes the order of a training run's samples to index files in --index_path (default: PREFIX.index). Every rank of
+finetune.py maps these files instead of building the order. The flags are those of finetune.py; these affect the order:
+the data paths, --split, --seed, --seq_length, --global_batch_size, --train_iters or --train_samples, --eval_interval
+and --eval_iters. An index that is already there and complete is left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOT_NEEDED = ("save", "lr", "micro_batch_size")
 
 
 def main() -> None:
-    """Plan the three splits, then build what is missing."""
+    """Plan the three splits, then build the indices that are missing."""
     args = flags_parser.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
     if args.seq_length is None:
         raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> list[Plan]:
-    """What each split reads. A test split that fills no sample is left out: training does not read it."""
+    """The plans of what each split reads.
+
+    A test split that fills no sample is left out, because training does not read it.
+    """
     opened = {prefix: IndexedDataset(prefix) for prefix in paths.prefixes()}
     plans = []
     for number, wanted in enumerate(samples):
@@ -55,13 +58,13 @@ def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> li
 
 
 def forecast(plans: list[Plan]) -> int:
-    """Bytes of memory: the arrays of the largest split, the mapped .idx files, and Python with its libraries."""
+    """Memory needed in bytes: the arrays of the largest split, the mapped .idx files, and Python with its libraries."""
     tables = {dataset.prefix: 20 * len(dataset) for one in plans for dataset in one.datasets}
     return max(one.bytes() for one in plans) + sum(tables.values()) + 150_000_000
 
 
 def build(one: Plan, folder: Path) -> None:
-    """Build and publish the index of a split unless it is there."""
+    """Build and publish the index of a split, unless there is a valid one."""
     began, description = time.perf_counter(), one.description()
     manifest = sample_order_files.manifest_path(folder, one.split, description)
     if manifest.exists():

@@ -1,13 +1,14 @@
 """python Megatron-LLM/tools/check_run.py < REQUEST.json
 
-Would the commands of a run be refused? Checks before anything runs what the engine's own checks can know without tokens
-and without weights: every command's flags, whether ranks, batch and model fit together, the learning-rate schedule, the
-base model's architecture, files and tensor shapes, and the tokenizer. Prints a JSON object: `problems` lists a sentence
-for everything that would be refused (then it exits 2, else 0), and `facts` says how large the training is.
+Would the commands of a run be refused? This checks, before anything runs, what the engine's own checks can determine
+without tokens and without weights: the flags of every command, whether ranks, batch and model fit together, the
+learning-rate schedule, the architecture, files and tensor shapes of the base model, and the tokenizer. It prints a JSON
+object. `problems` lists one sentence for everything that would be refused (the exit code is then 2, otherwise 0), and
+`facts` says how large the training is.
 
-REQUEST is a JSON object: `commands` maps the name of a stage to its command line, which begins with the script, such as
-`["Megatron-LLM/finetune.py", "--lr", "0.1"]`; `base` is the folder of the base model; `ranks` is how many processes
-train; `device` is the name of the GPU, such as `a100`. Where `base` is null, no model is looked at.
+REQUEST is a JSON object. `commands` maps the name of a stage to its command line, which begins with the script, such as
+`["Megatron-LLM/finetune.py", "--lr", "0.1"]`; `base` is the folder of the base model; `ranks` is the number of training
+processes; `device` is the name of the GPU, such as `a100`. If `base` is null, no model is checked.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be checked."""
+    """The request: which commands are to be checked, and for what."""
 
     commands: Mapping[str, Sequence[str]]
-    """Stage -> command line, the script first."""
+    """Stage -> command line, beginning with the script."""
     base: Path | None
-    """Folder of the base model, None where no command needs it."""
+    """Folder of the base model; None if no command needs it."""
     ranks: int
-    """Processes that train."""
+    """Number of training processes."""
     device: str
-    """Name of the GPU that trains, or a part of it."""
+    """Name of the GPU that trains, or part of its name."""
 
     @classmethod
     def read(cls, text: str) -> Request:
@@ -63,7 +64,7 @@ class Request:
 
 
 def main() -> int:
-    """Check every command; print the problems."""
+    """Check every command, and print the problems."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     request = Request.read(sys.stdin.read())
     problems: list[str] = []
@@ -79,7 +80,7 @@ def main() -> int:
 
 
 def find_problems(request: Request, config: ModelConfig | None) -> Iterator[str]:
-    """A sentence for each command of the run that would be refused; without `config` the model is not looked at."""
+    """Yield a sentence for each command that would be refused; without `config` the model is not checked."""
     for stage, command in request.commands.items():
         check = CHECKS.get(Path(command[0]).name, check_flags)
         try:
@@ -89,7 +90,8 @@ def find_problems(request: Request, config: ModelConfig | None) -> Iterator[str]
 
 
 def find_facts(request: Request, config: ModelConfig) -> dict[str, float | None]:
-    """Parameters of the model, FLOPs of the whole training (0 without one), and the GPU's peak in TFLOP/s if known."""
+    """Number of parameters, FLOPs of the whole training (0 without one), and the GPU's peak in TFLOP/s if it is
+    known."""
     total = 0
     if command := request.commands.get("train"):
         args = flags_parser.parse(command[1:])
@@ -103,7 +105,7 @@ def find_facts(request: Request, config: ModelConfig) -> dict[str, float | None]
 
 
 def describe(base: Path) -> ModelConfig:
-    """The geometry of the base model, after a look at all its files; no weight is read. Raises UserError."""
+    """The geometry of the base model, after a check of all its files; no weight is read. Raises UserError."""
     if meta_weights.is_meta(base):
         return meta_weights.load(base, "llama2")[0]
     config, _ = hf_weights.load(base, values=False)
@@ -111,19 +113,19 @@ def describe(base: Path) -> ModelConfig:
 
 
 def parse(command: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
-    """One of the engine's scripts, and its flags by its own parser. Raises UserError."""
+    """Load one of the engine's scripts, and parse its flags with its own parser. Raises UserError."""
     script, *words = command
     module = load_script(PROJECT / script)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return module, module.make_parser().parse_args(words)
-    except SystemExit as error:  # argparse has written its usage, and the mistake last
+    except SystemExit as error:  # argparse has printed its usage, and the error in the last line
         raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
 
 
 def load_script(path: Path) -> ModuleType:
-    """A script of the engine as a module; scripts lie outside of the package."""
+    """Load a script of the engine as a module; scripts lie outside the package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -134,12 +136,12 @@ def load_script(path: Path) -> ModuleType:
 
 
 def check_flags(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """The flags of a script that has no further check here."""
+    """Check the flags of a script that has no further check here."""
     parse(command)
 
 
 def check_conversion(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """hf_to_megatron.py: the model is of the family and size that its flags say."""
+    """Check for hf_to_megatron.py that the model has the family and size that its flags name."""
     module, args = parse(command)
     if config is None or request.base is None:
         return
@@ -149,7 +151,7 @@ def check_conversion(command: list[str], request: Request, config: ModelConfig |
 
 
 def check_layout(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """checkpoint_util.py: the model can be cut over the parallel ranks."""
+    """Check for checkpoint_util.py that the model can be cut over the parallel ranks."""
     _, args = parse(command)
     if config is not None and args.saver == "megatron":
         megatron_layout.check_sizes(
@@ -158,7 +160,7 @@ def check_layout(command: list[str], request: Request, config: ModelConfig | Non
 
 
 def check_tokenizer(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """preprocess_data.py: the tokenizer can be opened, has the tokens asked for, and makes no id the model lacks."""
+    """Check for preprocess_data.py that the tokenizer can be opened, has the requested tokens, and fits the model."""
     module, args = parse(command)
     vocabulary = module.open_vocabulary(args)
     if config is not None and vocabulary.vocab_size > config.vocab_size:
@@ -169,13 +171,13 @@ def check_tokenizer(command: list[str], request: Request, config: ModelConfig | 
 
 
 def check_samples(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """build_index.py: finetune.py's flags, of which it needs fewer."""
+    """Check for build_index.py finetune.py's flags, of which it needs fewer."""
     script = load_script(PROJECT / command[0])
     flags_parser.parse(command[1:], optional=script.NOT_NEEDED)
 
 
 def check_training(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """finetune.py: flags, ranks, batch, schedule, and how the model is spread."""
+    """Check for finetune.py flags, ranks, batch, schedule, and how the model is spread."""
     args = flags_parser.parse(command[1:])
     batch, _ = layout_checks.batch_layout(args, request.ranks)
     resume.schedule(args, batch, {})
@@ -192,7 +194,7 @@ def check_training(command: list[str], request: Request, config: ModelConfig | N
 
 
 def check_push(command: list[str], request: Request, config: ModelConfig | None) -> None:
-    """push_to_hub.py: its flags, and the size of a file."""
+    """Check for push_to_hub.py its flags and the size of a shard."""
     _, args = parse(command)
     hf_weights.parse_size(args.max_shard_size)
 
@@ -205,7 +207,7 @@ CHECKS: dict[str, Callable[[list[str], Request, ModelConfig | None], None]] = {
     "finetune.py": check_training,
     "push_to_hub.py": check_push,
 }
-"""Script -> what is checked of its command line; of other scripts the flags."""
+"""Script -> the check of its command line; for all other scripts only the flags are checked."""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """python Megatron-LLM/tools/checkpoint_util.py --target_tensor_parallel_size 4 --target_pipeline_parallel_size 1 --load_dir RUN/megatron --save_dir RUN/sharded --model_type llama2 --true_vocab_size 32000 --bf16
 
-A Megatron checkpoint in any layout, a training checkpoint or a Hugging Face folder -> the same iteration in another
-TP x PP layout, or (--saver hf) as a Hugging Face folder; read back and compared before it is published.
+Converts a Megatron checkpoint in any layout, a training checkpoint or a Hugging Face folder to the same iteration in
+another TP x PP layout, or (--saver hf) to a Hugging Face folder. The result is read back and compared before it is
+published.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ CARRIED = (
     *("seq_length", "tokenizer_type", "vocab_file", "no_new_tokens", "vocab_extra_ids_list"),
     *("consumed_train_samples", "consumed_valid_samples"),
 )
-"""Arguments of the source that the new layout keeps."""
+"""Arguments of the source that the new checkpoint keeps."""
 NO_EFFECT = {
     "max_queue_size": "there is no queue: one process reads and writes",
     "no_checking": "what was written is always read back and compared",
     "megatron_path": "no other code is loaded",
 }
-"""Upstream's flags that change nothing here, and why."""
+"""Upstream's flags that have no effect here -> the reason."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags."""
+    """The parser of upstream's flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -72,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
 def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
     """Cut a vocabulary whose true size the checkpoint does not record, or add rows for new tokens.
 
-    A new row is the mean of all rows that there are. Raises UserError when a recorded vocabulary would be cut.
+    A new row is the mean of all existing rows. Raises UserError when a recorded vocabulary would be cut.
     """
     found = loaded.config.vocab_size
     if size == found:
@@ -92,7 +93,7 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
 
 
 def resize(rows: Tensor, size: int) -> Tensor:
-    """A vocabulary's rows (n, h) cut to a size, or filled up to it by their mean."""
+    """The rows of a vocabulary (n, h), cut to a size, or extended to it by copies of their mean."""
     if size <= len(rows):
         return rows[:size]
     mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
@@ -100,7 +101,7 @@ def resize(rows: Tensor, size: int) -> Tensor:
 
 
 def check_source(args: argparse.Namespace, loaded: Loaded) -> None:
-    """Raise UserError when --loader or --model_type say something else than the source is."""
+    """Raise UserError when --loader or --model_type contradict the source."""
     found = "hf" if loaded.folder == args.load_dir else "megatron"
     if args.loader not in (None, found):
         raise UserError(f"--loader {args.loader} but {args.load_dir} is read by --loader {found}; leave the flag out")
@@ -141,7 +142,7 @@ def to_megatron(args: argparse.Namespace, loaded: Loaded, dtype: torch.dtype) ->
 
 
 def main() -> None:
-    """Load, cut, publish."""
+    """Load the source, cut it, and publish the result."""
     args = make_parser().parse_args()
     for name, reason in NO_EFFECT.items():
         if getattr(args, name):

@@ -1,7 +1,8 @@
 """python Megatron-LLM/tools/flags_table.py > docs/flags.md
 
-The table of all flags of the original Megatron-LLM, made from docs/megatron-flags.tsv (what it has) and the parsers of
-the programs here (what they do with it): works, no effect, or refused and why.
+Writes the table of all flags of the original Megatron-LLM. It is made from docs/megatron-flags.tsv (the original's
+flags) and the parsers of the programs here (what they do with each flag): it works, has no effect, or is refused with a
+reason.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ ELSEWHERE = {
     "tools/checkpoint_loader_megatron.py": "tools/checkpoint_util.py",
     "tools/checkpoint_saver_megatron.py": "tools/checkpoint_util.py",
 }
-"""Programs of the original whose flags another one takes here."""
+"""Programs of the original -> the program that takes their flags here."""
 MISSING = {"tools/preprocess_instruct_data.py": "instruction tuning is not done here, so its data are not prepared"}
-"""Programs of the original that are not here, and why."""
+"""Programs of the original that do not exist here -> the reason."""
 INTRODUCTION = """# Flags of the original programs
 
 Every flag of epfLLM's Megatron-LLM, and what the program of the same name does with it here.
@@ -49,7 +50,7 @@ checkpoint in `--load` without `--finetune`) with another value: the same table 
 
 @cache
 def parser_of(where: str) -> argparse.ArgumentParser:
-    """The parser of the program here that takes the flags of one of the original's."""
+    """The parser of the program here that takes the flags of one of the original's programs."""
     if where in (MEGATRON, "finetune.py"):
         return flags_parser.parser()
     script = runpy.run_path(str(ENGINE / ELSEWHERE.get(where, where)), run_name="flags_table")
@@ -58,13 +59,13 @@ def parser_of(where: str) -> argparse.ArgumentParser:
 
 
 def original_flags() -> list[dict[str, str]]:
-    """One row for each of the original's flags: where, flag, type, action, default, choices, nargs, required."""
+    """One row per flag of the original: where, flag, type, action, default, choices, nargs, required."""
     with ORIGINAL.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
 def find(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:
-    """What a parser does with a flag or a positional argument."""
+    """The action of a parser for a flag or a positional argument; None if it has none."""
     for action in parser._actions:
         if flag in action.option_strings or (not action.option_strings and action.dest == flag):
             return action
@@ -72,7 +73,7 @@ def find(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:
 
 
 def status(row: dict[str, str]) -> tuple[str, str]:
-    """works, no effect or refused, and what the flag does here or why it does not."""
+    """The status (works, no effect or refused), and what the flag does here or why it does not."""
     if reason := MISSING.get(row["where"]):
         return "refused", reason
     action = find(parser_of(row["where"]), row["flag"])
@@ -88,7 +89,7 @@ def status(row: dict[str, str]) -> tuple[str, str]:
 
 
 def _left_out(row: dict[str, str], action: argparse.Action) -> str:
-    """Which of the original's values are not possible here."""
+    """A clause that names those of the original's values that are not possible here; or an empty string."""
     try:
         values = ast.literal_eval(row["choices"])
     except (ValueError, SyntaxError):
@@ -98,7 +99,7 @@ def _left_out(row: dict[str, str], action: argparse.Action) -> str:
 
 
 def _rows(where: str, rows: list[dict[str, str]]) -> Iterator[str]:
-    """The markdown table of one of the original's programs."""
+    """The lines of the markdown table for one of the original's programs."""
     changes = where in (MEGATRON, "finetune.py")
     yield f"\n## {TITLES.get(where, where)}\n"
     yield "| flag | original's default | here | |" + (" when a run goes on |" if changes else "")
@@ -112,12 +113,12 @@ def _rows(where: str, rows: list[dict[str, str]]) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text as it is shown in a markdown table."""
+    """Escape text for a markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _of_verify(rows: list[dict[str, str]]) -> str:
-    """Which of Megatron's arguments the gate takes."""
+    """A sentence that lists which of Megatron's arguments the gate takes."""
     taken = [row["flag"] for row in rows if row["where"] == MEGATRON and find(parser_of(VERIFY), row["flag"])]
     return (
         f"\nOf Megatron's arguments {VERIFY} takes {', '.join(f'`{flag}`' for flag in taken)}; it asks the checkpoint "
@@ -126,7 +127,7 @@ def _of_verify(rows: list[dict[str, str]]) -> str:
 
 
 def document() -> str:
-    """The whole of docs/flags.md."""
+    """The complete text of docs/flags.md."""
     lines, flags = [INTRODUCTION.rstrip("\n")], original_flags()
     for where, rows in groupby(flags, key=lambda row: row["where"]):
         lines += _rows(where, list(rows))

@@ -1,8 +1,8 @@
 """python Megatron-LLM/tools/merge_datasets.py --input tokens/shards --output_prefix tokens/corpus_text_document
 
-Every .bin, .idx and .json of a folder, in the order of their names -> one PREFIX.{bin,idx,json}: the bytes that one
-serial run of preprocess_data.py over all their documents gives. Shards of Megatron's own tools have no .json; then the
-merged dataset has none.
+Merges every .bin, .idx and .json file of a folder, in the order of their names, into one PREFIX.{bin,idx,json}. The
+result has the same bytes as one serial run of preprocess_data.py over all the documents. Shards written by Megatron's
+own tools have no .json; then the merged dataset has none either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from run_contract.publish import publishing, write_json
 
 @dataclass(frozen=True)
 class Shard:
-    """What the merge must find again in a shard that it has checked."""
+    """The properties of a checked shard, which the merge must find again."""
 
     prefix: Path
     sequences: int
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags."""
+    """The parser of upstream's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, type=Path, help="folder of .bin, .idx and .json files")
     parser.add_argument("--output_prefix", required=True, type=Path, help="outputs are PREFIX.{bin,idx,json}")
@@ -61,20 +61,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def find_shards(folder: Path, output_prefix: Path) -> list[Path]:
-    """The prefixes in a folder, sorted by name (so s10 comes before s2: number shards with leading zeros)."""
+    """The prefixes in a folder, sorted by name (s10 comes before s2, so number shards with leading zeros).
+
+    Raises UserError, InputsMissing.
+    """
     if output_prefix.resolve().parent == folder.resolve():
         raise UserError(
             f"--output_prefix {output_prefix} lies in --input {folder}: the next merge would read it; move it"
         )
     found = (path for suffix in (".bin", ".idx", "_document.json") for path in folder.glob(f"[!.]*{suffix}"))
-    names = {path.stem for path in found}  # a manifest alone is of a shard whose tokens are lost, which is then said
+    names = {path.stem for path in found}  # a manifest alone belongs to a shard without tokens, an error
     if not names:
         raise InputsMissing(f"--input {folder} holds no .bin and .idx files; run preprocess_data.py first")
     return [folder / name for name in sorted(names)]
 
 
 def check_shard(prefix: Path, with_manifest: bool) -> Shard:
-    """Check a shard's files, and that its manifest tells the truth about them."""
+    """Check a shard's files, and that its manifest agrees with them. Raises UserError."""
     dataset = IndexedDataset(prefix)
     found = (len(dataset), len(dataset.tokens), dataset.dtype.name)
     manifest = Manifest.read(prefix) if with_manifest else None
@@ -91,7 +94,7 @@ def check_shard(prefix: Path, with_manifest: bool) -> Shard:
 
 
 def check_fits(shard: Shard, first: Shard) -> Shard:
-    """Raise UserError unless the ids of two shards mean the same."""
+    """Raise UserError unless the ids of two shards have the same meaning."""
     try:
         if shard.dtype != first.dtype:
             raise ValueError(f"dtype is {shard.dtype!r}, not {first.dtype!r}")
@@ -106,7 +109,10 @@ def check_fits(shard: Shard, first: Shard) -> Shard:
 
 
 def check_merged(writer: IndexedDatasetWriter, shards: Sequence[Shard], manifest: Manifest | None) -> None:
-    """The merged files must hold the sums over the shards, also when a shard was written again during the merge."""
+    """Check that the merged files hold the sums over the shards, even if a shard was rewritten during the merge.
+
+    Raises UserError.
+    """
     found = (writer.sequences, writer.tokens, writer.bin_path.stat().st_size)
     tokens = sum(shard.tokens for shard in shards)
     expected = (sum(shard.sequences for shard in shards), tokens, tokens * writer.dtype.itemsize)

@@ -1,9 +1,9 @@
 """python Megatron-LLM/tools/preprocess_data.py --input corpus.jsonl --output_prefix tokens/corpus
 --tokenizer_type SentencePieceTokenizer --vocab_file tokenizer.model --workers 4 --chunk_size 64 --no_new_tokens
 
-Files -> blocks of documents -> columns -> token ids (on `workers` threads, in order) ->
+Tokenises documents: files -> blocks of documents -> columns -> token ids (on `workers` threads, in order) ->
 PREFIX_text_document.{bin,idx,json}. The input is JSON lines (plain, .gz or .zst) or an Arrow stream, or a quoted glob
-of several, read in the order of their names.
+pattern of several such files, which are read in the order of their names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from run_contract.errors import EXIT_AGAIN, UserError
 from run_contract.publish import publishing, write_json
 
 Counts = dict[str, dict[str, int]]
-"""Source -> count -> number."""
+"""Source -> name of a count -> its value."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Encoded:
     """The documents of one block under one key."""
 
     tokens: NDArray[Any]
-    """In the dtype of the .bin."""
+    """The token ids in the dtype of the .bin file."""
     sizes: NDArray[np.int32]
-    """One for each document that has tokens."""
+    """The number of tokens of each document that has any."""
     sources: Counts
     backends: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What stands around each document's ids."""
+    """The policy for what is added around each document's ids, and which keys are read."""
 
     keys: tuple[str, ...]
     append_eod: bool
@@ -62,11 +62,11 @@ class Policy:
 
 
 def main() -> None:
-    """Tokenise the input into one .bin, .idx and .json a key."""
+    """Tokenise the input into one .bin, .idx and .json file per key."""
     args = make_parser().parse_args()
     args.json_keys = tuple(dict.fromkeys(args.json_keys))
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and what was written is removed
+        signal.signal(number, lambda *_: sys.exit(EXIT_AGAIN))  # nothing is published, and written files are removed
     inputs = find_inputs(args.input)
     vocabulary = open_vocabulary(args)
     encoder = open_encoder(vocabulary, args.tokenizer_backend, text_size(inputs) // args.workers)
@@ -78,12 +78,12 @@ def main() -> None:
 
 
 def text_size(inputs: list[Path]) -> int:
-    """About how many bytes the inputs have, taking compressed ones for a quarter of their text."""
+    """The approximate size of the inputs' text in bytes; compressed files are assumed to be a quarter of their text."""
     return sum(path.stat().st_size * (4 if path.suffix in (".gz", ".zst") else 1) for path in inputs)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags, and --prepend_bos and --tokenizer_backend."""
+    """The parser of upstream's flags, and of --prepend_bos and --tokenizer_backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="a .jsonl, .jsonl.gz, .jsonl.zst or .arrow file, or a glob")
     parser.add_argument("--json_keys", nargs="+", default=["text"], help="keys or columns, each its own output")
@@ -127,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def open_vocabulary(args: argparse.Namespace) -> Tokenizer:
-    """The tokenizer of the flags. Raises UserError when it is unusable or lacks a token that is asked for."""
+    """Open the tokenizer of the flags. Raises UserError when it is unusable or lacks a requested token."""
     vocabulary = tokenizer.build(
         args.tokenizer_type,
         args.vocab_file,
@@ -141,7 +141,7 @@ def open_vocabulary(args: argparse.Namespace) -> Tokenizer:
 
 
 class Refused(argparse.Action):
-    """A flag of upstream's that is not supported; its help says what is."""
+    """An upstream flag that is not supported; its help names the alternative."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.error(f"{self.option_strings[0]} is {self.help}")
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace, inputs: list[Path], encoder: Encoder) -> None:
 
 
 def say_backend(args: argparse.Namespace, encoder: Encoder) -> None:
-    """Which library encodes, and why."""
+    """Print which library encodes, and why."""
     if encoder.fast:
         text = f"Tokenising with gigatoken, which agrees with {encoder.tokenizer.reference}."
     else:
@@ -183,9 +183,9 @@ def say_backend(args: argparse.Namespace, encoder: Encoder) -> None:
 
 
 def encode_blocks(encoder: Encoder, policy: Policy, blocks: Iterable[Block], workers: int) -> Iterator[list[Encoded]]:
-    """Encode on threads, in order; two blocks for each are under way at once, so memory stays bounded.
+    """Yield the encoded blocks in order. Two blocks per thread are in progress at a time, so memory stays bounded.
 
-    Threads are enough: the parsers and encoders do their work without Python's lock, and none outlives the process.
+    Threads suffice, because parsers and encoders work without Python's lock; and threads do not outlive the process.
     """
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[list[Encoded]]] = deque()
@@ -208,7 +208,10 @@ def encode_block(encoder: Encoder, policy: Policy, block: Block, *, first: bool)
 
 
 def encode_texts(encoder: Encoder, policy: Policy, texts: Any, sources: Any, *, first: bool) -> Encoded:
-    """Ids back to back with BOS and EOD; a document without tokens gives no sequence and neither of the two."""
+    """Encode texts to ids with BOS and EOD, back to back.
+
+    A document without tokens gives no sequence, and no BOS or EOD.
+    """
     (ids, sizes), slowly = encoder.encode(texts, first=first)
     kept = sizes > 0
     ends = np.cumsum(sizes)
@@ -233,9 +236,12 @@ def encode_texts(encoder: Encoder, policy: Policy, texts: Any, sources: Any, *, 
 
 
 def fallbacks(encoder: Encoder, ids: NDArray[np.uint32], ends: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """How many ids of each document (n,) are unknown, and how many are single bytes; ids[:ends[i]] ends document i."""
+    """The number of ids of each document that are unknown, and that are single bytes, (n,) each.
+
+    ids[:ends[i]] ends with document i.
+    """
     unknown = encoder.tokenizer.unknown_id
-    kinds = np.zeros(encoder.tokenizer.vocab_size, dtype=np.uint8)  # bits: one table and one look for both
+    kinds = np.zeros(encoder.tokenizer.vocab_size, dtype=np.uint8)  # bits, so that one look-up serves both
     kinds[sorted(encoder.tokenizer.fallback_ids)] = 2
     kinds[[] if unknown is None else [unknown]] |= 1
     found = kinds.take(ids)
@@ -259,7 +265,7 @@ def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:
 def write(
     encoder: Encoder, encoded: Iterable[list[Encoded]], triples: list[tuple[Path, ...]]
 ) -> list[tuple[Counts, dict[str, int]]]:
-    """Write each key's .bin and .idx; return its counts by source and by library."""
+    """Write the .bin and .idx of each key, and return its counts by source and by library."""
     dtype = token_dtype(encoder.tokenizer.vocab_size)
     sources: list[Counts] = [{} for _ in triples]
     backends: list[Counter[str]] = [Counter() for _ in triples]
@@ -277,7 +283,7 @@ def write(
 
 
 def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backends: dict[str, int]) -> Manifest:
-    """What is written beside the tokens."""
+    """The manifest to be written beside the tokens."""
     vocabulary = encoder.tokenizer
     return Manifest(
         **{name: sum(counts[name] for counts in sources.values()) for name in COUNTS},
@@ -297,7 +303,7 @@ def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backen
 
 
 def log_progress(encoded: Iterable[list[Encoded]], interval: int) -> Iterator[list[Encoded]]:
-    """Pass the results on; a line on stderr every `interval` documents (or block, if longer) and at the end."""
+    """Yield the results; print a line to stderr every `interval` documents (or per longer block) and at the end."""
     start, documents, size, shown = time.perf_counter(), 0, 0, 0
     for results in encoded:
         yield results
@@ -310,7 +316,7 @@ def log_progress(encoded: Iterable[list[Encoded]], interval: int) -> Iterator[li
 
 
 def show(documents: int, size: int, seconds: float) -> None:
-    """Upstream's progress line."""
+    """Print upstream's progress line."""
     rates = f"({documents / seconds:.1f} docs/s, {size / seconds / 1e6:.2f} MB/s)"
     print(f"Processed {documents} documents {rates}.", file=sys.stderr, flush=True)
 

@@ -1,10 +1,10 @@
 """python Megatron-LLM/tools/push_to_hub.py RUN/hf/iter_0000060 --hf_repo_name ORG/NAME --max_shard_size 2GB
 
-A Hugging Face folder -> a copy (cast and sharded as asked, with a model card), read back and compared, renamed into
-place -> the Hub. With --output_folder the copy stays there, and without --hf_repo_name nothing is uploaded. The token
-comes from HF_TOKEN, from --token_file or from `hf auth login`; it is never printed. An upload that breaks is tried
-again after a growing wait, and the command can be repeated: the Hub knows a file by its content, and what it has is
-not sent again.
+Uploads a Hugging Face folder: the folder -> a copy (cast and sharded as requested, with a model card), read back and
+compared, renamed into place -> the Hub. With --output_folder the copy is kept, and without --hf_repo_name nothing is
+uploaded. The token comes from HF_TOKEN, from --token_file or from `hf auth login`; it is never printed. A failed upload
+is tried again after a growing wait, and the command can be repeated: the Hub recognises a file by its content, and
+files that it already has are not sent again.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ REFUSED = {
 }
 DTYPE_NAMES = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 WAITS = (2, 4, 8, 16, 32, 64)
-"""Seconds before each new attempt."""
+"""Seconds to wait before each new attempt."""
 TRANSIENT = (408, 409, 412, 425, 429)
-"""Answers after which trying again can help, besides all from 500 on."""
+"""HTTP status codes after which another attempt can help, besides all from 500 on."""
 UNKNOWN_LICENSE = "unknown"
-"""What the Hub calls a licence that nobody has named; every card has the field."""
+"""The Hub's name for a licence that was not specified; every card has this field."""
 REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
-"""Files of an earlier upload that go when this one does not write them: shards of another number would mix."""
+"""Files of an earlier upload that are deleted unless this one writes them: shards of different counts would mix."""
 
 
 WRITTEN = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json|tokenizer\.model|README\.md"
     r"|loss\.png|model(-\d+-of-\d+)?\.safetensors"
 )
-"""Names of a copy's files: an earlier copy is replaced, another folder is not."""
+"""Names of the files of a copy: an earlier copy may be replaced, any other folder may not."""
 
 
 class Refuse(argparse.Action):
-    """Stop at one of upstream's flags that must not be used, and say why; its value is not repeated."""
+    """Raise an error for an upstream flag that must not be used, with the reason; its value is not repeated."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         raise UserError(f"--{self.dest} is refused: {REFUSED[self.dest]}")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags, a token file and a revision."""
+    """The parser of upstream's flags, and of a token file and a revision."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file; None leaves it to HF_TOKEN or the saved login."""
+    """Read the token from a file; None leaves the choice to HF_TOKEN or the saved login. Raises InputsMissing."""
     if path is None:
         return None
     if not path.is_file():
@@ -98,7 +98,7 @@ def read_token(path: Path | None) -> str | None:
 
 
 def set_rope(folder: Path, kind: str, factor: float) -> None:
-    """Write another rotary scaling into a folder's config.json, in both spellings."""
+    """Write a different rotary scaling into a folder's config.json, in both spellings."""
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     scaling = {"rope_type": kind, "factor": factor}
@@ -110,7 +110,7 @@ def set_rope(folder: Path, kind: str, factor: float) -> None:
 
 
 def write_copy(args: argparse.Namespace, output: Path) -> None:
-    """Publish the folder to upload: weights as asked, tokenizer, model card; compared with its source."""
+    """Publish the folder to upload: weights as requested, tokenizer and model card, compared with the source."""
     config, state = hf_weights.load(args.model_name)
     hf_weights.say_what_stays_behind(args.model_name)
     dtype = state[EMBEDDING].dtype if args.dtype == "auto" else DTYPE_NAMES[args.dtype]
@@ -145,7 +145,10 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
 
 @contextmanager
 def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
-    """The written copy: --output_folder, else one beside the source that is removed after a successful upload."""
+    """Yield the written copy: --output_folder, else a folder beside the source that is removed after the upload.
+
+    Raises UserError.
+    """
     source = args.model_name.resolve()
     output = args.output_folder or source.with_name(f".{source.name}.push")
     if output.resolve() == source:
@@ -161,7 +164,10 @@ def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def send(api: huggingface_hub.HfApi, folder: Path, args: argparse.Namespace) -> None:
-    """Create what is missing and upload; all of it can be repeated. Raises UserError, HTTPError or ConnectionError."""
+    """Create repository and branch if missing, and upload; all of it can be repeated.
+
+    Raises UserError, HTTPError or ConnectionError.
+    """
     api.create_repo(args.hf_repo_name, private=not args.public, exist_ok=True)
     if api.repo_info(args.hf_repo_name).private is args.public:
         found, flag = ("private", "leave --public out") if args.public else ("public", "give --public")
@@ -178,20 +184,20 @@ def send(api: huggingface_hub.HfApi, folder: Path, args: argparse.Namespace) -> 
 
 
 def transient(error: Exception) -> bool:
-    """Whether trying again can help: a busy or broken server, a broken connection."""
+    """Whether another attempt can help: after a failure of a busy or broken server, or of the connection."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT or error.response.status_code >= 500
     return not isinstance(error, OfflineModeIsEnabled)
 
 
 def upload(folder: Path, args: argparse.Namespace) -> None:
-    """Upload with retries. Raises ConnectionError when none helped, UserError where trying again cannot help."""
+    """Upload with retries. Raises ConnectionError if all fail, and UserError if another attempt cannot help."""
     api = huggingface_hub.HfApi(token=read_token(args.token_file))
     for wait in (*WAITS, None):
         try:
             send(api, folder, args)
             break
-        except (HTTPError, ConnectionError, RuntimeError) as error:  # the last is how hf_xet reports the network
+        except (HTTPError, ConnectionError, RuntimeError) as error:  # hf_xet reports network errors as RuntimeError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if not transient(error):
                 raise UserError(
@@ -208,7 +214,7 @@ def upload(folder: Path, args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Copy, check, upload; 1 when the Hub cannot be reached, so that a launcher tries again."""
+    """Copy, check and upload. Returns 1 when the Hub cannot be reached, so that a launcher tries again."""
     args = make_parser().parse_args()
     if args.rope_scaling_factor is not None and args.rope_scaling_factor < 1:
         raise UserError(f"--rope_scaling_factor {args.rope_scaling_factor}: must be at least 1")

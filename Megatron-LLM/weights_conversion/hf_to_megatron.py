@@ -1,8 +1,8 @@
 """python Megatron-LLM/weights_conversion/hf_to_megatron.py llama2 --out=RUN/megatron --model-path=BASE [--size=7]
 
-A Hugging Face Llama or Mistral folder, or Meta's consolidated.*.pth with params.json -> the file
-OUT/release/mp_rank_00/model_optim_rng.pt and the tokenizer, the tracker file last. The shapes come from the model's
-own description; --size only names the model to download and is compared with the geometry.
+Converts a Hugging Face folder (Llama, Mistral, Falcon), or Meta's consolidated.*.pth with params.json, to the file
+OUT/release/mp_rank_00/model_optim_rng.pt and the tokenizer; the tracker file is written last. The shapes come from the
+model's own description; --size only names the model to download and is compared with the geometry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIZE_TOLERANCE = 0.15
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags."""
+    """The parser of upstream's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("llama", "llama2", "codellama", "mistral", "falcon"))
     parser.add_argument("--size", type=int, help="billions of parameters, compared with the model's geometry")
@@ -42,14 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_size(config: ModelConfig, size: int) -> None:
-    """Raise UserError unless the model has about `size` billion parameters; 0 is less than half a billion."""
+    """Raise UserError unless the model has about `size` billion parameters; 0 means less than half a billion."""
     found = parameters(config) / 1e9
     if abs(found - size) > SIZE_TOLERANCE * size and round(found) != size:
         raise UserError(f"--size={size} but the model has {found:.3f} billion parameters; leave --size out")
 
 
 def check_family(folder: Path, model: str) -> None:
-    """Raise UserError unless a folder, if it is in Hugging Face's layout, holds a model of the kind `model`."""
+    """Raise UserError unless a folder in Hugging Face's layout holds a model of the kind `model`."""
     if meta_weights.is_meta(folder):
         return
     family = hf_config.family(folder)
@@ -58,7 +58,7 @@ def check_family(folder: Path, model: str) -> None:
 
 
 def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Geometry and tensors of either layout. Raises UserError when the folder holds another kind of model."""
+    """Load geometry and tensors of either layout. Raises UserError when the folder holds a different kind of model."""
     if meta_weights.is_meta(folder):
         return meta_weights.load(folder, model, rope_scaling_factor)
     if rope_scaling_factor is not None:
@@ -68,8 +68,8 @@ def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[M
 
 
 def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
-    """Publish the model's tokenizer beside the weights, after a check that it fits."""
-    above = [folder.parent / "tokenizer.model"] if meta_weights.is_meta(folder) else []  # where Meta's Llama 1 has it
+    """Publish the model's tokenizer beside the weights, after checking that it fits."""
+    above = [folder.parent / "tokenizer.model"] if meta_weights.is_meta(folder) else []  # as in Meta's Llama 1
     places = [folder / "tokenizer.model", *above, folder / "tokenizer.json"]
     source = next((path for path in places if path.is_file()), None)
     if source is None:
@@ -80,7 +80,7 @@ def copy_tokenizer(folder: Path, out: Path, vocab_size: int) -> None:
 
 
 def main() -> None:
-    """Load, check, publish."""
+    """Load the model, check it, and publish the checkpoint."""
     args = make_parser().parse_args()
     folder = hf_weights.locate(args.model, args.size, args.model_path, args.cache_dir)
     config, state = load(folder, args.model, args.rope_scaling_factor)

@@ -1,7 +1,7 @@
 """python Megatron-LLM/weights_conversion/megatron_to_hf.py --input_dir=RUN/merged --load_iters 60 --output_dir=RUN/hf/iter_0000060 [--vocab_file TOK]
 
-A Megatron checkpoint in any layout (or a training checkpoint) -> a Hugging Face folder with tokenizer, written beside,
-read back and compared tensor by tensor, then renamed into place.
+Converts a Megatron checkpoint in any layout (or a training checkpoint) to a Hugging Face folder with its tokenizer. The
+folder is written beside its final place, read back and compared tensor by tensor, and then renamed into place.
 """  # noqa: E501 (the command to type is one line)
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from run_contract.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Upstream's flags, and the iteration, dtype and shard size."""
+    """The parser of upstream's flags, and of the iteration, dtype and shard size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with latest_checkpointed_iteration.txt")
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.dtype) -> str:
-    """--max_shard_size, or what --num_output_shards comes to."""
+    """The maximum size of a shard: --max_shard_size, or the size that follows from --num_output_shards."""
     count = args.num_output_shards
     if count is None:
         return str(args.max_shard_size)
@@ -66,7 +66,7 @@ def max_shard_size(args: argparse.Namespace, config: ModelConfig, dtype: torch.d
 
 
 def main() -> None:
-    """Load, write beside, read back, publish."""
+    """Load the checkpoint, write the folder, read it back, and publish it."""
     args = make_parser().parse_args()
     loaded = load_any.load(args.input_dir, args.load_iters)
     load_any.check_family(loaded, args.model, "--model")

@@ -1,1 +1,1 @@
-"""Checkpoints of training: their folder, the saver beside training, and which are kept."""
+"""Checkpoints of training: their folder, the saver that writes them beside training, and which of them are kept."""

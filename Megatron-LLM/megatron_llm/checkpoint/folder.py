@@ -1,9 +1,9 @@
-"""Our training checkpoints: every rank's slices -> iter_XXXXXXX/*.distcp + state.json -> rename -> tracker file.
+"""A training checkpoint's folder: every rank's slices -> iter_XXXXXXX/*.distcp + state.json -> rename -> tracker file.
 
-Saving: all ranks write into a temporary folder (torch.distributed.checkpoint) and digest what they wrote; rank 0 adds
-state.json, renames the folder and replaces the tracker last; saving.py puts these steps in order. Loading takes the
-newest folder that verifies, into any number of ranks. `.metadata` is a pickle: it is read through an allow-list, so a
-forged one cannot run code.
+To save, all ranks write into a temporary folder (torch.distributed.checkpoint) and compute checksums of what they
+wrote. Rank 0 then adds state.json, renames the folder and replaces the tracker file last. checkpoint/saver.py puts
+these steps in order. To load, the newest folder that verifies is taken, with any number of ranks. `.metadata` is a
+pickle; it is read through an allow-list, so that a forged file cannot run code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ITERATION = re.compile(r"iter_(\d{7,})")
 TEMPORARY = re.compile(r"\.iter_\d{7,}\.(tmp|old)-.*")
 CHECKSUM_THREADS = 8
 SLICE_OVERHEAD = 2048
-"""Bytes around the numbers of one tensor's slice of one rank."""
+"""Upper bound, in bytes, of what a file stores besides the numbers of one rank's slice of one tensor."""
 ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
@@ -63,7 +63,7 @@ ALLOWED = {
     ("torch", "float32"),
     ("torch", "bfloat16"),
 }
-"""Everything that a `.metadata` of ours names."""
+"""All names that a `.metadata` file written by this engine refers to."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -75,25 +75,29 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta:
-        """Nothing: torch would note the temporary path and a random number, and equal runs would differ in bytes."""
+        """Return empty metadata, since torch would store the temporary path and a random number: equal runs would
+        differ in bytes."""
         return StorageMeta()
 
 
 class _CopyPlanner(DefaultSavePlanner):
-    """Writes copies instead of the tensors, which tell only shapes and places."""
+    """A save planner that writes copies instead of the tensors, which only provide shapes and offsets."""
 
     def __init__(self, copies: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.copies = copies
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """This rank's part of a tensor; it has only one."""
+        """The copy of this rank's part of a tensor; a rank has only one part of each."""
         return self.copies[index.fqn]
 
 
 class _Reader(FileSystemReader):
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
-        """The allow-listed `.metadata`, of tensors in this folder only; raises UserError."""
+        """Read `.metadata` through the allow-list, and check that it names only tensors in this folder.
+
+        Raises UserError.
+        """
         path = Path(self.path) / METADATA
         try:
             metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -110,12 +114,15 @@ class _Reader(FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Refuse: torch would unpickle it, and our checkpoints hold tensors only."""
+        """Refuse to load bytes, which torch would unpickle: this engine's checkpoints contain tensors only.
+
+        Raises UserError.
+        """
         raise UserError(f"the checkpoint stores {read_item.storage_index.fqn} as bytes; only tensors are read")
 
 
 def iteration_folder(save_dir: Path, iteration: int) -> Path:
-    """save_dir/iter_0000500."""
+    """The folder of an iteration's checkpoint, such as save_dir/iter_0000500."""
     return save_dir / f"iter_{iteration:07d}"
 
 
@@ -125,7 +132,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint; raises UserError."""
+    """Read the state.json of a checkpoint. Raises UserError."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {**state, "files": {name: (int(size), str(digest)) for name, (size, digest) in state["files"].items()}}
@@ -134,7 +141,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files (sizes first, then checksums), or None."""
+    """The first problem of a checkpoint's files (sizes are checked first, then checksums), or None."""
     try:
         files = read_state(folder)["files"]
     except UserError as error:
@@ -153,7 +160,7 @@ def problem(folder: Path) -> str | None:
 
 
 def latest_valid(save_dir: Path) -> Path | None:
-    """The newest iter_* that verifies, or None; prints which newer ones are skipped and why."""
+    """The newest checkpoint folder that verifies, or None; prints which newer ones are skipped, and why."""
     found = {int(match[1]): path for path in save_dir.glob("iter_*") if (match := ITERATION.fullmatch(path.name))}
     for _, folder in sorted(found.items(), reverse=True):
         if (reason := problem(folder)) is None:
@@ -163,15 +170,17 @@ def latest_valid(save_dir: Path) -> Path | None:
 
 
 def remove_stale(save_dir: Path) -> None:
-    """Delete what killed attempts left half-written; only the attempt that holds the claim may call this."""
+    """Delete the half-written folders of killed attempts; only the attempt that holds the claim may call this."""
     for path in save_dir.glob(".iter_*"):
         if TEMPORARY.fullmatch(path.name):
             remove(path)
 
 
 def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """What a checkpoint holds, by name: `model.NAME` and, with an optimizer, `optimizer.MOMENT.NAME`; these share the
-    run's memory."""
+    """The tensors of a checkpoint by name: `model.NAME` and, with an optimizer, `optimizer.MOMENT.NAME`.
+
+    They share memory with the running model and optimizer.
+    """
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     if optimizer:
         for moment in MOMENTS:
@@ -180,7 +189,7 @@ def stored(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimi
 
 
 def needed_bytes(config: ModelConfig, ranks: int, *, with_optimizer: bool = True) -> int:
-    """Upper bound of a checkpoint's size on disk: fp32 weights and moments, and what surrounds each slice."""
+    """Upper bound of a checkpoint's size on disk, in bytes: fp32 weights and moments, and what surrounds each slice."""
     numbers = [shape.numel() for shape in shapes(config).values()]
     return (1 + with_optimizer * len(MOMENTS)) * (4 * sum(numbers) + SLICE_OVERHEAD * len(numbers) * ranks)
 
@@ -188,19 +197,25 @@ def needed_bytes(config: ModelConfig, ranks: int, *, with_optimizer: bool = True
 def write(
     folder: Path, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor] | None, group: dist.ProcessGroup
 ) -> None:
-    """Write this rank's slices, of `copies` where they are given, and on rank 0 `.metadata`; fsynced. Collective."""
+    """Write this rank's slices and, on rank 0, `.metadata`, and flush them to disk (fsync). Collective.
+
+    copies: if given, their values are written in place of those of `tensors`.
+    """
     planner = DefaultSavePlanner() if copies is None else _CopyPlanner(copies)
     save_tensors(dict(tensors), storage_writer=_Writer(folder), planner=planner, process_group=group)
 
 
 def digests(folder: Path, rank: int) -> dict[str, tuple[int, str]]:
-    """Size and checksum of the files that a rank wrote, read back."""
+    """Size in bytes and checksum of each file that a rank wrote, read back from disk."""
     own = sorted(folder.glob(f"__{rank}_*")) + ([folder / METADATA] if rank == 0 else [])
     return {path.name: (path.stat().st_size, checksum(path)) for path in own}
 
 
 def complete(folder: Path, state: dict[str, Any]) -> None:
-    """Add state.json and flush all to disk (rank 0). Raises UserError when files of other ranks are not to be seen."""
+    """Add state.json and flush everything to disk (rank 0 only).
+
+    Raises UserError if rank 0 cannot see a file of another rank.
+    """
     for name, (size, _) in state["files"].items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise UserError(
@@ -212,9 +227,10 @@ def complete(folder: Path, state: dict[str, Any]) -> None:
 
 
 def publish(temporary: Path, iteration: int, *, keep: bool) -> None:
-    """Give a complete folder its name, or drop it where one of that name is to be kept; then replace the tracker.
+    """Rename a complete folder to its final name, and then replace the tracker file.
 
-    Raises Superseded when the claim is another attempt's; nothing is published then.
+    keep: a valid checkpoint of that name exists and stays, so the new folder is not renamed. Raises Superseded, and
+    publishes nothing, when the claim belongs to another attempt.
     """
     final = iteration_folder(temporary.parent, iteration)
     if not keep:
@@ -224,7 +240,7 @@ def publish(temporary: Path, iteration: int, *, keep: bool) -> None:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[_Reader]:
-    """A reader of the folder; what torch raises about its content becomes a UserError."""
+    """A reader of the folder; an error that torch raises about its content becomes a UserError."""
     try:
         yield _Reader(folder)
     except CheckpointException as error:
@@ -232,16 +248,19 @@ def _readable(folder: Path) -> Iterator[_Reader]:
 
 
 def load(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
-    """Fill a sharded model and its optimizer's moments in place; any number and layout of ranks. Collective.
+    """Load a sharded model and its optimizer's moments in place, with any number and layout of ranks. Collective.
 
-    Without an optimizer only the model.
+    Without an optimizer only the model is loaded.
     """
     with _readable(folder) as reader:
         load_tensors(stored(parameters, optimizer), storage_reader=reader, planner=_Planner())
 
 
 def load_model_state(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], dict[str, Any]]:
-    """Geometry, whole weights (CPU, by canonical name, read when asked for) and state.json; needs no process group."""
+    """The geometry, the whole weights and the state.json of a checkpoint; needs no process group.
+
+    The weights are on the CPU, named as in the canonical state, and each is read when it is asked for.
+    """
     state = read_state(folder)
     with _readable(folder) as reader:
         stored = reader.read_metadata().state_dict_metadata
@@ -254,7 +273,7 @@ def load_model_state(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], d
     def read(name: str) -> Tensor:
         tensor = torch.empty(sizes[name].size, dtype=sizes[name].properties.dtype)
         with _readable(folder) as reader, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is disabled on purpose
             load_tensors({f"model.{name}": tensor}, storage_reader=reader, planner=_Planner(), no_dist=True)
         return tensor
 

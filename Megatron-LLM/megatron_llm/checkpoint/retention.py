@@ -1,4 +1,7 @@
-"""Which checkpoints stay: the newest ones, and every so many for ever. Deletes only when the newest one verifies."""
+"""Retention: keeps the newest checkpoints, and those of every n-th iteration for ever; the others are deleted.
+
+Nothing is deleted unless the newest checkpoint verifies.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from run_contract.publish import remove
 
 
 def prune(save_dir: Path, keep_last: int | None, keep_every: int | None) -> None:
-    """Delete our checkpoints but the `keep_last` newest and those of iterations divisible by `keep_every` (rank 0).
+    """Delete this engine's checkpoints except the `keep_last` newest and those of every `keep_every`-th iteration (rank
+    0).
 
-    Without keep_last all stay. Raises Superseded when the claim is another attempt's.
+    Without keep_last all stay. Raises Superseded when the claim belongs to another attempt.
     """
     found = {int(match[1]): path for path in save_dir.glob("iter_*") if (match := ITERATION.fullmatch(path.name))}
     ours = sorted(iteration for iteration, path in found.items() if is_ours(path))
@@ -25,7 +29,7 @@ def prune(save_dir: Path, keep_last: int | None, keep_every: int | None) -> None
         return
     for iteration in dropped:
         check_claim()
-        # renamed first: half of a checkpoint under its name would be taken for a damaged one
+        # renamed first: a half-deleted checkpoint under its final name would look like a damaged one
         aside = found[iteration].with_name(f".{found[iteration].name}.old-{attempt_name()}")
         found[iteration].rename(aside)
         remove(aside)

@@ -1,7 +1,8 @@
-"""Checkpoints beside training: copy -> a thread writes and digests -> ranks agree -> rename -> retention.
+"""Saves checkpoints beside training: copy -> a thread writes and digests -> ranks agree -> rename -> retention.
 
-The ranks' threads talk over a gloo group of their own: on the group of the training loop two conversations at once
-would be mixed up. Only the rename and the tracker, when all ranks have written, are done between two steps.
+The threads of the ranks communicate over a gloo group of their own, because their messages would get mixed up with
+those of the training loop on its group. Only the rename and the replacement of the tracker file happen between two
+steps of training, once all ranks have written.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from run_contract.errors import NoRoom, UserError, kind_of
 from run_contract.publish import free_bytes, remove
 
 IDLE, WRITTEN, BUSY, FAILED = range(4)
-"""What a rank's thread is at; ranks agree on the largest."""
+"""The states of a rank's saving thread; ranks agree on the largest."""
 TIMEOUT = timedelta(hours=6)
-"""For the fastest rank to wait until the slowest has written."""
+"""How long the fastest rank waits at most until the slowest has written."""
 Files = dict[str, tuple[int, str]]
 
 
 class Saver:
-    """This rank's part in writing checkpoints, one at a time. All methods but `status` are collective."""
+    """This rank's part in writing checkpoints, one at a time. All methods except `status` are collective."""
 
     def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
         self.args, self.world, self.config = args, world, config
@@ -47,19 +48,23 @@ class Saver:
         self.group = dist.new_group(backend=GLOO, timeout=TIMEOUT)
         self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
         self.job: Future[bool | None] | None = None
-        """Writing, or on rank 0 afterwards deleting old checkpoints; gives whether a checkpoint of that name stays."""
+        """The thread's current work: writing a checkpoint or, on rank 0 after that, deleting old ones.
+
+        The result of writing says whether a checkpoint of the same name exists and is to stay.
+        """
         self.temporary: Path | None = None
-        """The folder being written, until it is published."""
+        """The temporary folder being written; None once it is published."""
         self.iteration, self.began = 0, 0.0
         self.copies: dict[str, Tensor] = {}
-        """Memory for this rank's tensors, used again by each save."""
+        """Memory for the copies of this rank's tensors, which every save uses again."""
 
     def begin(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
     ) -> None:
-        """Wait for the save before, copy this rank's tensors and let the thread write them as state["iteration"].
+        """Wait for the previous save, copy this rank's tensors, and let the thread write them as state["iteration"].
 
-        With --no_async_save return when it is published. Raises UserError when there is no room, and see `finish`.
+        With --no_async_save, returns only when the checkpoint is published. Raises UserError when there is not enough
+        space, and what `finish` raises.
         """
         self.finish()
         self.iteration, self.began = state["iteration"], time.perf_counter()
@@ -71,7 +76,7 @@ class Saver:
             self.finish()
 
     def status(self) -> int:
-        """What this rank's thread is at."""
+        """The state of this rank's thread."""
         if self.job is None:
             return IDLE
         if not self.job.done():
@@ -81,17 +86,20 @@ class Saver:
         return WRITTEN if self.temporary else IDLE
 
     def advance(self, status: int) -> None:
-        """At a step boundary, with the largest status of all ranks: publish what all have written; see `finish`."""
+        """Publish a checkpoint that all ranks have written, or raise what failed; see `finish`.
+
+        To be called between two steps, with the largest status of all ranks.
+        """
         if status == WRITTEN:
             self._publish()
         elif status == FAILED:
             self.finish()
 
     def finish(self) -> None:
-        """Return when nothing is being written and the last save is published.
+        """Wait until nothing is being written and the last save is published.
 
-        Raises on all ranks what failed on any: UserError (such as a full disk), Superseded, SaveFailed; nothing is
-        published then, and the temporary folder is gone.
+        An error on any rank is raised on all ranks: UserError (such as a full disk), Superseded or SaveFailed. In that
+        case nothing is published, and the temporary folder is removed.
         """
         if self.temporary:
             self._settle()
@@ -99,7 +107,7 @@ class Saver:
         self._settle()
 
     def _prepare(self) -> Path:
-        """The empty folder to write into (rank 0), visible before other ranks do."""
+        """Make the empty folder to write into (rank 0), before other ranks write to it."""
         self._check_space()
         final = checkpoint.iteration_folder(self.args.save, self.iteration)
         temporary = final.with_name(f".{final.name}.tmp-{attempt_name()}")
@@ -111,8 +119,10 @@ class Saver:
         return temporary
 
     def _check_space(self) -> None:
-        """Raise NoRoom unless a checkpoint fits on --save's file system, for which older ones are deleted if they
-        may be (rank 0)."""
+        """Raise NoRoom unless a checkpoint fits on the file system of --save (rank 0).
+
+        If it does not fit, the old checkpoints that retention does not keep are deleted first.
+        """
         needed, save = self.needed, self.args.save
         if free_bytes(save) < needed:
             self._prune()
@@ -125,13 +135,13 @@ class Saver:
             )
 
     def forecast(self) -> str:
-        """How large a checkpoint is and how much room there is, to be printed."""
+        """The text to print about the size of a checkpoint and the free space."""
         free = free_bytes(self.args.save)
         text = f"a checkpoint takes {_amount(self.needed)}; {self.args.save} has {_amount(free)} free"
         return text if free >= self.needed else f"warning: {text}: the next one will not fit"
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's tensors as they are now, in host memory."""
+        """Copy the current values of this rank's tensors to host memory."""
         cuda = self.world.device.type == "cuda"
         for name, tensor in tensors.items():
             own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -149,9 +159,10 @@ class Saver:
         copies: Mapping[str, Tensor] | None,
         state: dict[str, Any],
     ) -> bool:
-        """In the thread: all of a checkpoint but its name. Gives whether a whole one of that name is there already.
+        """Write a complete checkpoint except for its final name; runs in the thread.
 
-        Fails on every rank if the writing fails on any; no rank is left waiting for another.
+        Returns whether a valid checkpoint of that name exists already. An error on any rank makes this fail on every
+        rank, so that no rank is left waiting for another.
         """
         final = checkpoint.iteration_folder(self.args.save, self.iteration)
         try:
@@ -163,11 +174,14 @@ class Saver:
             return final.is_dir() and checkpoint.problem(final) is None
         except TOLD:
             raise
-        except (Exception, CheckpointException) as error:  # torch's is not an Exception
+        except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
             raise _told(error, final) from error
 
     def _gathered(self, temporary: Path) -> Files:
-        """Sizes and checksums of all files. Raises the lowest rank's OSError on all of them."""
+        """Sizes and checksums of the files of all ranks.
+
+        The OSError of the lowest rank that had one is raised on all ranks.
+        """
         own: Files | OSError
         try:
             own = checkpoint.digests(temporary, self.world.rank)
@@ -183,7 +197,7 @@ class Saver:
         return files
 
     def _settle(self) -> None:
-        """Wait for the thread; raise what failed on any rank on all of them."""
+        """Wait for the thread. An error on any rank is raised on all ranks."""
         error = self.job.exception() if self.job else None
         errors: list[BaseException | None] = [None] * self.world.size
         dist.all_gather_object(errors, error)
@@ -192,13 +206,14 @@ class Saver:
             raise first
 
     def _drop(self) -> None:
-        """Forget what was begun."""
+        """Discard the save that was begun."""
         if self.temporary and self.world.rank == 0:
             remove(self.temporary)
         self.temporary = self.job = None
 
     def _publish(self) -> None:
-        """Rename what all ranks have written, and let rank 0's thread delete what is not to be kept."""
+        """Publish the folder that all ranks have written, and let rank 0's thread delete checkpoints that are not
+        kept."""
         temporary, keep = self.temporary, bool(self.job and self.job.result())
         assert temporary
 
@@ -208,7 +223,7 @@ class Saver:
             except OSError as error:
                 raise _told(error, final) from error
             finally:
-                remove(temporary)  # only still there when it was not renamed
+                remove(temporary)  # exists only if it was not renamed
 
         final = checkpoint.iteration_folder(self.args.save, self.iteration)
         self.temporary = self.job = None
@@ -225,13 +240,13 @@ class Saver:
 
 
 def _use_device(device: torch.device) -> None:
-    """Let a new thread use its rank's GPU: the choice is the thread's own, and the first GPU's otherwise."""
+    """Select the rank's GPU in a new thread: the selection is per thread, and a new thread would use the first GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
-    """What a person reads about a save that failed."""
+    """The error, readable for a user, that reports a failed save."""
     where, cause = "", error
     if isinstance(error, CheckpointException):
         rank, (found, _) = min(error.failures.items())

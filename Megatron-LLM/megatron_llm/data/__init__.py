@@ -1,1 +1,1 @@
-"""Tokenised corpora: .bin/.idx files, their manifests, and the order of training samples."""
+"""Tokenised corpora: .bin and .idx files, their manifests, and the order of training samples."""

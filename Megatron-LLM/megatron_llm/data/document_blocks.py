@@ -1,7 +1,7 @@
-"""Files of documents -> blocks of some MB -> columns of text, in order, with the place of every mistake.
+"""Reads files of documents: files -> blocks of some MB -> columns of text, in order, with the position of every error.
 
-Blocks are cut by one thread, which only reads; `columns` parses and checks a block, on any thread. JSON lines are
-parsed by jsonl.py.
+One thread cuts the blocks and does nothing but read; `columns` parses and checks a block, on any thread. JSON lines are
+parsed by data/json_lines.py.
 """
 
 from __future__ import annotations
@@ -31,46 +31,47 @@ NOT_TEXT = {
     b"\xff\xfe": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
     b"\xfe\xff": "UTF-16; convert it (iconv -f utf-16 -t utf-8)",
 }
-"""What a file is by its first bytes, and what to do about it."""
+"""The first bytes of files that are not text -> what they are, and what to do about it."""
 ZSTD_WINDOW = 1 << 31
-"""The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
+"""The largest window of zstd (--long=31). Reading a file that was made with it takes this much memory."""
 NEVER_EMPTY = (".gz", ".zst", ".arrow")
-"""Formats of which no valid file has 0 bytes."""
+"""Suffixes of formats in which a valid file never has 0 bytes."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SOURCE = "source"
 """The column of an Arrow file that names each document's source."""
 ONE_SOURCE = "all"
 """The source of documents in a file that names none."""
 NO_SOURCE = "(no source)"
-"""The source of documents whose own is null."""
+"""The source of documents whose source is null."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive documents of one file."""
+    """A block of consecutive documents of one file."""
 
     where: str
-    """The file and what it counts in, for messages: `corpus.jsonl, line`."""
+    """The file and the unit of `first`, for messages: `corpus.jsonl, line`."""
     first: int
-    """Number of the first document in its file, from 1."""
+    """Number of the block's first line or row in the file, counted from 1."""
     content: Any
-    """Whole lines (bytes), or an Arrow record batch."""
+    """The block's content: whole lines (bytes), or an Arrow record batch."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The documents of a block: texts of one length for each key, no nulls, valid UTF-8."""
+    """The documents of a block: one array of texts per key, all of one length, without nulls and in valid UTF-8."""
 
     texts: dict[str, Any]
     """Key -> large_string array."""
     sources: Any
-    """Dictionary-encoded strings, one a document."""
+    """The source of each document, as dictionary-encoded strings."""
 
 
 def find_inputs(pattern: str) -> list[Path]:
-    """The input files, by name; InputsMissing when there is none.
+    """The input files in order of their names. Raises InputsMissing when there is none, and UserError.
 
-    Whatever is not called .arrow is read as JSON lines: the published file of documents has other names too.
+    A file whose name does not end in .arrow is read as JSON lines, since their names need not end in .jsonl; the
+    published file of documents has a different name too.
     """
     names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207 takes absolute patterns
     paths = [Path(name) for name in names]
@@ -87,14 +88,17 @@ def find_inputs(pattern: str) -> list[Path]:
 
 
 def read_blocks(path: Path, keys: Sequence[str]) -> Iterator[Block]:
-    """The documents of one file. Raises UserError when it is not whole."""
+    """Yield the documents of one file as blocks. Raises UserError when the file is not complete."""
     return read_arrow(path, keys) if path.suffix == ".arrow" else read_lines(path)
 
 
 def read_lines(path: Path) -> Iterator[Block]:
-    """Lines of JSON, unparsed, some of them not blank; a line ends at the newline byte and nowhere else."""
+    """Yield blocks of unparsed JSON lines; blocks of blank lines only are left out.
+
+    Only the newline byte ends a line.
+    """
     first, size = 1, 0
-    waiting: list[bytes] = []  # joined once, since a line of any length must not be copied again with each piece of it
+    waiting: list[bytes] = []  # joined once, so that a long line is not copied again for each of its pieces
     try:
         for data in read_pieces(path):
             waiting.append(data)
@@ -112,9 +116,9 @@ def read_lines(path: Path) -> Iterator[Block]:
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
-    """The content of a file, unpacked where its name ends in .gz or .zst.
+    """Yield the content of a file in pieces, decompressed if its name ends in .gz or .zst.
 
-    Raises UserError where the first bytes say that it is no text.
+    Raises UserError if the first bytes show that it is not text.
     """
     with path.open("rb") as file:
         if path.suffix == ".gz":
@@ -129,9 +133,9 @@ def read_pieces(path: Path) -> Iterator[bytes]:
 
 
 def unpacked(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of all members of a .gz, or all frames of a .zst.
+    """Yield the decompressed content of all members of a .gz file, or all frames of a .zst file.
 
-    Raises EOFError where the file ends within one, which the readers of both libraries may take for a good end.
+    Raises EOFError if the file ends inside one of them, which the readers of both libraries may take for a proper end.
     """
     frame, packed = begin(), b""
     while packed := packed or file.read(PACKED_BYTES):
@@ -147,7 +151,7 @@ def unpacked(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
 
 
 def read_arrow(path: Path, keys: Sequence[str]) -> Iterator[Block]:
-    """Rows of an Arrow stream, memory-mapped: small batches put together, large ones sliced."""
+    """Yield the rows of a memory-mapped Arrow stream as blocks: small batches are joined, large ones are sliced."""
     first = 1
     try:
         check_whole(path)
@@ -162,7 +166,8 @@ def read_arrow(path: Path, keys: Sequence[str]) -> Iterator[Block]:
 
 
 def check_whole(path: Path) -> None:
-    """A stream that was cut between two batches reads without an error; its end marker is missing."""
+    """Raise ArrowInvalid if the end marker is missing: a stream cut between two batches would be read without an
+    error."""
     with path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - len(END_OF_STREAM)))
@@ -186,7 +191,10 @@ def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
 
 
 def names_sources(path: Path, schema: Any) -> bool:
-    """Whether there is one column of strings by which documents are counted; what else it holds is nobody's concern."""
+    """Whether the file has a column of strings that names the source of each document.
+
+    A column of the same name with other content is left alone; a note says that documents are not counted by source.
+    """
     index = schema.get_field_index(SOURCE)
     if index < 0:
         return False
@@ -199,7 +207,7 @@ def names_sources(path: Path, schema: Any) -> bool:
 
 
 def regrouped(batches: Any, names: Sequence[str]) -> Iterator[Any]:
-    """Record batches of large_string columns with about BLOCK_BYTES of text each, or a single longer document."""
+    """Yield record batches of large_string columns with about BLOCK_BYTES of text each, or with one longer document."""
     schema = pa.schema([(name, pa.large_string()) for name in names])
     waiting: list[Any] = []
     size = 0
@@ -217,7 +225,8 @@ def regrouped(batches: Any, names: Sequence[str]) -> Iterator[Any]:
 
 
 def sliced(batch: Any) -> Iterator[Any]:
-    """A batch cut at the documents in which its first column passes another BLOCK_BYTES."""
+    """Slices of a batch, which is cut at each document in which the first column's text passes a multiple of
+    BLOCK_BYTES."""
     ends = offsets(batch.column(0))
     marks = np.arange(ends[0], ends[-1], BLOCK_BYTES)[1:]
     borders = np.unique(np.concatenate([[0], np.searchsorted(ends, marks), [len(batch)]]))
@@ -225,14 +234,14 @@ def sliced(batch: Any) -> Iterator[Any]:
 
 
 def offsets(texts: Any) -> NDArray[np.int64]:
-    """Where the texts of a large_string array of n start and end in its bytes, (n + 1,) int64."""
+    """The byte offsets at which the n texts of a large_string array start and end, (n + 1,) int64."""
     if not len(texts):
         return np.zeros(1, dtype=np.int64)
     return np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def columns(block: Block, keys: Sequence[str]) -> Columns:
-    """Parse and check a block. Raises UserError that names the line or row of the first mistake."""
+    """Parse and check a block. Raises UserError, which names the line or row of the first error."""
     if isinstance(block.content, bytes):
         texts = json_lines.parse(block.content, keys, block.where, block.first)
         count = len(texts[keys[0]])
@@ -251,9 +260,9 @@ def columns(block: Block, keys: Sequence[str]) -> Columns:
 
 
 def named(column: Any, count: int) -> Any:
-    """The sources of so many documents, dictionary-encoded strings, given their column of large_string, if any.
+    """The sources of `count` documents as dictionary-encoded strings, from their large_string column, if there is one.
 
-    A null is a document without a source; bytes that are no UTF-8 are escaped.
+    A null means that a document has no source; bytes that are not valid UTF-8 are escaped.
     """
     if column is None:
         return pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), pa.array([ONE_SOURCE]))

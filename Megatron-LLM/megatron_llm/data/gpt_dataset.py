@@ -1,8 +1,9 @@
-"""Training samples in Megatron's exact order: prefixes -> split -> documents shuffled -> samples shuffled -> tokens.
+"""Training samples in exactly Megatron's order: prefixes -> split -> documents shuffled -> samples shuffled -> tokens.
 
-`plan` works out what the train, valid and test splits read; `open_split` makes one of them a map-style dataset, from an
-index on disk (tools/build_index.py) or one built in memory. Sample k depends only on the data, the split, the seed, the
-sequence length and the number of samples asked for: not on the number of ranks, and not on what was consumed before.
+`plan` works out what the train, valid and test splits read. `open_split` opens one of them as a map-style dataset, from
+an index on disk (tools/build_index.py) or an index built in memory. Sample k depends only on the data, the split, the
+seed, the sequence length and the number of samples asked for. It does not depend on the number of ranks or on the
+samples consumed before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class Samples(Protocol):
-    """What training reads: `samples[k]` are the seq_length + 1 int64 tokens of global sample k."""
+    """The interface of a dataset for training: `samples[k]` are the seq_length + 1 int64 tokens of global sample k."""
 
     def __len__(self) -> int: ...
 
@@ -37,13 +38,14 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Where the documents of train, valid and test come from: one prefix or `weight prefix weight prefix …` each."""
+    """The data of train, valid and test: each is one prefix, or `weight prefix weight prefix …`."""
 
     train: Sequence[str]
     valid: Sequence[str]
     test: Sequence[str]
     split: str | None
-    """Proportions of documents, `969,30,1`, when all three are the same data; None: each takes all its documents."""
+    """Proportions of documents, such as `969,30,1`, if all three share their data; None if each takes all of its
+    own."""
 
     @classmethod
     def of(
@@ -52,7 +54,10 @@ class DataPaths:
         separate: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
         split: str,
     ) -> DataPaths:
-        """From --data_path or --train_data_path, --valid_data_path and --test_data_path. Raises UserError."""
+        """Build the paths from --data_path, or from --train_data_path, --valid_data_path and --test_data_path.
+
+        Raises UserError.
+        """
         train, valid, test = separate
         if bool(data_path) == bool(train) or (data_path and (valid or test)):
             raise UserError(
@@ -64,16 +69,16 @@ class DataPaths:
         return cls(train or (), valid or (), test or (), None)
 
     def prefixes(self) -> list[Path]:
-        """Every dataset once, in the order of the flags."""
+        """The prefixes of all datasets, each once, in the order of the flags."""
         named = [prefix for path in (self.train, self.valid, self.test) if path for prefix in parse_data_path(path)[1]]
         return list(dict.fromkeys(named))
 
     def index_folder(self) -> Path:
-        """Where their sample indices are when nothing else is said: PREFIX.index, beside the first dataset."""
+        """The default folder of the sample indices: PREFIX.index, beside the first dataset."""
         return beside(self.prefixes()[0], ".index")
 
     def fingerprint(self) -> str:
-        """Names the data without reading the tokens: weights and the .idx headers and sizes, in order."""
+        """A digest that identifies the data without reading the tokens: weights, .idx headers and sizes, in order."""
         paths = [self.train] if self.split is not None else [self.train, self.valid, self.test]
         parts: list[str] = []
         for number, path in enumerate(paths):
@@ -85,16 +90,16 @@ class DataPaths:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one split reads, and in which order."""
+    """The documents that one split reads, and their order."""
 
     split: str
     datasets: Sequence[IndexedDataset]
     orders: Sequence[Order]
     weights: Sequence[float] | None
-    """Of a blend; None for a single dataset."""
+    """Weights of the datasets of a blend; None for a single dataset."""
 
     def description(self) -> dict[str, Any]:
-        """Everything that the index depends on, as JSON values."""
+        """All values that the index depends on, as JSON values."""
         parts = [
             {"data": dataset.fingerprint(), **asdict(order)}
             for dataset, order in zip(self.datasets, self.orders, strict=True)
@@ -102,15 +107,18 @@ class Plan:
         return {"weights": self.weights and list(self.weights), "datasets": parts}
 
     def samples(self) -> int:
-        """Length of the dataset."""
+        """The number of samples of the split."""
         return sum(order.samples for order in self.orders)
 
     def bytes(self) -> int:
-        """Size of the arrays. Building them takes little more: 4 bytes a document where there are several epochs."""
+        """Size of the index arrays in bytes.
+
+        Building them takes little more memory: 4 bytes per document where there are several epochs.
+        """
         return sum(order.bytes() for order in self.orders) + (10 * self.samples() if self.weights else 0)
 
     def build(self) -> dict[str, NDArray[Any]]:
-        """The arrays, by the names that they have on disk."""
+        """Build the index arrays, by the names that they have on disk."""
         arrays: dict[str, NDArray[Any]] = {}
         for number, (dataset, order) in enumerate(zip(self.datasets, self.orders, strict=True)):
             built = sample_order.build(dataset.sizes, order)
@@ -121,9 +129,9 @@ class Plan:
 
 
 def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, int]) -> list[Plan | None]:
-    """What train, valid and test read to have at least `samples` samples; None where none are asked for.
+    """The plans of train, valid and test for at least `samples` samples each; None where none are asked for.
 
-    Raises UserError for a wrong data_path or split, or one whose documents do not fill one sample.
+    Raises UserError for an invalid data path or split, or one whose documents do not fill one sample.
     """
     opened = {prefix: IndexedDataset(prefix) for prefix in paths.prefixes()}
     return [
@@ -135,7 +143,7 @@ def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, 
 def plan_split(
     paths: DataPaths, opened: Mapping[Path, IndexedDataset], number: int, samples: int, seed: int, seq_length: int
 ) -> Plan:
-    """What train (0), valid (1) or test (2) reads of the opened datasets."""
+    """The plan of train (0), valid (1) or test (2) over the opened datasets. Raises UserError."""
     name, path = SPLITS[number], (paths.train, paths.valid, paths.test)[number]
     if not path:
         raise UserError(f"{samples} samples of {name} are asked for: give --{name}_data_path, or --eval_iters 0")
@@ -152,7 +160,10 @@ def plan_split(
 
 
 def find_index(plan: Plan, folder: Path) -> Path | None:
-    """The manifest of a split's index in a folder, checked; None when there is none. UserError when it is damaged."""
+    """The path of the manifest of a split's index in a folder, verified; None when there is no such index.
+
+    Raises UserError when the index is damaged.
+    """
     manifest = sample_order_files.manifest_path(folder, plan.split, plan.description())
     if not manifest.exists():
         return None
@@ -161,7 +172,7 @@ def find_index(plan: Plan, folder: Path) -> Path | None:
 
 
 def open_split(plan: Plan, manifest: Path | None) -> Samples:
-    """The samples of a split, in the order of an index on disk or of one built now."""
+    """Open the samples of a split, in the order of an index on disk, or of one that is built now."""
     arrays = sample_order_files.read(manifest) if manifest else plan.build()
     parts = [
         GPTDataset(dataset, SampleIndex(*(arrays[f"{number}.{name}"] for name in SampleIndex._fields)))
@@ -173,7 +184,7 @@ def open_split(plan: Plan, manifest: Path | None) -> Samples:
 
 
 def parse_data_path(data_path: Sequence[str]) -> tuple[list[float], list[Path]]:
-    """Weights (normalised) and prefixes of --data_path."""
+    """The normalised weights and the prefixes of --data_path. Raises UserError."""
     if len(data_path) == 1:
         return [1.0], [Path(data_path[0])]
     try:
@@ -185,12 +196,15 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[float], list[Path]]:
             f"--data_path {' '.join(data_path)}: give one prefix, or pairs `weight prefix weight prefix …` "
             "in which every weight is a number above 0"
         )
-    total = reduce(add, weights)  # sum() rounds differently from Python 3.12 on, and the order of samples hangs on it
+    total = reduce(add, weights)  # sum() rounds differently from Python 3.12 on, and the order of samples depends on it
     return [weight / total for weight in weights], [Path(prefix) for prefix in data_path[1::2]]
 
 
 def split_boundaries(split: str, documents: int) -> list[int]:
-    """The four document numbers that bound train, valid and test, from proportions such as `969,30,1` or `9/1`."""
+    """The four document numbers that bound train, valid and test, from proportions such as `969,30,1` or `9/1`.
+
+    Raises UserError.
+    """
     try:
         shares = [float(share) for share in split.replace("/", ",").split(",")]
     except ValueError:
@@ -206,7 +220,7 @@ def split_boundaries(split: str, documents: int) -> list[int]:
 
 
 def _check_tokens(part: IndexedDataset, first: int, last: int, name: str, split: str | None, seq_length: int) -> None:
-    """One pass over the split's documents must fill at least one sample."""
+    """Raise UserError unless one pass over the split's documents fills at least one sample."""
     tokens = int(part.sizes[first:last].sum(dtype=np.int64))
     if tokens <= seq_length:
         what = f"--{name}_data_path has" if split is None else f"--split {split} gives {name}"
@@ -240,7 +254,7 @@ class GPTDataset:
 
 
 class Blend:
-    """Samples of several datasets, each from where its route says."""
+    """The samples of a blend of several datasets; a route says from which dataset each one comes."""
 
     def __init__(self, datasets: Sequence[Samples], routes: Routes) -> None:
         self.datasets = datasets
@@ -250,5 +264,5 @@ class Blend:
         return len(self.dataset_index)
 
     def __getitem__(self, k: int) -> NDArray[np.int64]:
-        """The seq_length + 1 tokens of sample k, int64; IndexError when its dataset has no more samples."""
+        """The seq_length + 1 tokens of sample k, int64. Raises IndexError when its dataset has no more samples."""
         return self.datasets[int(self.dataset_index[k])][int(self.dataset_sample_index[k])]

@@ -1,7 +1,8 @@
 """Token ids on disk: PREFIX.bin (the ids), PREFIX.idx (sizes, pointers, documents), PREFIX.json (the manifest).
 
-preprocess_data writes one triple a shard, merge_datasets joins them, gpt_dataset reads the result memory-mapped.
-The .bin and .idx are byte for byte Megatron's mmap indexed dataset; all offsets are int64.
+preprocess_data.py writes one such triple per shard, merge_datasets.py joins them, and data/gpt_dataset.py reads the
+result memory-mapped. The .bin and .idx files equal Megatron's mmap indexed dataset byte for byte. All offsets are
+int64.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from run_contract.errors import InputsMissing, UserError, kind_of
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")
-"""Magic, version, dtype code, number of sequences, length of the document index."""
+"""Header of a .idx file: magic, version, dtype code, number of sequences, length of the document index."""
 DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f8", 8: "<u2"}
 BLOCK = 1 << 20
-"""Entries of an index that are held in memory at once."""
+"""Number of index entries that are held in memory at once."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -35,9 +36,9 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class IndexedDataset:
-    """A checked, memory-mapped dataset: `dataset.get(i)` gives sequence i.
+    """A checked, memory-mapped dataset: `dataset.get(i)` returns sequence i.
 
-    Raises InputsMissing when the .bin or .idx is absent, UserError when they are not what the format says.
+    Raises InputsMissing when the .bin or .idx is absent, and UserError when one of them violates the format.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -57,13 +58,15 @@ class IndexedDataset:
         return len(self.sizes)
 
     def get(self, i: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
-        """Tokens [offset, offset + length) of sequence i (to its end without length), in the file's dtype."""
+        """Tokens [offset, offset + length) of sequence i, in the file's dtype; without a length, to the sequence's
+        end."""
         start = int(self.pointers[i]) // self.dtype.itemsize
         stop = int(self.sizes[i]) if length is None else offset + length
         return self.tokens[start + offset : start + stop]
 
     def fingerprint(self) -> str:
-        """xxh3-128 over the header and the sizes: cheap, and different for any other cut of documents."""
+        """An xxh3-128 digest of the header and the sizes: cheap, and different for any other division into
+        documents."""
         digest = xxhash.xxh3_128(self.header)
         for block in blocks(self.sizes):
             digest.update(block.tobytes())
@@ -90,7 +93,7 @@ class IndexedDataset:
         self.documents: NDArray[np.int64] = mapped(self.idx, "<i8", HEADER.size + 12 * sequences, documents)
 
     def _check_pointers(self) -> None:
-        """Sizes are not negative, pointers follow from them, and the .bin is as long as they say."""
+        """Check that sizes are not negative, that pointers follow from them, and that the .bin has the right length."""
         end = first = 0
         for sizes, pointers in zip(blocks(self.sizes), blocks(self.pointers), strict=True):
             expected, end = pointers_after(end, sizes, self.dtype.itemsize)
@@ -108,7 +111,7 @@ class IndexedDataset:
         self.tokens: NDArray[Any] = mapped(self.bin, self.dtype.str, 0, end // self.dtype.itemsize)
 
     def _check_documents(self) -> None:
-        """The document index goes from 0 to the number of sequences and never backwards."""
+        """Check that the document index rises from 0 to the number of sequences and never falls."""
         ends = self.documents
         if not len(ends) or ends[0] != 0 or ends[-1] != len(self) or bool((ends[1:] < ends[:-1]).any()):
             raise UserError(
@@ -118,10 +121,10 @@ class IndexedDataset:
 
 
 class IndexedDatasetWriter:
-    """Writes one .bin and .idx as a stream; memory does not grow with the number of documents.
+    """Writes one .bin and one .idx file as a stream; the memory used does not grow with the number of documents.
 
-    Use as a context manager inside `publishing(...)`; the .idx is written when the body ends without an error.
-    Raises UserError when the disk is full.
+    To be used as a context manager inside `publishing(...)`. The .idx file is written when the body ends without an
+    error. Raises UserError when the disk is full.
     """
 
     def __init__(self, bin_path: Path, idx_path: Path, dtype: np.dtype[Any]) -> None:
@@ -143,7 +146,7 @@ class IndexedDatasetWriter:
                     self._write_index()
 
     def add(self, tokens: NDArray[Any], sizes: NDArray[np.int32]) -> None:
-        """Append documents of one sequence each: their ids (sum of sizes,) back to back, and their sizes (n,)."""
+        """Append documents of one sequence each: their ids back to back, (sum of sizes,), and their sizes, (n,)."""
         self._append_index(sizes, np.arange(1, len(sizes) + 1, dtype="<i8"))
         with disk_errors(self.bin_path):
             write_all(self._bin, tokens.astype(self.dtype, copy=False))
@@ -186,7 +189,8 @@ class IndexedDatasetWriter:
 
 
 def mapped(path: Path, dtype: str, offset: int, count: int) -> NDArray[Any]:
-    """A read-only memory map of `count` entries; an empty array when there are none, which mmap refuses."""
+    """A read-only memory map of `count` entries; an empty array when there are none, since mmap refuses an empty
+    range."""
     if not count:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
@@ -198,7 +202,7 @@ def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def spilled(file: IO[bytes], dtype: str) -> Iterator[NDArray[Any]]:
-    """What was written to a temporary file, from its beginning, in blocks."""
+    """Yield the content of a temporary file from its beginning, in blocks."""
     file.seek(0)
     while block := file.read(8 * BLOCK):
         yield np.frombuffer(block, dtype=dtype)
@@ -212,19 +216,20 @@ def pointers_after(end: int, sizes: NDArray[np.int32], itemsize: int) -> tuple[N
 
 
 def write_all(file: IO[bytes], array: NDArray[Any]) -> None:
-    """Write an array's bytes to an unbuffered file, which may take less than all of them at once."""
+    """Write all bytes of an array to an unbuffered file, which may accept only a part of them per call."""
     view = array.view(np.uint8).data
     while view:
         view = view[file.write(view) :]
 
 
 def copy_file(source: int, target: int, size: int) -> None:
-    """Copy `size` bytes between descriptors inside the kernel where the file system can, else through memory."""
+    """Copy `size` bytes between file descriptors, inside the kernel if the file system can, otherwise through
+    memory."""
     left = size
     while left:
         try:
             count = os.copy_file_range(source, target, min(left, 1 << 30))
-        except OSError:  # other file systems, old kernels; a real error comes again from the plain copy
+        except OSError:  # other file systems, old kernels; a real error occurs again in the plain copy
             count = 0
         count = count or os.write(target, os.read(source, min(left, 1 << 24)))
         if not count:
@@ -234,7 +239,7 @@ def copy_file(source: int, target: int, size: int) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write that a user can mend (NoRoom where the disk is full) into an error that names the file."""
+    """Turn a failed write that a user can correct into an error that names the file: NoRoom if the disk is full."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Lines of JSON -> columns of text: Arrow parses a block at once; where it cannot be trusted, each line is read alone.
+"""Parses JSON lines into columns of text: Arrow parses a block at once; if that is not safe, each line is read alone.
 
-A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or Arrow's, which knows no
-limits for digits and nesting. So what Arrow takes in a block is taken wherever it stands.
-snakmodel/prepare/json_lines.py, which reads raw files, keeps the same rule; tests/prepare/test_json_lines.py compares
-the two, and all positions of a line.
+Whether a line is accepted never depends on its neighbours. A line is accepted if Python's parser accepts it, or
+Arrow's, which has no limits for digits and nesting. So a line that Arrow accepts within a block is also accepted
+anywhere else. snakmodel/prepare/json_lines.py, which reads raw files, follows the same rule;
+tests/prepare/test_json_lines.py compares the two, with a line in every position.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from pyarrow import json as arrow_json
 from run_contract.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-"""The byte order mark, which may stand before a line where files were put together."""
+"""The byte order mark. It may stand before any line, since a file may have been joined from several."""
 SPACE = b" \t\r\n"
 DECODER = json.JSONDecoder(parse_int=float)
-"""Python's parser, without its limit for the digits of whole numbers."""
+"""Python's parser, without its limit on the digits of whole numbers."""
 KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
 def parse(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
-    """The strings under the keys, a document a line but for blank ones, as large_string arrays of one length.
+    """The strings under the keys as large_string arrays of one length, with one document per line that is not blank.
 
-    Raises UserError that names the first line that is wrong: `where` and its number, of which `first` is the first.
+    Raises UserError, which names the first wrong line by `where` and its number; `first` is the number of the first
+    line.
     """
     return parse_lines(data, keys) or parse_line_by_line(data, keys, where, first)
 
 
 def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
-    """The strings under the keys, or None when some line is not plainly an object with strings under all of them.
+    """The strings under the keys, or None unless every line clearly is an object with strings under all of them.
 
-    Arrow takes line ends for white space: one object over two lines, and two on one, must not pass as two lines.
-    Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    Arrow treats line ends as white space, so an object over two lines, or two objects on one line, must not pass as two
+    lines. If every line starts with `{` and ends with `}`, no line end lies within an object, where `}` is never
+    followed by `{`.
     """
     characters = np.frombuffer(data, dtype=np.uint8)
     starts, ends = lines(data)
@@ -56,7 +58,7 @@ def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
                 unexpected_field_behavior="ignore",
             ),
         )
-        table.validate(full=b"\\u" in data)  # valid UTF-8 has no strings that are not, but those that it spells
+        table.validate(full=b"\\u" in data)  # in valid UTF-8 only escapes can make an invalid string
     except pa.ArrowException:
         return None
     if table.num_rows != len(starts) or any(column.null_count for column in table.columns):
@@ -65,7 +67,7 @@ def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
 
 
 def lines(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the lines that are not empty start and end (n,), without their line ends."""
+    """The offsets (n,) at which the lines that are not empty start and end, without their line ends."""
     characters = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(characters == ord("\n"))
     if not data.endswith(b"\n"):
@@ -86,7 +88,10 @@ def is_utf8(data: bytes) -> bool:
 
 
 def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
-    """The same, each line alone, which says where and what a mistake is."""
+    """Parse each line alone, with the same result, which tells the position and the kind of an error.
+
+    Raises UserError.
+    """
     texts: dict[str, list[str]] = {key: [] for key in keys}
     for number, line in enumerate(data.split(b"\n"), first):
         if (document := parse_line(line, keys, f"{where} {number}")) is not None:
@@ -96,7 +101,7 @@ def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int)
 
 
 def parse_line(line: bytes, keys: Sequence[str], place: str) -> dict[str, Any] | None:
-    """The object of one line, or what it has under the keys; None for a blank one."""
+    """The object of one line, or only its strings under the keys; None for a blank line. Raises UserError."""
     bare = line.removeprefix(BOM)
     try:
         text = bare.decode()
@@ -112,7 +117,7 @@ def parse_line(line: bytes, keys: Sequence[str], place: str) -> dict[str, Any] |
 
 
 def text_of(document: dict[str, Any], key: str, place: str) -> str:
-    """The text under a key, checked."""
+    """The text under a key, checked. Raises UserError."""
     text = document.get(key)
     if not isinstance(text, str):
         kind = KINDS.get(type(text), "null")

@@ -1,4 +1,7 @@
-"""PREFIX.json beside tokens: what they are and how many, in total and by source. Manifests of shards add up."""
+"""The manifest PREFIX.json of a tokenised dataset: its properties and counts, in total and by source.
+
+The manifests of shards can be added.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +24,34 @@ COUNTS = (
     "unknown_tokens",
     "byte_tokens",
 )
-"""What is counted, in total and for each source."""
+"""The quantities that are counted, in total and for each source."""
 SUMMED = (*COUNTS, "sources", "backends", "why_not_fast", "sample_mismatches")
-"""What adds up over shards; all else must be the same in them."""
+"""The fields that are added or merged over shards; all other fields must be equal in them."""
 MOST_SOURCES = 1000
 MANY_SOURCES = f"(more than {MOST_SOURCES} sources)"
 RATES = ("tokens_per_byte", "fallback_rate")
-"""What is written beside the counts for people to read; worked out, never read back."""
+"""Rates that are written beside the counts for users to read; they are computed, and never read back."""
 
 
 def beside(prefix: Path, suffix: str) -> Path:
-    """PREFIX plus a suffix; unlike Path.with_suffix it keeps dots that are part of the prefix."""
+    """PREFIX plus a suffix; unlike Path.with_suffix, this keeps dots that are part of the prefix."""
     return prefix.with_name(prefix.name + suffix)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What PREFIX.json says of its .bin: counts that add up over shards, and what must be the same in all of them."""
+    """The content of PREFIX.json: counts that are added over shards, and properties that must be equal in all of
+    them."""
 
     documents: int
-    """Documents read, the empty ones among them."""
+    """Number of documents read, including the empty ones."""
     empty_documents: int
-    """Documents without a single token: nothing is written for them."""
+    """Number of documents without a single token, for which nothing is written."""
     characters: int
     bytes: int
-    """Of the text, in UTF-8."""
+    """Size of the text in UTF-8."""
     tokens: int
-    """The appended EODs and prepended BOSs among them."""
+    """Number of tokens, including appended EODs and prepended BOSs."""
     sequences: int
     vocab_size: int
     tokenizer_fingerprint: str
@@ -59,25 +63,27 @@ class Manifest:
     bos: int | None = None
     unknown_tokens: int = 0
     byte_tokens: int = 0
-    """Single bytes that stand for text which the vocabulary has no piece for."""
+    """Number of tokens for single bytes, which stand for text that no piece of the vocabulary covers."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     """Source of documents -> its counts; see `bounded`."""
     backends: dict[str, int] = field(default_factory=dict)
-    """Library -> documents that it encoded. The ids do not depend on it."""
+    """Library -> number of documents that it encoded. The ids do not depend on the library."""
     why_not_fast: tuple[str, ...] = ()
-    """Why the fast library did not encode everything that it might have."""
+    """The reasons why the fast library did not encode everything that it could have encoded."""
     sample_mismatches: int = 0
-    """Sampled documents for which the two libraries gave different ids, so that the tokenizer's own library encoded all
-    documents of the task again."""
+    """Number of sampled documents for which the two libraries gave different ids.
+
+    If there is one, the tokenizer's own library encodes all documents of the task again.
+    """
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object, with rates."""
+        """The manifest as a JSON object, with rates."""
         sources = {name: {**counts, **rates(counts)} for name, counts in sorted(self.sources.items())}
         return {**asdict(self), **rates(asdict(self)), "sources": sources, "why_not_fast": list(self.why_not_fast)}
 
     @classmethod
     def read(cls, prefix: Path) -> Manifest:
-        """Read PREFIX.json; InputsMissing when there is none, UserError when it is not a manifest."""
+        """Read PREFIX.json. Raises InputsMissing when there is none, and UserError when it is not a manifest."""
         path = beside(prefix, ".json")
         try:
             raw = without_rates(json.loads(path.read_bytes()))
@@ -91,7 +97,7 @@ class Manifest:
             raise UserError(f"{path} is not a manifest of tokens ({error}); run preprocess_data.py again") from error
 
     def __add__(self, other: Manifest) -> Manifest:
-        """The manifest of two datasets joined; ValueError as check_same."""
+        """The manifest of two datasets joined. Raises ValueError as `check_same` does."""
         other.check_same(self)
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         names = sorted({*self.sources, *other.sources})
@@ -103,14 +109,14 @@ class Manifest:
         return replace(self, **sums)
 
     def check_same(self, first: Manifest) -> None:
-        """Raise ValueError, which names it, for what must be the same and is not."""
+        """Raise ValueError, naming the field, if a field that must be equal in both manifests is not."""
         for one in fields(self):
             mine, theirs = getattr(self, one.name), getattr(first, one.name)
             if one.name not in SUMMED and mine != theirs:
                 raise ValueError(f"{one.name} is {mine!r}, not {theirs!r}")
 
     def wrong_sum(self) -> str | None:
-        """The first count that is not the sum over the sources, as a clause, or None."""
+        """The first count that is not the sum over the sources, described in a clause, or None."""
         for name in COUNTS:
             total = sum(counts.get(name, 0) for counts in self.sources.values())
             if self.sources and total != getattr(self, name):
@@ -119,14 +125,14 @@ class Manifest:
 
 
 def added(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    """Two sets of counts together, the names in order."""
+    """The sum of two sets of counts, with the names in order."""
     return {name: a.get(name, 0) + b.get(name, 0) for name in sorted({*a, *b})}
 
 
 def bounded(sources: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Counts by source; with more than MOST_SOURCES sources only their sum, under a name that says so.
+    """The counts by source or, with more than MOST_SOURCES sources, only their sum under a name that says so.
 
-    Whether they are summed up before or after counts are added makes no difference.
+    The result is the same whether this is applied before or after counts are added.
     """
     if len(sources) <= MOST_SOURCES and MANY_SOURCES not in sources:
         return sources
@@ -134,7 +140,7 @@ def bounded(sources: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def rates(counts: Mapping[str, Any]) -> dict[str, float]:
-    """Tokens for a byte of text, and the part of the tokens that are unknown or single bytes."""
+    """Tokens per byte of text, and the share of tokens that are unknown or single bytes."""
     fallback = counts["unknown_tokens"] + counts["byte_tokens"]
     return {
         "tokens_per_byte": round(counts["tokens"] / max(1, counts["bytes"]), 6),
@@ -143,5 +149,5 @@ def rates(counts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def without_rates(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object as it is read back."""
+    """A JSON object without the rates, as it is read back."""
     return {name: value for name, value in raw.items() if name not in RATES}

@@ -1,7 +1,7 @@
-"""The arrays that put training samples in Megatron's order: sizes of documents -> doc_idx, sample_idx, shuffle_idx.
+"""The arrays that define Megatron's order of training samples: sizes of documents -> doc_idx, sample_idx, shuffle_idx.
 
-An `Order` holds everything that they depend on besides the sizes. Time and memory grow with the documents that are
-read; nothing is done token by token, and everything that counts tokens is int64.
+An `Order` holds everything that the arrays depend on besides the sizes. Time and memory grow with the number of
+documents that are read; no loop runs over single tokens, and everything that counts tokens is int64.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 22
-"""Documents that are summed up at once."""
+"""Number of documents whose sizes are summed at once."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """How the documents [first, last) of a dataset are read."""
+    """The order in which the documents [first, last) of a dataset are read."""
 
     first: int
     last: int
     epochs: int
     samples: int
-    """All that the epochs hold: at least those asked for."""
+    """Number of samples in all epochs; at least the number asked for."""
     together: int
-    """Samples that the first shuffle covers: all, unless little of the last epoch is needed, which then stays apart."""
+    """Number of samples that the first shuffle covers.
+
+    These are all samples, unless only a small part of the last epoch is needed; then the last epoch is shuffled
+    separately.
+    """
     seq_length: int
     seed: int
 
@@ -44,35 +48,36 @@ class Order:
 
     @property
     def apart(self) -> bool:
-        """Whether the last epoch is shuffled by itself."""
+        """Whether the samples of the last epoch are shuffled separately."""
         return self.together < self.samples
 
     def bytes(self) -> int:
-        """Size of the three arrays."""
+        """Size of the three arrays in bytes."""
         number = 4 if shuffle_dtype(self.samples) == np.uint32 else 8
         return 4 * self.epochs * (self.last - self.first) + 16 * (self.samples + 1) + number * self.samples
 
 
 class SampleIndex(NamedTuple):
-    """Sample k covers the tokens from sample_idx[row] to sample_idx[row + 1], both included, row = shuffle_idx[k]."""
+    """The index: sample k covers the tokens from sample_idx[row] to sample_idx[row + 1], both included, row =
+    shuffle_idx[k]."""
 
     doc_idx: NDArray[np.int32]
-    """(epochs * documents,): document numbers in the order of reading."""
+    """Document numbers in the order of reading, (epochs * documents,)."""
     sample_idx: NDArray[np.int64]
-    """(samples + 1, 2): a position in doc_idx and an offset in that document."""
+    """A position in doc_idx and an offset in that document, (samples + 1, 2)."""
     shuffle_idx: NDArray[np.uint32 | np.int64]
-    """(samples,): a permutation."""
+    """A permutation of the samples, (samples,)."""
 
 
 class Routes(NamedTuple):
-    """Where sample s of a blend comes from."""
+    """The route of each sample of a blend: its dataset and its number in that dataset."""
 
     dataset_index: NDArray[np.uint16]
     dataset_sample_index: NDArray[np.int64]
 
 
 def build(sizes: NDArray[np.int32], order: Order) -> SampleIndex:
-    """The three arrays; all shuffles are drawn from one RandomState, in this order."""
+    """Build the three arrays; all shuffles are drawn from one RandomState, in the order of the code."""
     random = np.random.RandomState(order.seed)
     doc_idx = _shuffled_documents(order, random)
     sample_idx = _sample_starts(sizes, doc_idx, order.samples, order.seq_length)
@@ -84,14 +89,15 @@ def build(sizes: NDArray[np.int32], order: Order) -> SampleIndex:
 
 
 def shuffle_dtype(samples: int) -> type[np.uint32] | type[np.int64]:
-    """uint32 as long as it holds the number of samples."""
+    """The dtype of shuffle_idx: uint32 if it can hold the number of samples, else int64."""
     return np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64
 
 
 def build_routes(weights: Sequence[float], samples: int) -> Routes:
-    """Each next sample goes to the dataset that is most behind its share, the first among equals.
+    """Route each sample in turn to the dataset that is furthest behind its share; of equal ones, to the first.
 
-    The weights are normalised once more, as upstream does: the last bit of a weight decides between near-equals.
+    The weights are normalised once more, as upstream does, because the last bit of a weight decides between datasets
+    that are almost equally far behind.
     """
     shares = np.array(weights, dtype=np.float64)
     routes = Routes(np.empty(samples, dtype=np.uint16), np.empty(samples, dtype=np.int64))
@@ -112,7 +118,7 @@ def _shuffled_documents(order: Order, random: np.random.RandomState) -> NDArray[
 def _sample_starts(
     sizes: NDArray[np.int32], doc_idx: NDArray[np.int32], samples: int, seq_length: int
 ) -> NDArray[np.int64]:
-    """sample_idx: sample k starts at token k * seq_length of the documents laid end to end, block after block of them.
+    """Build sample_idx: sample k starts at token k * seq_length of the documents laid end to end. Works block by block.
 
     The first entry is (0, 0) even where documents without a token come first.
     """
@@ -134,13 +140,13 @@ def _sample_starts(
 
 @cache
 def _compiled_route() -> Callable[..., None]:
-    import numba  # a second, with the compilation, that only blends without an index on disk need
+    import numba  # takes a second with the compilation; only blends without an index need it
 
     return cast(Callable[..., None], numba.njit(nogil=True)(_route))
 
 
 def _route(weights: Any, dataset_index: Any, dataset_sample_index: Any) -> None:
-    """Fill both arrays."""
+    """Fill the two arrays of the routes."""
     taken = np.zeros(len(weights), dtype=np.int64)
     for sample in range(len(dataset_index)):
         scale = max(float(sample), 1.0)

@@ -1,8 +1,8 @@
-"""Sample indices on disk: SPLIT-FINGERPRINT.*.npy, and last SPLIT-FINGERPRINT.json, which vouches for them.
+"""Sample indices on disk: SPLIT-FINGERPRINT.*.npy, and last SPLIT-FINGERPRINT.json, which holds their checksums.
 
-The fingerprint names everything that the arrays depend on, so an index of other data or settings is never taken by
+The fingerprint depends on everything that the arrays depend on. So an index of other data or settings is never used by
 mistake, and builders that run at the same time write the same bytes under the same names. Files are replaced one by
-one, by rename: whoever has them mapped keeps what was opened.
+one, by rename; a process that has mapped a file keeps the version that it opened.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:
-    """Names what an index holds: of JSON values."""
+    """The fingerprint of an index, from JSON values that describe it."""
     text = json.dumps({"version": VERSION, **description}, sort_keys=True)
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
 def manifest_path(folder: Path, split: str, description: Mapping[str, Any]) -> Path:
-    """Where the manifest of this index is, or would be."""
+    """The path of this index's manifest, whether it exists or not."""
     return folder / f"{split}-{fingerprint(description)}.json"
 
 
@@ -63,7 +63,7 @@ def verify(manifest: Path) -> None:
 
 
 def read(manifest: Path) -> dict[str, NDArray[Any]]:
-    """The arrays, memory-mapped: processes on a node share them. Raises UserError when one cannot be mapped."""
+    """The arrays, memory-mapped, so that processes on a node share them. Raises UserError when one cannot be mapped."""
     arrays: dict[str, NDArray[Any]] = {}
     for name in _files(manifest):
         path = _array_path(manifest, name)

@@ -1,1 +1,1 @@
-"""The flags of finetune.py: what they are, what the original's were, and what is checked of them."""
+"""The flags of finetune.py: their definitions, the flags of the original, and their checks."""

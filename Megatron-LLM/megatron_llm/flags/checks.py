@@ -1,4 +1,4 @@
-"""What can be checked of finetune.py's flags without files or ranks."""
+"""Checks of finetune.py's flags that need neither files nor ranks."""
 
 from __future__ import annotations
 

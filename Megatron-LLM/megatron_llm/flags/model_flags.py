@@ -1,4 +1,4 @@
-"""The model that finetune.py's flags describe, and a checkpoint's: neither silently overrules the other."""
+"""Reconciles the model that finetune.py's flags describe with a checkpoint's: neither silently overrules the other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from megatron_llm.model.config import ModelConfig
 from run_contract.errors import UserError
 
 NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
-"""Flags without which there is no model."""
+"""Flags that are required to describe a model."""
 FLAGS = {field.name: field.name for field in dataclasses.fields(ModelConfig) if field.name != "vocab_size"} | {
     "tie_embed_logits": "no_tie_embed_logits"
 }
-"""Field of the geometry -> the flag that says it."""
+"""Field of the geometry -> the flag that sets it."""
 CHANGEABLE = (
     "max_position_embeddings",
     "layernorm_epsilon",
@@ -27,11 +27,11 @@ CHANGEABLE = (
     "rope_original_max_positions",
     "sliding_window_size",
 )
-"""Fields that no weight's shape depends on: --override_model_args takes these from the flags."""
+"""Fields that do not affect the shape of any weight; --override_model_args takes them from the flags."""
 
 
 def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
-    """The geometry that the flags describe. Raises UserError when a part is missing or wrong."""
+    """The geometry that the flags describe. Raises UserError when a flag is missing or wrong."""
     if missing := [f"--{name}" for name in NEEDED if getattr(args, name) is None]:
         raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
     falcon, heads = args.model_name == "falcon", args.num_attention_heads
@@ -50,8 +50,8 @@ def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
 def of_checkpoint(found: ModelConfig, args: Arguments, where: Path | None, *, begun: bool) -> ModelConfig:
     """The geometry of a run that starts from a checkpoint: the checkpoint's, which the flags must not contradict.
 
-    With --use_checkpoint_args only the flags that were given count, else all of them. --override_model_args takes
-    changeable ones from the flags instead, but not within a run that has `begun`. Raises UserError.
+    With --use_checkpoint_args only flags on the command line are compared, otherwise all of them. --override_model_args
+    takes changeable fields from the flags instead, except when the run itself is continued (`begun`). Raises UserError.
     """
     asked = _given(args) if args.use_checkpoint_args else dataclasses.asdict(config_from_flags(args, found.vocab_size))
     differing = {name: value for name, value in asked.items() if value != getattr(found, name)}
@@ -72,7 +72,7 @@ def _made(**values: Any) -> ModelConfig:
 
 
 def _derived(args: Arguments) -> dict[str, Any]:
-    """Fields whose flags say it in another way."""
+    """The fields whose flags express their value in another form."""
     falcon = args.model_name == "falcon"
     return {
         "tie_embed_logits": not args.no_tie_embed_logits,
@@ -82,7 +82,7 @@ def _derived(args: Arguments) -> dict[str, Any]:
 
 
 def _given(args: Arguments) -> dict[str, Any]:
-    """The fields that flags on the command line say."""
+    """The fields that are set by flags on the command line."""
     derived = _derived(args)
     return {name: derived.get(name, getattr(args, flag, None)) for name, flag in FLAGS.items() if flag in args.given}
 

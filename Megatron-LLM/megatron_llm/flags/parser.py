@@ -20,9 +20,10 @@ def parser(*, optional: Collection[str] = (), **about: str) -> Parser:
 
 
 def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) -> Arguments:
-    """Parse and check what can be checked without files or ranks. Raises UserError.
+    """Parse the flags, and check what can be checked without files or ranks. Raises UserError.
 
-    Another program that takes these flags says which it can do without, and its `prog` and `description`.
+    Another program that takes these flags passes its `prog` and `description`, and names in `optional` the flags that
+    it does not require.
     """
     values = vars(parser(optional=optional, **about).parse_args(argv))
     given = tuple(sorted(name for name in values if name not in NO_EFFECT))
@@ -38,7 +39,10 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
 
 
 def _resolve_recomputation(values: dict[str, Any]) -> None:
-    """--recompute_activations is the original's short word for --recompute_granularity selective."""
+    """Resolve --recompute_activations, the original's short form of --recompute_granularity selective.
+
+    Raises UserError.
+    """
     if not values.get("recompute_activations"):
         return
     if (granularity := values.setdefault("recompute_granularity", "selective")) != "selective":
@@ -49,7 +53,10 @@ def _resolve_recomputation(values: dict[str, Any]) -> None:
 
 
 def _iterations(values: dict[str, Any]) -> int:
-    """--train_iters, or --train_samples in whole batches, as upstream counts them."""
+    """The number of iterations: --train_iters, or --train_samples in whole batches, as upstream counts them.
+
+    Raises UserError.
+    """
     iterations, samples, batch = (values.get(name) for name in ("train_iters", "train_samples", "global_batch_size"))
     if (iterations is None) == (samples is None):
         raise UserError("give either --train_iters or --train_samples")

@@ -1,1 +1,1 @@
-"""The gate behind a weight change: logits before and after are compared."""
+"""The gate after a change of weights, which compares logits before and after it."""

@@ -1,4 +1,4 @@
-"""How closely two models agree on the same tokens: errors of the logits, losses, and where hidden states part."""
+"""Measures how closely two models agree on the same tokens: errors of logits, losses, and where hidden states part."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from run_contract.errors import UserError
 
 PARTING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Hidden states part when they differ by more than this share of their largest value."""
+"""Largest difference of hidden states that agree, as a share of their largest value."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One batch: absolute logit errors, share of positions with the same most likely token, losses in nats."""
+    """The comparison of one batch: absolute logit errors, share of positions with equal argmax, losses in nats."""
 
     max_error: float
     mean_error: float
@@ -25,7 +25,7 @@ class Comparison:
     our_loss: float
     their_loss: float
     spread: float
-    """Standard deviation of their logits: a small model's are small, and so would the errors of wrong weights be."""
+    """Standard deviation of their logits: where it is small, even wrong weights make only small errors."""
 
     def __str__(self) -> str:
         return (
@@ -36,13 +36,14 @@ class Comparison:
 
     @property
     def loss_difference(self) -> float:
-        """Absolute, in nats."""
+        """The absolute difference of the losses in nats."""
         return abs(self.our_loss - self.their_loss)
 
     def passes(self, tolerance: float, max_tolerance: float | None) -> bool:
-        """Within both tolerances, the mean's taken relative where the logits spread by less than 1; NaN is not.
+        """Whether the errors are within both tolerances; NaN is not.
 
-        The mean's holds for the loss too, which our model may have computed in another way than from the logits.
+        The tolerance of the mean error is relative where the logits spread by less than 1. It also applies to the loss,
+        which our model may have computed in another way than from the logits.
         """
         allowed = tolerance * min(1.0, self.spread)
         within_max = max_tolerance is None or self.max_error <= max_tolerance
@@ -50,7 +51,10 @@ class Comparison:
 
 
 def compare(ours: Tensor, theirs: Tensor, labels: Tensor, our_loss: float | None = None) -> Comparison:
-    """Logits (b, s, V) of both models, labels (b, s) int64; `our_loss` if our model has computed it itself."""
+    """Compare the logits (b, s, V) of both models, given labels (b, s) int64. Raises UserError when the shapes differ.
+
+    our_loss: the loss, if our model has computed it itself.
+    """
     if ours.shape != theirs.shape:
         raise UserError(
             f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: not the same vocabulary"
@@ -69,7 +73,7 @@ def compare(ours: Tensor, theirs: Tensor, labels: Tensor, our_loss: float | None
 
 
 def hidden_states(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor]:
-    """Every module's output during `run`."""
+    """The output of every module during `run`."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
@@ -93,7 +97,7 @@ def their_hidden_states(model: Any, tokens: Tensor) -> list[Tensor]:
 
 
 def first_parting(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch.dtype) -> str:
-    """Where the outputs of embedding and layers part: `embedding`, `layer N`, or `output` when none do."""
+    """The first place where the outputs differ: `embedding`, `layer N`, or `output` if all of these agree."""
     names = ["embedding", *(f"layer {number}" for number in range(len(theirs) - 1))]
     for name, mine, other in zip(names, ours, theirs, strict=True):
         a, b = mine.float(), other.float()
@@ -105,7 +109,7 @@ def first_parting(ours: Sequence[Tensor], theirs: Sequence[Tensor], dtype: torch
 def report(
     done: Sequence[Comparison], tolerance: float, max_tolerance: float | None, parting: str | None
 ) -> dict[str, Any]:
-    """The worst of all batches, what was allowed, and each batch."""
+    """The report: the worst values of all batches, the tolerances, and the values of each batch."""
     return {
         "batches": len(done),
         "max_error": max(batch.max_error for batch in done),

@@ -1,8 +1,9 @@
-"""How far training moved a model from its base: a table (JSON) and a plot (PNG), tensor by tensor.
+"""Measures how far training moved a model from its base, tensor by tensor: a table (JSON) and a plot (PNG).
 
-Of every tensor the mean absolute change, also relative to the base's mean absolute value; of every matrix the principal
-angles between the subspaces of its leading right singular vectors before and after (0 degrees: the same directions,
-90: none in common). Formula: the cosines of the angles are the singular values of V_base^T V_new (Björck, Golub 1973).
+For every tensor the mean absolute change is reported, also relative to the base's mean absolute value. For every matrix
+the principal angles are reported between the subspaces of its leading right singular vectors before and after (0
+degrees: the same directions, 90: none in common). Formula: the cosines of the angles are the singular values of
+V_base^T V_new (Björck, Golub 1973).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
 
 RANK = 16
-"""Dimensions of the subspaces that are compared."""
+"""Number of dimensions of the subspaces that are compared."""
 ITERATIONS = 4
-"""Power iterations of the randomised singular value decomposition."""
+"""Number of power iterations of the randomised singular value decomposition."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """One tensor; angles in degrees, None for vectors."""
+    """The divergence of one tensor; angles are in degrees, and None for vectors."""
 
     name: str
     mean_absolute_change: float
@@ -36,7 +37,10 @@ class Divergence:
 
 
 def compare(name: str, base: Tensor, new: Tensor) -> Divergence:
-    """A tensor before and after; of vocabularies of other sizes the common rows."""
+    """Compare a tensor before and after training; of vocabularies of different sizes only the common rows.
+
+    Raises UserError when the shapes do not match.
+    """
     if base.shape[1:] != new.shape[1:] or (base.shape != new.shape and not name.startswith(("embedding", "lm_head"))):
         raise UserError(f"{name} has shape {tuple(new.shape)}, the base model's {tuple(base.shape)}: another model")
     rows = min(len(base), len(new))
@@ -53,7 +57,7 @@ def compare(name: str, base: Tensor, new: Tensor) -> Divergence:
 
 
 def principal_angles(base: Tensor, new: Tensor) -> Tensor:
-    """Two matrices (m, n) fp32 -> the angles in degrees between their leading right singular subspaces."""
+    """The angles in degrees between the leading right singular subspaces of two matrices (m, n) fp32."""
     rank = min(RANK, *base.shape)
     spaces = []
     for matrix in (base, new):
@@ -63,12 +67,12 @@ def principal_angles(base: Tensor, new: Tensor) -> Tensor:
     first, second = spaces
     cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1.0)
     outside = second - first @ (first.T @ second)
-    sines = torch.linalg.svdvals(outside).flip(0).clamp(max=1.0)  # exact where cosines are not: at small angles
+    sines = torch.linalg.svdvals(outside).flip(0).clamp(max=1.0)  # exact at small angles, where cosines are not
     return torch.rad2deg(torch.where(cosines > 0.7, sines.asin(), cosines.acos()))
 
 
 def report(base: Mapping[str, Tensor], new: Mapping[str, Tensor], table: Path) -> list[Divergence]:
-    """Publish `table` (JSON) and beside it the plot (.png). Raises UserError for models of other geometries."""
+    """Publish `table` (JSON) and the plot (.png) beside it. Raises UserError for models of different geometries."""
     if missing := sorted(new.keys() - base.keys()):
         raise UserError(f"the base model lacks {missing[0]}: not the base of this model")
     found = [compare(name, base[name], new[name]) for name in new]
@@ -79,7 +83,8 @@ def report(base: Mapping[str, Tensor], new: Mapping[str, Tensor], table: Path) -
 
 
 def draw(path: Path, found: Sequence[Divergence]) -> None:
-    """Change and angle over the layers, a line a kind of tensor; tensors outside the layers as dashed lines."""
+    """Draw change and angle over the layers, with one line per kind of tensor; tensors outside layers are dashed
+    lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Our model for the logits gate: whole in this process, or spread over ranks by the code that training runs.
+"""Our model for the logits gate: whole in this process, or spread over ranks by the same code as in training.
 
-Over ranks each holds its pipeline stage and its part of every matrix, sharded and filled as in training; hidden states
-go from stage to stage, logits are gathered over the vocabulary, and the loss is the one that an evaluation computes.
-Data-parallel ranks compute different batches at the same time, as they do in training.
+When spread, each rank holds its pipeline stage and its part of every matrix, sharded and filled as in training. Hidden
+states are passed from stage to stage, logits are gathered over the vocabulary, and the loss is the one that an
+evaluation computes. Data-parallel ranks compute different batches at the same time, as they do in training.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from megatron_llm.training.steps import Direct, Steps
 
 
 class GateModel(Protocol):
-    """What the gate asks of our model."""
+    """The interface of our model that the gate needs."""
 
     @property
     def at_once(self) -> int:
-        """How many batches are computed at the same time."""
+        """Number of batches that are computed at the same time."""
         ...
 
     def logits(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """`at_once` batches (b, s) int64 -> (b, s, vocab_size) of each; meaningful on rank 0."""
+        """The logits (b, s, vocab_size) of each of `at_once` batches (b, s) int64; meaningful on rank 0."""
         ...
 
     def losses(self, batches: Sequence[Tensor]) -> list[float | None]:
-        """Mean cross-entropy of each of `at_once` batches (b, s + 1), None where the logits alone give it."""
+        """The mean cross-entropy of each of `at_once` batches (b, s + 1); None if it is to be computed from the
+        logits."""
         ...
 
     def layers(self, tokens: Tensor) -> list[Tensor]:
-        """The outputs of the embedding and of every layer, on the CPU; empty but on rank 0."""
+        """The outputs of the embedding and of every layer, on the CPU; empty on all ranks but rank 0."""
         ...
 
 
@@ -84,7 +85,7 @@ class Spread:
     steps: Steps
     micro_batches: int
     dtype: torch.dtype
-    """Of hidden states between stages."""
+    """Data type of the hidden states between stages."""
 
     @property
     def at_once(self) -> int:
@@ -129,7 +130,8 @@ class Spread:
         return [output for stage in stages[::copies] for output in stage]
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        """This rank's part: tokens, or what the stage before sends, through its layers, and on to the next stage."""
+        """Run this rank's layers on tokens, or on the previous stage's output, and send the result to the next
+        stage."""
         mesh, part, tp = self.world.mesh["pp"], self.model.part, self.model.tp
         stage, x = mesh.get_local_rank(), tokens
         if not part.first:
@@ -144,12 +146,12 @@ class Spread:
 
 
 def _layers(model: Llama) -> list[torch.nn.Module]:
-    """The modules whose outputs are compared, of those that this process holds."""
+    """The modules of this process whose outputs are compared."""
     return [*([model.embedding] if model.part.first else []), *model.layers.values()]
 
 
 def _gathered(logits: Tensor, model: Llama) -> Tensor:
-    """Every tensor rank's part of the vocabulary, of which the last may be smaller, put together."""
+    """Gather the parts of the vocabulary of all tensor ranks, of which the last may be smaller. Collective."""
     tp, count = model.tp, model.config.vocab_size
     if tp.size == 1:
         return logits.contiguous()
@@ -163,7 +165,7 @@ def _gathered(logits: Tensor, model: Llama) -> Tensor:
 def training_arguments(
     *, rows: int, length: int, tensor: int, pipeline: int, sequence: bool, bf16: bool, load: Path
 ) -> Arguments:
-    """What training would be told to spread a model in this way."""
+    """The arguments with which training would spread a model in this way."""
     return Arguments(
         save=load,
         seq_length=length,
@@ -178,7 +180,10 @@ def training_arguments(
 
 
 def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, world: World) -> Spread:
-    """Build this rank's part and fill it with the weights that rank 0 holds. Collective; raises UserError on all."""
+    """Build this rank's part and fill it with weights that only rank 0 holds.
+
+    Collective. Raises UserError on all ranks.
+    """
     layout_checks.check(config, args, world.size)
     _, micro_batches = layout_checks.batch_layout(args, world.size)
     models = assemble.models_of(args, world, config)

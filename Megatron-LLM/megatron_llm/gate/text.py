@@ -1,4 +1,4 @@
-"""Real tokens for the logits gate: text or a tokenised dataset -> rows of running text."""
+"""Provides real tokens for the logits gate: text or a tokenised dataset -> rows of running text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from run_contract.errors import InputsMissing, UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Where the tokens come from: text with its tokenizer, or the prefix of a tokenised dataset."""
+    """The source of the tokens: text with its tokenizer, or the prefix of a tokenised dataset."""
 
     input: Path | None
     data_path: Path | None
@@ -28,7 +28,7 @@ class Source:
     vocab_file: Path | None
 
     def check_tokenizer(self) -> None:
-        """Raise UserError when a tokenised dataset, by its manifest, was not made with --vocab_file."""
+        """Raise UserError when a tokenised dataset, according to its manifest, was not made with --vocab_file."""
         if self.data_path is None or self.vocab_file is None:
             return
         try:
@@ -44,7 +44,7 @@ class Source:
             )
 
     def documents(self) -> Iterator[Sequence[int]]:
-        """Token ids of one document after the other. Raises UserError without a tokenizer."""
+        """Yield the token ids of one document after another. Raises UserError without a tokenizer."""
         if self.data_path:
             dataset = IndexedDataset(self.data_path)
             yield from (dataset.get(index).tolist() for index in range(len(dataset)))
@@ -56,7 +56,7 @@ class Source:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The documents of an Arrow, jsonl or plain text file, in order."""
+    """Yield the documents of an Arrow, jsonl or plain text file in order. Raises InputsMissing, UserError."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; --input is a .arrow, .jsonl or .txt file")
     if path.suffix == ".arrow" or ".jsonl" in path.suffixes:
@@ -72,10 +72,10 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def batches(source: Source, *, rows: int, length: int, count: int, vocab_size: int) -> list[Tensor]:
-    """At most `count` batches (rows, length + 1) int64 of running text, all of one size: fewer rows where there is
-    not enough text for one batch.
+    """At most `count` batches (rows, length + 1) int64 of running text, all of one size.
 
-    Raises UserError when the text does not fill one row, or has ids that the model does not.
+    They have fewer rows where the text is too short for one batch. Raises UserError when the text does not fill one
+    row, or contains ids that the model does not have.
     """
     width = length + 1
     ids = _first(source.documents(), count * rows * width)

@@ -1,1 +1,1 @@
-"""What a training reports: log lines, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""The reports of a training: log lines, metrics.jsonl, TensorBoard and Weights & Biases."""

@@ -1,4 +1,4 @@
-"""What people and programs see of a run: the log lines, SAVE/metrics.jsonl, TensorBoard and W&B. Rank 0 only."""
+"""The reports of a run for users and programs: log lines, SAVE/metrics.jsonl, TensorBoard and W&B. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOARD = {
     "loss_scale": "loss-scale/loss-scale",
     "params_norm": "params-norm/params-norm",
 }
-"""Upstream's names in TensorBoard; others are `numbers/NAME`."""
+"""Names in TensorBoard that are upstream's; all other numbers are called `numbers/NAME`."""
 ON_REQUEST: dict[str, dict[str, Callable[[Interval], float]]] = {
     "log_timers_to_tensorboard": {
         "iteration-time/iteration-time": lambda one: one.seconds_per_iteration,
@@ -40,49 +40,49 @@ ON_REQUEST: dict[str, dict[str, Callable[[Interval], float]]] = {
     },
     "log_world_size_to_tensorboard": {"world-size/world-size": lambda one: one.ranks},
 }
-"""Flags that add numbers to TensorBoard, under upstream's names."""
+"""Flags that add numbers to TensorBoard, by upstream's names."""
 MAX_EXPONENT = 20
-"""Perplexities are capped at e^20, as upstream does."""
+"""Largest exponent of a perplexity, as upstream has it."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """What one log line reports: the last iteration of an interval and means over it."""
+    """The content of one log line: the last iteration of an interval, and means over the interval."""
 
     iteration: int
     consumed_samples: int
     seconds_per_iteration: float
     tokens_per_second: float
     learning_rate: float
-    """After this iteration's step, as upstream prints it: the next update uses it."""
+    """Learning rate after this iteration's step, which the next update uses; upstream prints the same."""
     lm_loss: float
     grad_norm: float
-    """Of the last update."""
+    """Gradient norm of the last update."""
     loss_scale: float
-    """Of the next iteration with fp16; else 1."""
+    """Loss scale of the next iteration with fp16; otherwise 1."""
     skipped: int
-    """Iterations since the last line that made no update."""
+    """Number of iterations since the last line that made no update."""
     tflops: float
-    """TFLOP/s of each rank, of model FLOPs: see flops.py."""
+    """TFLOP/s of each rank, counted in model FLOPs: see model/flops.py."""
     utilisation: float | None
-    """Model FLOPs utilisation (MFU): the part of the device's peak, None when that is unknown."""
+    """Model FLOPs utilisation (MFU): share of the device's peak; None if the peak is unknown."""
     data_wait: float
-    """Part of the step's time in which it waited for its batch; of the rank that waited longest."""
+    """Share of the step's time spent waiting for the batch, on the rank that waited longest."""
     checkpoint_stall: float
     """Seconds for which training stood still for checkpoints since the last line."""
     memory: int
-    """Bytes that a rank has taken at most so far: of the GPU, or of the process when there is none."""
+    """Largest number of bytes that a rank has used so far: on its GPU, or without one in its process."""
     reserved: int
-    """Bytes that PyTorch has reserved at most on a GPU; else the same."""
+    """Largest number of bytes that PyTorch has reserved on a GPU; without a GPU the same as `memory`."""
 
     batch_size: int
-    """Samples of the last iteration."""
+    """Number of samples of the last iteration."""
     ranks: int
     params_norm: float | None = None
-    """Of all weights, with --log_params_norm."""
+    """Norm of all weights, with --log_params_norm."""
 
     def line(self, train_iters: int) -> str:
-        """The log line that people's scripts parse. A non-finite step stops the run, so there is no nan iteration."""
+        """The log line that users' scripts parse. A non-finite step stops the run, so there are no nan iterations."""
         weights = "" if self.params_norm is None else f"params norm: {self.params_norm:.3f} | "
         return (
             f" iteration {self.iteration:8d}/{train_iters:8d} | consumed samples: {self.consumed_samples:12d} | "
@@ -94,7 +94,7 @@ class Interval:
         )
 
     def second_line(self) -> str:
-        """What upstream's line does not hold."""
+        """The second log line, with the numbers that upstream's line lacks."""
         used = "" if self.utilisation is None else f" | MFU: {self.utilisation:.1%}"
         return (
             f" data wait: {self.data_wait:.1%} of the step | checkpoint stall: {self.checkpoint_stall:.1f} s | "
@@ -102,7 +102,7 @@ class Interval:
         )
 
     def record(self) -> dict[str, float]:
-        """What metrics.jsonl holds of it."""
+        """The interval's record in metrics.jsonl."""
         record = {
             "iteration": self.iteration,
             "consumed_samples": self.consumed_samples,
@@ -126,9 +126,10 @@ class Interval:
 
 
 class Metrics:
-    """Appends to metrics.jsonl, TensorBoard and W&B; what a killed attempt wrote past the resumed iteration is cut off.
+    """Appends to metrics.jsonl, TensorBoard and W&B.
 
-    Raises UserError when W&B is asked for and cannot be had.
+    Records that a killed attempt wrote past the iteration at which the run is resumed are cut off. Raises UserError
+    when W&B is asked for but not available.
     """
 
     def __init__(self, args: Arguments, iteration: int, evaluation_due: bool) -> None:
@@ -140,20 +141,20 @@ class Metrics:
         cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
         self.board: SummaryWriter | None = None
         if args.tensorboard_dir:
-            from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, for those who ask
+            from torch.utils.tensorboard.writer import SummaryWriter  # its import takes a second
 
             self.board = SummaryWriter(str(args.tensorboard_dir), purge_step=iteration + 1)
         self.wandb = WandbRun(args) if args.wandb_logger else None
 
     def log_interval(self, interval: Interval) -> None:
-        """Record a log line's numbers."""
+        """Record the numbers of a log line."""
         record = interval.record()
         self._append(record)
         scalars = {BOARD.get(name, f"numbers/{name}"): value for name, value in record.items()}
         self._scalars(scalars | {name: get(interval) for name, get in self.more.items()}, interval.iteration)
 
     def log_validation(self, iteration: int, result: Result) -> str:
-        """Record an evaluation and give the line to print."""
+        """Record an evaluation, and return the line to print."""
         found = {"validation_loss": result.loss, "validation_perplexity": perplexity(result.loss)}
         scalars = {"lm-loss-validation/lm loss validation": result.loss, "ppl/validation": perplexity(result.loss)}
         if result.accuracy is not None:
@@ -163,7 +164,7 @@ class Metrics:
         return validation_line(iteration, result, self.args)
 
     def close(self, *, failed: bool) -> None:
-        """Flush what has not been written or sent."""
+        """Flush all numbers that have not been written or sent yet."""
         try:
             if self.board:
                 self.board.close()
@@ -185,12 +186,12 @@ class Metrics:
 
 
 def perplexity(loss: float) -> float:
-    """e to the power of a loss."""
+    """The perplexity: e to the power of a loss, with the exponent capped."""
     return math.exp(min(MAX_EXPONENT, loss))
 
 
 def validation_line(iteration: int, result: Result, args: Arguments) -> str:
-    """The line that an evaluation prints, with what --metrics asks for."""
+    """The line to print for an evaluation, with the values that --metrics asks for."""
     line = (
         f" validation loss at iteration {iteration} | lm loss value: {result.loss:.6E} | "
         f"lm loss PPL: {perplexity(result.loss):.6E} |"
@@ -201,7 +202,8 @@ def validation_line(iteration: int, result: Result, args: Arguments) -> str:
 
 
 def cut_off(path: Path, iteration: int, *, keep_last_validation: bool) -> None:
-    """Drop lines of metrics.jsonl past an iteration, half lines, and its validation if that is to be repeated."""
+    """Drop from metrics.jsonl all lines past an iteration, incomplete lines, and an evaluation that is to be
+    repeated."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         write_text(path, "".join(f"{line}\n" for line in lines if _is_kept(line, iteration, keep_last_validation)))

@@ -1,4 +1,5 @@
-"""What a rank measures while it trains: how long it waits for data, how much it computes, how much memory it takes."""
+"""Measurements of a rank during training: how long it waits for data, how much it computes and how much memory it
+uses."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from megatron_llm.model.flops import peak_tflops, training_flops
 
 
 class Waited(Iterator[Tensor]):
-    """An iterator over batches that adds up the seconds in which it was waited for."""
+    """An iterator over batches that adds up the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterator[Tensor]) -> None:
         self.batches, self.seconds = batches, 0.0
@@ -31,30 +32,32 @@ class Waited(Iterator[Tensor]):
 
 @dataclass(frozen=True)
 class Work:
-    """What each rank computes in an iteration, and at most could."""
+    """The work of each rank per iteration, and the peak rate of its device."""
 
     tera_flops: float
-    """Model FLOPs / 10^12 of a full global batch, a rank's equal part."""
+    """Model FLOPs / 10^12 per full global batch, divided equally among the ranks."""
     peak: float | None
-    """TFLOP/s of its device, None when unknown."""
+    """Peak TFLOP/s of its device; None when unknown."""
 
     @classmethod
     def of(cls, args: Arguments, config: ModelConfig, global_batch: int, ranks: int) -> Work:
-        """From the run's sizes and this process's device. Only half precision has a known peak."""
+        """The work given the run's sizes and this process's device. Only half precision has a known peak."""
         peak = args.peak_tflops
         if peak is None and torch.cuda.is_available() and args.compute_dtype() != torch.float32:
             peak = peak_tflops(torch.cuda.get_device_name())
         return cls(training_flops(config, args.seq_length, global_batch) / ranks / 1e12, peak)
 
     def rate(self, seconds: float, part: float = 1.0) -> tuple[float, float | None]:
-        """(TFLOP/s of a rank, share of the peak or None) when this part of a full global batch takes so long."""
+        """(TFLOP/s of a rank, share of the peak or None), given the seconds that a part of a full global batch took."""
         reached = self.tera_flops * part / seconds
         return reached, reached / self.peak if self.peak else None
 
 
 def peak_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that tensors of this process have taken at most and that were reserved for them; on the CPU twice its peak
-    resident memory."""
+    """The largest number of bytes that tensors of this process have used, and that were reserved for them.
+
+    On the CPU both are the peak resident memory of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,8 @@
-"""--log_samples: which samples each iteration took, as they were loaded -> SAVE/samples.jsonl, one line an iteration.
+"""The log of --log_samples: the samples of each iteration, as they were loaded -> SAVE/samples.jsonl, one line each.
 
-A line has the lowest and the highest sample number, how many there were, and a digest of numbers and tokens that does
-not depend on which rank loaded which sample: a run spread over other ranks has the same lines.
+A line has the lowest and the highest sample number, the number of samples, and a digest of their numbers and tokens.
+The digest does not depend on which rank loaded which sample, so a run that is spread over different ranks has the same
+lines.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODULUS = 1 << 64
 
 
 class Numbered:
-    """Samples that carry their own number in front of their tokens."""
+    """Samples with their own number in front of their tokens."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -35,15 +36,15 @@ class Numbered:
         return len(self.samples)
 
     def __getitem__(self, k: int) -> NDArray[np.int64]:
-        """k and the seq_length + 1 tokens of sample k, int64."""
+        """The number k and the seq_length + 1 tokens of sample k, int64."""
         return np.concatenate([np.array([k], np.int64), self.samples[k]])
 
 
 class SampleLog:
-    """Takes note of what this rank loads; rank 0 writes what all have."""
+    """The sample log: records what this rank loads; rank 0 writes the record of all ranks."""
 
     def __init__(self, save_dir: Path, world: World, iteration: int) -> None:
-        """Lines past `iteration`, of an attempt that got further, are cut off."""
+        """Open the log. Lines past `iteration`, from an attempt that got further, are cut off."""
         self.path, self.world = save_dir / SAMPLES, world
         self.rows: list[NDArray[np.int64]] = []
         if world.rank == 0:
@@ -51,13 +52,13 @@ class SampleLog:
             cut_off(self.path, iteration, keep_last_validation=True)
 
     def watched(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The micro-batches without the numbers, which are noted."""
+        """Yield the micro-batches without the sample numbers, which are recorded."""
         for batch in batches:
             self.rows.extend(batch.numpy())
             yield batch[:, 1:]
 
     def write(self, iteration: int, updates: int) -> None:
-        """Record the samples since the last call as those of an iteration, after so many updates. Collective."""
+        """Record the samples since the last call as those of `iteration`, after `updates` updates. Collective."""
         numbers = [int(row[0]) for row in self.rows]
         digest = sum(xxhash.xxh3_64_intdigest(row.tobytes()) for row in self.rows) % MODULUS
         self.rows = []

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found."""
+    """The values that an evaluation measures: mean loss and accuracy."""
 
     loss: float
     accuracy: float | None = None
-    """Only with --metrics accuracy."""
+    """Share of correctly predicted tokens; only with --metrics accuracy."""

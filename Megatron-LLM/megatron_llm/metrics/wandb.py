@@ -1,8 +1,8 @@
-"""A run's numbers at Weights & Biases (--wandb_logger). Rank 0 only; the package is imported only when asked for.
+"""Sends a run's numbers to Weights & Biases (--wandb_logger). Rank 0 only; the package is imported only if needed.
 
-The run's id lies in the --save folder, so that a run that is continued goes on there too: what is trained again after a
-crash is logged again, at the same iterations. The key comes from WANDB_API_KEY or `wandb login`. Trouble with W&B after
-the start is said and never stops the training.
+The id of the W&B run is stored in the --save folder, so that a resumed run goes on there too: iterations that are
+repeated after a crash are logged again under the same numbers. The key comes from WANDB_API_KEY or `wandb login`.
+Problems with W&B after the start are reported and never stop the training.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from run_contract.publish import write_text
 
 ID_FILE = "wandb_run_id.txt"
 FINISH_SECONDS = 60
-"""How long the end of a run waits for the last numbers to arrive."""
+"""Number of seconds that the end of a run waits for the last numbers to arrive."""
 
 
 class WandbRun:
-    """A run that has begun, or goes on."""
+    """A run at W&B, new or resumed."""
 
     def __init__(self, args: Arguments) -> None:
-        """Raises UserError when the package is missing or W&B refuses."""
+        """Start or resume the run. Raises UserError when the package is missing or W&B refuses."""
         try:
             wandb = importlib.import_module("wandb")
         except ImportError as error:
@@ -61,12 +61,12 @@ class WandbRun:
         try:
             if self.run:
                 self.run.log(record)
-        except Exception as error:  # as when its helper process was killed
+        except Exception as error:  # for example when its helper process was killed
             print(f"W&B takes no more numbers of this run, training goes on: {error}", flush=True)
             self.run = None
 
     def close(self, *, failed: bool) -> None:
-        """Wait for a while until everything is sent."""
+        """Wait, for a limited time, until everything is sent."""
         thread = Thread(target=self._finish, args=(int(failed),), daemon=True)
         thread.start()
         thread.join(FINISH_SECONDS)

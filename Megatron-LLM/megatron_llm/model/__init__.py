@@ -1,1 +1,1 @@
-"""The model: its geometry, layers, and parts over tensor-parallel ranks."""
+"""The model: its geometry and layers, and how its matrices are cut over tensor-parallel ranks."""

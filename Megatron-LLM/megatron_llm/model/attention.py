@@ -22,7 +22,7 @@ from megatron_llm.model.tensor_parallel import (
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """Radians a position, (kv_channels / 2,) fp32. llama3: as in Meta's Llama 3.1."""
+    """Rotary frequencies in radians per position, (kv_channels / 2,) fp32; `llama3` scaling as in Meta's Llama 3.1."""
     exponents = torch.arange(0, config.kv_channels, 2, dtype=torch.int64, device=device).float() / config.kv_channels
     frequencies = 1.0 / config.rope_theta**exponents
     scaled = frequencies / config.rope_scaling_factor
@@ -37,8 +37,11 @@ def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
 def rotary_angles(
     config: ModelConfig, length: int, device: torch.device, positions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, kv_channels), fp32, of positions 0 … length-1, or (b, 1, length, kv_channels) of
-    positions (b, length); both halves hold the same angles."""
+    """Cosines and sines of the rotary angles, fp32; both halves of the last dimension hold the same angles.
+
+    (length, kv_channels) for the positions 0 … length-1, or (b, 1, length, kv_channels) for given positions (b,
+    length).
+    """
     places = torch.arange(length, device=device) if positions is None else positions.unsqueeze(1)
     angles = places.float().unsqueeze(-1) * rotary_frequencies(config, device)
     angles = torch.cat((angles, angles), dim=-1)
@@ -48,8 +51,11 @@ def rotary_angles(
 def attention_mask(
     window: int | None, length: int, documents: Tensor | None, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """What is added to the scores of positions that a position may not see, -inf: (length, length), or with the
-    documents' numbers (b, length), of which it sees its own, (b, 1, length, length). None where all is seen before."""
+    """The mask that is added to attention scores: -inf where a position may not see another one, else 0.
+
+    Its shape is (length, length). With the documents' numbers (b, length), by which a position sees only its own
+    document, it is (b, 1, length, length). None if every position sees all positions before it.
+    """
     if documents is None and (window is None or window >= length):
         return None
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
@@ -67,7 +73,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention with rotary positions, causal or by a mask: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
+    """Attention with rotary positions, causal or with a mask: q (b, H, s, d), k and v (b, G, s, d) -> (b, H, s, d)."""
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if (
         mask is not None and not q.is_cpu
@@ -78,7 +84,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tens
 
 
 class Attention(nn.Module):
-    """Each tensor rank computes its own query heads and the key/value heads that these use."""
+    """Self-attention; each tensor rank computes its own query heads and the key/value heads that these use."""
 
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()

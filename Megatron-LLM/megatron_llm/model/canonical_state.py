@@ -1,4 +1,4 @@
-"""The names and shapes of a model's whole weights, which every layout is turned into and made from."""
+"""The canonical state: names and shapes of a model's whole weights, into and from which every layout is converted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State: TypeAlias = dict[str, Tensor]
 
 
 class LazyState(Mapping[str, Tensor]):
-    """Tensors that are made anew whenever they are asked for, so that only those in use are in memory."""
+    """A mapping whose tensors are made again at each access, so that only those in use are in memory."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
         self._names = dict.fromkeys(names)
@@ -38,24 +38,24 @@ EMBEDDING, FINAL_NORM, HEAD = "embedding.weight", "final_layernorm.weight", "lm_
 
 
 def layer_norms(config: ModelConfig) -> list[str]:
-    """The norms of a layer: weights, and biases where the model has them (Falcon)."""
+    """Names of the norm tensors of a layer: weights, and biases where the model has them (Falcon)."""
     second = [] if config.parallel_attn else ["post_attention_layernorm"]
     names = ["input_layernorm", *(["mlp_layernorm"] if config.parallel_layernorm else second)]
     return [f"{name}.{kind}" for name in names for kind in norm_parts(config)]
 
 
 def norm_parts(config: ModelConfig) -> tuple[str, ...]:
-    """What a norm consists of."""
+    """The tensors that a norm consists of."""
     return ("weight",) if config.use_rms_norm else ("weight", "bias")
 
 
 def is_norm(name: str) -> bool:
-    """Whether a tensor belongs to a norm: every tensor rank has the whole of it."""
+    """Whether a tensor belongs to a norm; every tensor rank holds such a tensor whole."""
     return name.endswith(("layernorm.weight", "layernorm.bias"))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every canonical tensor's name and shape."""
+    """The name and shape of every tensor of the canonical state."""
     hidden, ffn, size = config.hidden_size, config.ffn_hidden_size, config.kv_channels
     queries, keys = config.num_attention_heads * size, config.num_attention_heads_kv * size
     gate: dict[str, tuple[int, ...]] = {"mlp.w1.weight": (ffn, hidden)} if config.glu_activation else {}
@@ -78,7 +78,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameters(config: ModelConfig) -> int:
-    """How many numbers a model has."""
+    """Number of parameters of a model."""
     return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
@@ -95,7 +95,7 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], where: object)
 
 
 def check_same(written: Mapping[str, Tensor], state: Mapping[str, Tensor], dtype: torch.dtype, where: object) -> None:
-    """Raise UserError unless every tensor read back is, bit for bit, the state's in `dtype`."""
+    """Raise UserError unless every tensor that was read back equals the state's tensor in `dtype`, bit for bit."""
     for name, tensor in written.items():
         bits = [one.contiguous().view(torch.uint8) for one in (tensor, state[name].to(dtype))]
         if tensor.dtype != dtype or not torch.equal(*bits):

@@ -8,15 +8,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's shapes and its forward pass."""
+    """All settings that determine a model's shapes and its forward pass."""
 
     vocab_size: int
-    """True vocabulary, unpadded."""
+    """Size of the true vocabulary, without padding."""
     hidden_size: int
     num_layers: int
     num_attention_heads: int
     num_attention_heads_kv: int
-    """Key/value heads (GQA when fewer than the query heads)."""
+    """Number of key/value heads; with fewer of them than query heads this is grouped-query attention (GQA)."""
     ffn_hidden_size: int
     max_position_embeddings: int
     kv_channels: int
@@ -24,27 +24,27 @@ class ModelConfig:
     layernorm_epsilon: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling_factor: float = 1.0
-    """Position interpolation; 1.0 is none."""
+    """Factor of position interpolation; 1.0 means none."""
     rope_scaling_type: Literal["linear", "llama3"] = "linear"
-    """All frequencies divided by the factor, or, as in Llama 3.1, only the low ones, smoothly."""
+    """`linear`: all frequencies are divided by the factor; `llama3`: only the low ones, with a smooth transition."""
     rope_low_freq_factor: float = 1.0
-    """llama3: wave lengths above original positions / this are scaled."""
+    """llama3: wave lengths above rope_original_max_positions / rope_low_freq_factor are scaled."""
     rope_high_freq_factor: float = 4.0
-    """llama3: wave lengths below original positions / this are not."""
+    """llama3: wave lengths below rope_original_max_positions / rope_high_freq_factor are not scaled."""
     rope_original_max_positions: int = 8192
-    """llama3: positions before the scaling."""
+    """llama3: number of positions before the scaling."""
     sliding_window_size: int | None = None
-    """Mistral: how many positions a position sees, itself included; all before it when absent."""
+    """Mistral: how many positions a position sees, itself included; None: all positions before it."""
     tie_embed_logits: bool = False
-    """The output layer shares the embedding's weight."""
+    """Whether the output layer shares the embedding's weight."""
     use_rms_norm: bool = True
-    """RMSNorm, else LayerNorm with bias (Falcon)."""
+    """Whether norms are RMSNorm; otherwise they are LayerNorm with bias (Falcon)."""
     glu_activation: Literal["swiglu"] | None = "swiglu"
-    """Gate of the MLP; without one its activation is GELU (Falcon)."""
+    """Gate of the MLP; an MLP without a gate has GELU as its activation (Falcon)."""
     parallel_attn: bool = False
-    """Falcon: attention and MLP both start from the layer's input."""
+    """Falcon: whether attention and MLP both start from the layer's input."""
     parallel_layernorm: bool = False
-    """Falcon 40B: with a norm for each of these two."""
+    """Falcon 40B: whether these two branches have a norm each."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_attention_heads_kv:

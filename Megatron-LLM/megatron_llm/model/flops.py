@@ -1,10 +1,10 @@
-"""How much a model computes: parameters, floating-point operations (FLOPs) of an update, and what GPUs can do at most.
+"""How much a model computes: its parameters, the floating-point operations (FLOPs) of an update, and the peaks of GPUs.
 
-Model FLOPs in the sense of PaLM (Chowdhery et al. 2022, appendix B) and of Megatron-LM (Narayanan et al. 2021,
-section 5.1): the multiplications and additions of all matrix products, two for each weight and token, the backward pass
-twice the forward one. Attention counts every pair of positions, as both papers do, although half of them are masked;
-with a sliding window its width. Neither what activation recomputation repeats nor norms, softmax and embedding look-ups
-are counted.
+Model FLOPs are counted as in PaLM (Chowdhery et al. 2022, appendix B) and Megatron-LM (Narayanan et al. 2021, section
+5.1): the multiplications and additions of all matrix products, two per weight and token, with the backward pass counted
+as twice the forward pass. Attention counts every pair of positions, as both papers do, although half of them are
+masked; with a sliding window it counts the width of the window. What activation recomputation repeats is not counted,
+and neither are norms, softmax and embedding look-ups.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ GPUS = {
 }
 """GPU -> peak TFLOP/s of dense products in half precision and in fp32, from the makers' data sheets.
 
-A MI250X shows itself as two devices; these are the figures of one of them."""
+A MI250X appears as two devices; the figures are those of one of them.
+"""
 PEAKS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -37,16 +38,16 @@ PEAKS = (
     ("V100-PCIE", 112.0),
     ("V100", 125.0),
 )
-"""Peak TFLOP/s in half precision by a part of torch's device name; the first that fits. V100 in fp16 only."""
+"""Peak TFLOP/s in half precision, by a part of torch's device name; the first match counts. V100: fp16 only."""
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the whole model; a tied output layer counts once."""
+    """Number of parameters of the whole model; a tied output layer is counted once."""
     return sum(shape.numel() for shape in shapes(config).values())
 
 
 def forward_flops(config: ModelConfig, seq_length: int) -> int:
-    """FLOPs of the forward pass and its logits over one sample of seq_length tokens."""
+    """FLOPs of the forward pass, including the logits, over one sample of seq_length tokens."""
     matrices = {name: shape.numel() for name, shape in shapes(config).items() if len(shape) == 2}
     embedding = matrices.pop("embedding.weight")
     products = sum(matrices.values()) + (embedding if config.tie_embed_logits else 0)
@@ -56,17 +57,17 @@ def forward_flops(config: ModelConfig, seq_length: int) -> int:
 
 
 def training_flops(config: ModelConfig, seq_length: int, samples: int) -> int:
-    """Model FLOPs of one update from so many samples."""
+    """Model FLOPs of one update from `samples` samples."""
     return FORWARD_AND_BACKWARD * samples * forward_flops(config, seq_length)
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """TFLOP/s of a GPU in half precision, None when its name is not known."""
+    """Peak TFLOP/s of a GPU in half precision; None when its name is unknown."""
     words = device_name.replace("_", " ").upper()
     return next((peak for name, peak in PEAKS if _named(name.upper(), words)), None)
 
 
 def _named(name: str, words: str) -> bool:
-    """Whether the name is there as a word: A10 is neither A100 nor A10G."""
+    """Whether the name occurs as a whole word: A10 matches neither A100 nor A10G."""
     before, found, after = words.partition(name)
     return bool(found) and not (before[-1:].isalnum() or after[:1].isalnum())

@@ -1,4 +1,4 @@
-"""How many tokens were the likeliest ones."""
+"""Counts how many tokens were the ones that the model found likeliest (--metrics accuracy)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_llm.model.tensor_parallel import TensorParallel
 
 @dataclass
 class Hits:
-    """Counts, on a rank with the last layers, the tokens that are the likeliest ones (--metrics accuracy)."""
+    """The counts of tokens that the model found likeliest, on a rank with the last layers."""
 
     right: Tensor | float = 0.0
     counted: Tensor | float = 0.0
@@ -27,7 +27,8 @@ class Hits:
 
 
 def likeliest(logits: Tensor, vocab_size: int, tp: TensorParallel) -> Tensor:
-    """The token of the highest logit, (b, s) int64; of equal ones the first. logits: (b, s, this rank's part of V)."""
+    """The token with the highest logit, (b, s) int64; of equal ones the first. logits: (b, s, this rank's part of
+    V)."""
     values, tokens = logits.float().max(-1)
     if tp.size == 1:
         return tokens

@@ -1,7 +1,7 @@
-"""Llama and its relatives: tokens -> embedding -> layers (attention, MLP, a norm before each) -> norm -> logits.
+"""Llama and related models: tokens -> embedding -> layers (attention, MLP, a norm before each) -> norm -> logits.
 
-`state_dict()` is the engine's canonical state. A process may hold a part of the layers (pipeline parallelism) and a
-part of each matrix (tensor parallelism); names and whole shapes stay those of the whole model.
+`state_dict()` is the engine's canonical state. A process may hold only a part of the layers (pipeline parallelism) and
+only a part of each matrix (tensor parallelism); names and whole shapes remain those of the whole model.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Which layers of the model a module holds."""
+    """The part of the model that a module holds."""
 
     layers: range
     first: bool
-    """With the embedding; takes tokens."""
+    """Whether this part has the embedding and takes tokens."""
     last: bool
-    """With the final norm and the output layer; gives logits or the loss. Where embeddings are tied but the part is
-    not the first, its output layer is a copy that pipeline.TiedEmbedding keeps equal."""
+    """Whether this part has the final norm and the output layer, and returns logits or the loss.
+
+    If embeddings are tied and the part is not also the first one, its output layer is a copy that
+    training.pipeline.TiedEmbedding keeps equal to the embedding.
+    """
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, computed in fp32."""
+    """A root-mean-square norm over the last dimension, computed in fp32."""
 
     def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with bias over the last dimension."""
+    """A layer norm with bias over the last dimension."""
 
     def __init__(self, size: int, epsilon: float, tp: TensorParallel) -> None:
         super().__init__()
@@ -76,17 +79,17 @@ class LayerNorm(nn.Module):
 
 
 def norm(config: ModelConfig, tp: TensorParallel) -> RMSNorm | LayerNorm:
-    """The model's kind of norm."""
+    """A norm of the model's kind."""
     return (RMSNorm if config.use_rms_norm else LayerNorm)(config.hidden_size, config.layernorm_epsilon, tp)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
+    """The SwiGLU activation: silu(gate) * up."""
     return functional.silu(gate) * up
 
 
 class MLP(nn.Module):
-    """w2(silu(w1 x) * w3 x), or, without a gate, w2(gelu(w3 x))."""
+    """The MLP of a layer: w2(silu(w1 x) * w3 x) or, without a gate, w2(gelu(w3 x))."""
 
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: two residual branches, each normed first, in sequence or (Falcon) side by side."""
+    """One transformer layer: two residual branches, each with a norm first, in sequence or (Falcon) in parallel."""
 
     def __init__(self, config: ModelConfig, recompute: Recompute, tp: TensorParallel) -> None:
         super().__init__()
@@ -122,8 +125,10 @@ class Layer(nn.Module):
         self.mlp = MLP(config, recompute, tp)
 
     def compile_branches(self) -> None:
-        """Compile what lies inside the recomputation of whole layers and the hooks of sharding: one graph serves all
-        layers."""
+        """Compile the part of a layer inside the recomputation of whole layers and the hooks of sharding.
+
+        One compiled graph serves all layers.
+        """
         self._branches = torch.compile(self._branches, dynamic=False)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
@@ -145,7 +150,7 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The model or a part of it. `layers` is keyed by the layer's number in the whole model."""
+    """The model or a part of it. The keys of `layers` are the layers' numbers in the whole model."""
 
     def __init__(
         self,
@@ -155,12 +160,12 @@ class Llama(nn.Module):
         tp: TensorParallel = ALONE,
         whole: WholeLayers = EACH,
     ) -> None:
-        """recompute: what backward passes compute again; whole: of which layers, where it is `full`."""
+        """recompute: what backward passes compute again; whole: for which layers, if recompute is `full`."""
         super().__init__()
         part = part or Part(range(config.num_layers), first=True, last=True)
         self.config, self.part, self.tp = config, part, tp
         self.hits: Hits | None = None
-        """During an evaluation that counts right tokens."""
+        """The counter during an evaluation that counts right tokens; otherwise None."""
         if part.first:
             self.embedding = VocabEmbedding(config.vocab_size, config.hidden_size, tp)
         grouped = recompute == "full" and whole.group > 1
@@ -178,7 +183,7 @@ class Llama(nn.Module):
                 self.lm_head = ColumnLinear(config.hidden_size, config.vocab_size)
 
     def compile_layers(self) -> None:
-        """Let torch.compile make the layers' kernels, from now on."""
+        """Have torch.compile compile the kernels of all layers."""
         for layer in self.layers.values():
             cast(Layer, layer).compile_branches()
 
@@ -192,12 +197,13 @@ class Llama(nn.Module):
         counted: Tensor | None = None,
         divisor: float | None = None,
     ) -> Tensor:
-        """Token ids (b, s) int64, or the part before's result, -> the next part's input (b, s, hidden).
+        """Run this part on token ids (b, s) int64, or on the result of the previous part.
 
-        The last part gives logits (b, s, vocab_size) in the parameters' dtype, or, with targets (b, s) int64, their
-        mean cross-entropy in fp32. Under tensor parallelism logits are this rank's part of the vocabulary, and under
-        sequence parallelism what parts exchange is this rank's part of s. For positions, documents and what is counted
-        in the loss, all (b, s), see masks.Masks; for the divisor see tensor_parallel.cross_entropy.
+        Returns the input of the next part, (b, s, hidden). The last part returns logits (b, s, vocab_size) in the
+        parameters' dtype or, given targets (b, s) int64, their mean cross-entropy in fp32. Under tensor parallelism the
+        logits are this rank's part of the vocabulary, and under sequence parallelism the parts exchange this rank's
+        part of s. For positions, documents and counted, all (b, s), see training.document_masks.Masks; for the divisor
+        see tensor_parallel.cross_entropy.
         """
         if self.part.first:
             length, x = x.shape[1], self.embedding(x)
@@ -223,7 +229,7 @@ class Llama(nn.Module):
 
 
 def _through(layers: Sequence[nn.Module], x: Tensor, *more: Tensor | None) -> Tensor:
-    """The layers one after another."""
+    """Run layers one after another."""
     for layer in layers:
         x = layer(x, *more)
     return x
@@ -236,9 +242,11 @@ def shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def initial_weights(config: ModelConfig, seed: int, std: float) -> Iterator[tuple[str, Tensor]]:
-    """Fresh weights by name, fp32: normal with `std`, less for projections into the residual stream, ones for norms.
+    """Random weights by name, fp32: normal with `std`, smaller for projections into the residual stream; norms are
+    ones.
 
-    They depend on the geometry and the seed only, not on how the model is spread over processes.
+    Biases of norms are zeros. The weights depend only on the geometry and the seed, not on how the model is spread over
+    processes.
     """
     generator = torch.Generator().manual_seed(seed)
     residual_std = std / (2.0 * config.num_layers) ** 0.5

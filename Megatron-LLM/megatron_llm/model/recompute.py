@@ -1,4 +1,4 @@
-"""Activation recomputation: keep a function's inputs only, and compute it again in the backward pass."""
+"""Activation recomputation: keep only the inputs of a function, and compute it again in the backward pass."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Recompute = Literal["none", "selective", "full"] | None
-"""Nothing; norms, rotary embeddings, the attention core and the MLP's activation; or whole layers."""
+"""What is recomputed: nothing; norms, rotary embeddings, attention core and the MLP's activation; or whole layers."""
 
 
 @dataclass(frozen=True)
 class WholeLayers:
-    """Which layers of a pipeline stage `full` recomputation is for, and how many are computed again together."""
+    """The layers of a pipeline stage that `full` recomputation applies to, and how many are recomputed together."""
 
     first: int | None = None
-    """Only the first so many (--recompute_method block); None: all."""
+    """Only this number of first layers is recomputed (--recompute_method block); None: all layers."""
     group: int = 1
-    """Neighbours of which only the first one's input is kept (--recompute_method uniform)."""
+    """Number of neighbouring layers of which only the first one's input is kept (--recompute_method uniform)."""
 
     @classmethod
     def of(cls, method: Literal["uniform", "block"] | None, layers: int) -> WholeLayers:
-        """From --recompute_method and --recompute_num_layers."""
+        """The choice of --recompute_method and --recompute_num_layers."""
         return cls(first=layers) if method == "block" else cls(group=layers) if method == "uniform" else cls()
 
 
@@ -33,7 +33,7 @@ EACH = WholeLayers()
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, when: bool) -> Tensor:
-    """Call the function; when asked, keep only its inputs and compute it again in the backward pass."""
+    """Call a function; if `when`, keep only its inputs, and compute it again in the backward pass."""
     if not when or not torch.is_grad_enabled():
         return function(*inputs)
     return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False))

@@ -1,9 +1,9 @@
-"""Tensor parallelism: a layer's matrices are cut over the ranks of a group, which exchange activations.
+"""Tensor parallelism: the matrices of a layer are cut over the ranks of a group, which exchange activations.
 
 A region of cut matrices begins with `products` and ends with `leave`. With sequence parallelism each rank holds only
-its part of the sequence outside these regions. Parameters are DTensors on the group's mesh (so that sharding over data
-ranks and checkpoints know their place in the whole); the computation is on their local parts. Without a group
-everything here is the plain operation.
+its part of the sequence outside these regions. Parameters are DTensors on the group's mesh, so that sharding over data
+ranks and checkpoints know their position in the whole tensor; computations use their local parts. Without a group all
+functions here are the plain operations.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This process among those that share each layer."""
+    """This process as one of the tensor ranks, which share each layer."""
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
     sequence: bool = False
-    """Sequence parallelism."""
+    """Whether sequence parallelism is used."""
 
 
 ALONE = TensorParallel()
@@ -35,19 +35,19 @@ Operation = Callable[[Tensor, TensorParallel], Tensor]
 
 
 def identity(x: Tensor, _tp: TensorParallel) -> Tensor:
-    """The same values."""
+    """Return the same values."""
     return x.view_as(x)
 
 
 def all_reduce(x: Tensor, tp: TensorParallel) -> Tensor:
-    """Sum over the ranks."""
+    """Return the sum over the ranks. Collective."""
     total = x.contiguous().clone()
     dist.all_reduce(total, group=tp.group)
     return total
 
 
 def gather(x: Tensor, tp: TensorParallel) -> Tensor:
-    """(b, s / size, …) of every rank -> (b, s, …)."""
+    """Gather (b, s / size, …) of every rank -> (b, s, …). Collective."""
     own = x.transpose(0, 1).contiguous()
     whole = own.new_empty(own.shape[0] * tp.size, *own.shape[1:])
     dist.all_gather_into_tensor(whole, own, group=tp.group)
@@ -55,7 +55,7 @@ def gather(x: Tensor, tp: TensorParallel) -> Tensor:
 
 
 def reduce_scatter(x: Tensor, tp: TensorParallel) -> Tensor:
-    """(b, s, …) -> this rank's part (b, s / size, …) of the sum over the ranks."""
+    """Sum (b, s, …) over the ranks -> this rank's part (b, s / size, …). Collective."""
     whole = x.transpose(0, 1).contiguous()
     own = whole.new_empty(whole.shape[0] // tp.size, *whole.shape[1:])
     dist.reduce_scatter_tensor(own, whole, group=tp.group)
@@ -63,7 +63,7 @@ def reduce_scatter(x: Tensor, tp: TensorParallel) -> Tensor:
 
 
 class _Collective(torch.autograd.Function):
-    """One operation forward, another backward."""
+    """An autograd function with one operation in the forward pass and another in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel, there: Operation, back: Operation) -> Tensor:
@@ -76,7 +76,7 @@ class _Collective(torch.autograd.Function):
 
 
 def leave(x: Tensor, tp: TensorParallel) -> Tensor:
-    """The sum of every rank's partial result."""
+    """End a region: return the sum of the partial results of all ranks. Collective."""
     if tp.size == 1:
         return x
     there, back = (reduce_scatter, gather) if tp.sequence else (all_reduce, identity)
@@ -84,17 +84,20 @@ def leave(x: Tensor, tp: TensorParallel) -> Tensor:
 
 
 def local(parameter: Tensor, *, partial: bool = False) -> Tensor:
-    """This rank's part of a parameter; with `partial`, the ranks' gradients of a copied one are summed."""
+    """This rank's part of a parameter.
+
+    With `partial`, the gradients of a copied parameter are summed over the ranks.
+    """
     if not isinstance(parameter, DTensor):
         return parameter
     return parameter.to_local(grad_placements=[Partial()] if partial else None)
 
 
 class ColumnLinear(nn.Linear):
-    """The weight of a linear layer without bias whose outputs are cut over the ranks; see `products`."""
+    """A linear layer without bias whose outputs are cut over the ranks; see `products`."""
 
     split = 0
-    """Dimension of the weight that is cut."""
+    """The dimension in which the weight is cut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -113,12 +116,12 @@ class RowLinear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs / size) -> (…, outputs), this rank's addend."""
+        """Compute (…, inputs / size) -> (…, outputs): this rank's addend of the sum over the ranks."""
         return functional.linear(x, local(self.weight))
 
 
 class KeyValueLinear(nn.Linear):
-    """Keys or values where there are fewer heads than ranks: every rank holds all of them and computes one."""
+    """The projection to keys or values with fewer heads than ranks: each rank holds all heads and computes one."""
 
     def __init__(self, inputs: int, heads: int, head_size: int, tp: TensorParallel) -> None:
         super().__init__(inputs, heads * head_size, bias=False)
@@ -130,14 +133,17 @@ class KeyValueLinear(nn.Linear):
 
 
 def key_value_linear(inputs: int, heads: int, head_size: int, tp: TensorParallel) -> ColumnLinear | KeyValueLinear:
-    """The projection to keys or values."""
+    """The projection to keys or values, for any number of heads."""
     if heads < tp.size:
         return KeyValueLinear(inputs, heads, head_size, tp)
     return ColumnLinear(inputs, heads * head_size)
 
 
 class _Products(torch.autograd.Function):
-    """The whole sequence times each weight; keeps this rank's part of it, which is gathered again for the backward."""
+    """The whole sequence times each weight.
+
+    Only this rank's part of the sequence is kept, and gathered again for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -158,7 +164,8 @@ class _Products(torch.autograd.Function):
 
 
 def products(x: Tensor, weights: Sequence[Tensor], tp: TensorParallel) -> tuple[Tensor, ...]:
-    """Enter a region: x (b, s, inputs), or its part of s, times each rank's own rows (outputs / size, inputs)."""
+    """Begin a region: multiply x (b, s, inputs), or its part of s, with each rank's own rows (outputs / size,
+    inputs)."""
     if tp.sequence:
         return cast("tuple[Tensor, ...]", _Products.apply(x, tp, *weights))  # type: ignore[no-untyped-call]
     if tp.size > 1:
@@ -167,8 +174,10 @@ def products(x: Tensor, weights: Sequence[Tensor], tp: TensorParallel) -> tuple[
 
 
 class VocabEmbedding(nn.Embedding):
-    """Token embeddings, and the rows of an output layer, cut by vocabulary: ceil(V / size) rows a rank, fewer at the
-    end."""
+    """Token embeddings, and the rows of an output layer, cut by vocabulary.
+
+    Each rank has ceil(V / size) rows; the last ranks may have fewer.
+    """
 
     split = 0
 
@@ -177,7 +186,7 @@ class VocabEmbedding(nn.Embedding):
         self.tp = tp
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(b, s) int64 -> (b, s, hidden), or this rank's part of the sequence."""
+        """Look up tokens (b, s) int64 -> (b, s, hidden), or this rank's part of the sequence."""
         rows = local(self.weight)
         if self.tp.size == 1:
             return functional.embedding(tokens, rows)
@@ -186,7 +195,10 @@ class VocabEmbedding(nn.Embedding):
 
 
 def own_rows(tokens: Tensor, vocab_size: int, tp: TensorParallel) -> tuple[Tensor, Tensor]:
-    """Tokens as row numbers of this rank's part of the vocabulary (0 for others'), and which are others'."""
+    """Tokens as row numbers in this rank's part of the vocabulary, and a mask of the tokens that belong to other ranks.
+
+    The row number of a token of another rank is 0.
+    """
     step = -(-vocab_size // tp.size)
     first = min(tp.rank * step, vocab_size)
     foreign = (tokens < first) | (tokens >= min(first + step, vocab_size))
@@ -194,7 +206,7 @@ def own_rows(tokens: Tensor, vocab_size: int, tp: TensorParallel) -> tuple[Tenso
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Per-token cross-entropy of logits that are cut by vocabulary; keeps one fp32 array of the logits' shape."""
+    """Cross-entropy per token of logits that are cut by vocabulary; keeps one fp32 array of the logits' shape."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab_size: int, tp: TensorParallel) -> Tensor:
@@ -227,10 +239,10 @@ def cross_entropy(
     tp: TensorParallel,
     divisor: float | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of all tokens or the counted ones, fp32 (0 without any).
+    """Mean cross-entropy of all tokens or of the counted ones, fp32; 0 if none is counted.
 
-    logits: (b, s, this rank's part of V); targets: (b, s) int64; counted: (b, s) bool; divisor: what the sum over the
-    counted tokens is divided by instead of their number.
+    logits: (b, s, this rank's part of V); targets: (b, s) int64; counted: (b, s) bool; divisor: divides the sum over
+    the counted tokens in place of their number.
     """
     if tp.size > 1:
         losses: Tensor = _CrossEntropy.apply(logits, targets, vocab_size, tp)  # type: ignore[no-untyped-call]

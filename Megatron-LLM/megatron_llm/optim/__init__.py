@@ -1,1 +1,1 @@
-"""AdamW, loss scaling for fp16, and the guards of an update."""
+"""The optimizer: AdamW, loss scaling for fp16, and the guards of an update."""

@@ -1,4 +1,5 @@
-"""AdamW with Megatron's groups, the learning-rate schedule counted in samples, and the global gradient norm."""
+"""AdamW with Megatron's parameter groups, the learning-rate schedule counted in samples, and the global gradient
+norm."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ SHARES: dict[str, Callable[[float], float]] = {
     "exponential": lambda ratio: 2.0 * 0.5**ratio - 1.0,
     "minus_sqrt": lambda ratio: 1.0 - math.sqrt(ratio),
 }
-"""What is left of max_lr - min_lr when this part of the decay is over, as in Megatron-LM's OptimizerParamScheduler."""
+"""The share of max_lr - min_lr that is left after a share of the decay, as in Megatron-LM's OptimizerParamScheduler."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0 to max_lr, then decay to min_lr; and how the weight decay grows. All counted in samples."""
+    """The schedule: linear warm-up from 0 to max_lr, then decay to min_lr; and the growth of the weight decay.
+
+    All lengths are counted in samples.
+    """
 
     max_lr: float
     min_lr: float
@@ -33,15 +37,15 @@ class Schedule:
     decay_samples: float
     style: str
     wsd_style: str = ""
-    """WSD: of the decay at the end."""
+    """WSD: shape of the decay at the end, one of SHARES."""
     wsd_samples: float = 0
-    """WSD: length of that decay, whose end is the end of the schedule."""
+    """WSD: length of that decay, which ends where the schedule ends."""
     start_weight_decay: float = 0.01
     end_weight_decay: float = 0.01
     weight_decay_style: str = "constant"
-    """How the weight decay grows from one to the other: constant (not at all), linear or cosine."""
+    """How the weight decay grows from start to end: constant (not at all), linear or cosine."""
     weight_decay_samples: float = 0
-    """Samples over which it grows."""
+    """Number of samples over which the weight decay grows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.max_lr:
@@ -58,7 +62,7 @@ class Schedule:
             )
 
     def at(self, samples: int) -> float:
-        """Learning rate of the update that comes after `samples` samples."""
+        """The learning rate of the update after `samples` samples."""
         if self.warmup_samples > 0 and samples <= self.warmup_samples:
             return self.max_lr * samples / self.warmup_samples
         if self.style == "constant":
@@ -75,15 +79,18 @@ class Schedule:
         return self.min_lr + share * (self.max_lr - self.min_lr)
 
     def weight_decay(self, samples: int) -> float:
-        """Weight decay of the update that comes after `samples` samples."""
+        """The weight decay of the update after `samples` samples."""
         if self.weight_decay_style == "constant" or samples > self.weight_decay_samples:
             return self.end_weight_decay
         share = 1.0 - SHARES[self.weight_decay_style](samples / self.weight_decay_samples)
         return self.start_weight_decay + share * (self.end_weight_decay - self.start_weight_decay)
 
     def resumed(self, saved: dict[str, Any], *, use_checkpoint: bool, override: bool) -> Schedule:
-        """The schedule to go on with, given the one in the checkpoint; raises UserError when they silently differ."""
-        before = Schedule(**saved)  # one of before WSD, or before the weight decay grew, lacks these fields
+        """The schedule with which to go on, given the checkpoint's.
+
+        Raises UserError if they differ and no flag chooses one.
+        """
+        before = Schedule(**saved)  # older schedules lack the fields of WSD and of a growing weight decay
         if before == self:
             return self
         now = asdict(self)
@@ -106,7 +113,7 @@ class Schedule:
 def build_optimizer(
     parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW (decoupled decay, none for 1-D parameters) with its moments allocated, so that they can be loaded into."""
+    """Build AdamW (decoupled decay, none for 1-D parameters) with its moments allocated, ready to be loaded into."""
     own = list(parameters)
     decayed = [p for p in own if p.ndim > 1]
     plain = [p for p in own if p.ndim <= 1]
@@ -120,17 +127,17 @@ def build_optimizer(
 
 
 def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
-    """Tell Adam's bias correction how many updates its moments have seen."""
+    """Set how many updates the moments have seen, for Adam's bias correction."""
     for state in optimizer.state.values():
         state["step"].fill_(steps)
 
 
 def update(optimizer: torch.optim.AdamW, lr: float, weight_decay: float | None = None) -> None:
-    """One step with this learning rate and weight decay (by default as before), then drop the gradients."""
+    """Make one step with this learning rate and weight decay (by default unchanged), then drop the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     if weight_decay is not None:
-        optimizer.param_groups[0]["weight_decay"] = weight_decay  # of matrices; the other group has none
+        optimizer.param_groups[0]["weight_decay"] = weight_decay  # the group of matrices; the other has none
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -138,18 +145,22 @@ def update(optimizer: torch.optim.AdamW, lr: float, weight_decay: float | None =
 def gradient_norm(
     parameters: Iterable[nn.Parameter], total: Callable[[Tensor], Tensor], *, count_copies: bool
 ) -> Tensor:
-    """Global L2 norm of all gradients, fp32, the same number on every rank; see `_norm`."""
+    """The global L2 norm of all gradients, fp32, equal on every rank; see `_norm`. Collective."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return _norm(gradients, total, count_copies=count_copies)
 
 
 def weight_norm(parameters: Iterable[nn.Parameter], total: Callable[[Tensor], Tensor], *, count_copies: bool) -> Tensor:
-    """Global L2 norm of all weights, fp32, the same number on every rank; see `_norm`."""
+    """The global L2 norm of all weights, fp32, equal on every rank; see `_norm`. Collective."""
     return _norm([parameter.detach() for parameter in parameters], total, count_copies=count_copies)
 
 
 def _norm(tensors: list[Tensor], total: Callable[[Tensor], Tensor], *, count_copies: bool) -> Tensor:
-    """total: sums a number over all ranks. Of what tensor ranks hold copies of, only one rank may count its own."""
+    """The global L2 norm of tensors that are spread over ranks.
+
+    total: sums a number over all ranks. If tensor ranks hold copies of a tensor, only one of them may set
+    `count_copies`.
+    """
     counted = [tensor for tensor in tensors if count_copies or not _is_copied(tensor)]
     norm = nn.utils.get_total_norm([part.to_local() if isinstance(part, DTensor) else part for part in counted])
     return total(norm.double().square()).sqrt().float()
@@ -160,6 +171,6 @@ def _is_copied(tensor: Tensor) -> bool:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
-    """Scale all gradients by limit / norm where the norm exceeds a limit above 0."""
+    """Scale all gradients by limit / norm if the norm exceeds a limit above 0."""
     if limit > 0:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)

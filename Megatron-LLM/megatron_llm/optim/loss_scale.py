@@ -1,8 +1,9 @@
-"""Loss scaling for fp16, whose smallest numbers are too large for many gradients.
+"""Loss scaling for fp16, whose smallest representable numbers are too large for many gradients.
 
-The loss is multiplied before the backward pass and the gradients are divided after it. As in Megatron-LM's
-DynamicGradScaler: gradients that overflow make no update; after `hysteresis` of them each halves the scale, and
-`loss_scale_window` updates without one double it and forgive the overflows.
+The loss is multiplied by the scale before the backward pass, and the gradients are divided by it afterwards. The scale
+is adjusted as in Megatron-LM's DynamicGradScaler. Gradients that overflow make no update. From the `hysteresis`-th
+overflow on, each one halves the scale. `loss_scale_window` updates without an overflow double it and reset the count of
+overflows.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ GROWTH, BACKOFF = 2.0, 0.5
 
 @dataclass
 class LossScale:
-    """Where the scale stands; stored in every checkpoint."""
+    """The current loss scale; stored in every checkpoint."""
 
     factor: float
     clean: int = 0
-    """Updates since the last overflow or growth."""
+    """Number of updates since the last overflow or growth."""
     forgiven: int = 0
-    """Overflows since the last growth that have counted against the hysteresis."""
+    """Number of overflows since the last growth, which count against the hysteresis."""
 
     @classmethod
     def of(cls, args: Arguments, saved: LossScale | None) -> LossScale | None:
-        """The run's: the checkpoint's, or a new one; the constant --loss_scale; None without --fp16."""
+        """The loss scale of a run: the constant --loss_scale, the checkpoint's, or a new one; None without --fp16."""
         if not args.fp16:
             return None
         if args.loss_scale is not None:
@@ -37,7 +38,7 @@ class LossScale:
         return saved or cls(args.initial_loss_scale)
 
     def adjust(self, args: Arguments, *, overflow: bool) -> None:
-        """Take note of an iteration, and change the scale for the next one if it is time."""
+        """Record whether an iteration overflowed, and change the scale for the next one if that is due."""
         if args.loss_scale is not None:
             return
         if overflow:
@@ -50,11 +51,11 @@ class LossScale:
             self.clean, self.forgiven, self.factor = 0, 0, self.factor * GROWTH
 
     def at_floor(self, args: Arguments) -> bool:
-        """Whether it cannot become smaller."""
+        """Whether the scale cannot become smaller."""
         return args.loss_scale is not None or self.factor <= args.min_loss_scale
 
     def divide(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give the gradients their true size."""
+        """Divide the gradients by the scale."""
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(1.0 / self.factor)

@@ -1,9 +1,9 @@
-"""Whether an update is made: not from numbers that are none, nor from an fp16 overflow, nor from a spike.
+"""The guards of an update: none is made from numbers that are not finite, from an fp16 overflow, or from a spike.
 
-A spike is a loss or gradient norm far above those of the last updates (--skip_spikes), the idea of OLMo-core's
-SkipStepOptimizer. Here what was skipped does not enter the statistics, so that a second spike is still seen after the
-first; a run that has really changed its level is stopped by a budget of skips in a row. All ranks have the same numbers
-and so decide alike.
+A spike is a loss or gradient norm far above those of the last updates (--skip_spikes); the idea is that of OLMo-core's
+SkipStepOptimizer. Unlike there, skipped iterations do not enter the statistics, so that a second spike is still noticed
+after the first one. A run whose level has really changed is stopped by a limit on skips in a row. All ranks have the
+same numbers, and so they decide alike.
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ from megatron_llm.flags.arguments import Arguments
 from megatron_llm.optim.loss_scale import LossScale
 
 SKIPS_IN_A_ROW = 10
-"""Of spikes, or of overflows at a loss scale that cannot become smaller; the next one stops the run."""
+"""Number of iterations in a row that may be skipped because of spikes, or of overflows at the smallest loss scale.
+
+The next one stops the run.
+"""
 
 
 class Diverged(Exception):
-    """The run must not go on as it is; the last update was not made."""
+    """Raised when the run must not go on as it is; the last update was not made."""
 
 
 @dataclass
 class Memory:
-    """What the guards remember of a run; stored in every checkpoint."""
+    """The guards' memory of a run; stored in every checkpoint."""
 
     losses: list[float] = field(default_factory=list)
-    """Of the last updates, at most --spike_window."""
+    """Losses of the last updates, at most --spike_window of them."""
     norms: list[float] = field(default_factory=list)
     norm: float = 0.0
-    """Of the last update, for the log."""
+    """Gradient norm of the last update, for the log."""
     skips_in_a_row: int = 0
     skips_since_log: int = 0
-    """Iterations without an update, for whatever reason, since the last log line."""
+    """Number of iterations without an update, for any reason, since the last log line."""
     loss_scale: LossScale | None = None
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which iteration is judged."""
+    """The iteration that is judged, and its samples."""
 
     iteration: int
     samples: range
@@ -50,7 +53,7 @@ class Place:
 
 
 def objection(args: Arguments, memory: Memory, loss: float, norm: float, place: Place) -> str | None:
-    """Why this iteration makes no update; None when it may. Raises Diverged when the run must stop."""
+    """The reason why this iteration makes no update; None if it may. Raises Diverged when the run must stop."""
     scale = memory.loss_scale
     overflow = scale is not None and math.isfinite(loss) and not math.isfinite(norm)
     if not overflow:
@@ -88,7 +91,7 @@ def _overflow(args: Arguments, scale: LossScale, *, overflow: bool) -> str | Non
 
 
 def _spike(args: Arguments, memory: Memory, loss: float, norm: float) -> str | None:
-    """What is far above its mean, once half a window is known."""
+    """A clause on a loss or gradient norm far above its mean; None without one, or before half a window is known."""
     if args.skip_spikes is None or len(memory.losses) < max(2, args.spike_window // 2):
         return None
     for name, value, window in (("lm loss", loss, memory.losses), ("grad norm", norm, memory.norms)):

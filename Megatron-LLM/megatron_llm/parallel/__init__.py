@@ -1,1 +1,1 @@
-"""Ranks: their groups, how parameters are sharded, and which layouts fit."""
+"""Ranks: their process groups, how parameters are sharded over them, and which layouts fit a model."""

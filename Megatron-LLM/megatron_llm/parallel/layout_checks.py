@@ -1,4 +1,4 @@
-"""Whether a model can be spread as the flags ask: over tensor, pipeline and data ranks."""
+"""Checks whether a model and its batches can be spread over tensor, pipeline and data ranks as the flags ask."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from run_contract.errors import UserError
 
 
 def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
-    """(global batch size, micro-batches a rank computes for each update). Raises UserError when ranks or batch do not
-    divide."""
+    """(full global batch size, micro-batches per rank and update).
+
+    Raises UserError when ranks or batch sizes do not divide.
+    """
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     if ranks % (tensor * pipeline):
         raise UserError(
@@ -32,7 +34,7 @@ def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
 
 
 def batch_sizes(args: Arguments, ranks: int) -> BatchSizes:
-    """The sizes of all updates: by default a micro-batch for each data rank and pipeline stage."""
+    """The batch sizes of all updates. The default is one micro-batch per data rank and pipeline stage."""
     full = args.global_batch_size or args.micro_batch_size * (ranks // args.tensor_model_parallel_size)
     return BatchSizes.of(full, args.rampup_batch_size)
 
@@ -48,7 +50,7 @@ def _check_micro_batches(flag: str, size: int, micro_batches: int, args: Argumen
 
 
 def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
-    """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on so many ranks."""
+    """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on `ranks` ranks."""
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     if tensor > 1:
         _check_tensor(config, args, ranks // (tensor * pipeline))

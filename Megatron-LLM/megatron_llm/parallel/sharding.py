@@ -1,8 +1,9 @@
-"""A part of the model over its ranks: matrices cut over tensor ranks, everything sliced over data ranks (FSDP2).
+"""Shards a part of the model: matrices are cut over tensor ranks, and everything is sliced over data ranks (FSDP2).
 
-Every rank holds a slice of each parameter, gradient and optimizer moment; a layer's weights are gathered over the data
-ranks only while it computes. They are DTensors, so their place in the whole tensor is known. A single data rank that
-computes in fp32 has nothing to gather or to convert: it uses its parameters as they are, whole ones as plain tensors.
+Every rank holds a slice of each parameter, gradient and optimizer moment; the weights of a layer are gathered over the
+data ranks only while it computes. The slices are DTensors, so that their place in the whole tensor is known. A single
+data rank that computes in fp32 has nothing to gather or convert: it uses its parameters as they are, and those that are
+not cut are plain tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from megatron_llm.parallel.world import World
 def shard(model: Llama, world: World, *, bf16: bool, fp16: bool = False) -> None:
     """Shard a model built on the meta device, in place, and allocate its fp32 slices (without values).
 
-    bf16, fp16: in which it computes, else in fp32; gradients are reduced in fp32.
+    bf16, fp16: the precision of the computation, fp32 if neither is set. Gradients are reduced in fp32.
     """
     whole = world.data_size == 1 and not (bf16 or fp16)
     if model.tp.size > 1:
@@ -40,7 +41,7 @@ def shard(model: Llama, world: World, *, bf16: bool, fp16: bool = False) -> None
 
 
 def _sum_parts(parameter: Tensor) -> None:
-    """What fully_shard does where it is used: the tensor ranks' parts of a copied parameter's gradient are summed."""
+    """Sum the tensor ranks' parts of the gradient of a copied parameter, as fully_shard does where it is used."""
     if isinstance(parameter.grad, DTensor) and isinstance(parameter, DTensor):
         parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
 
@@ -57,24 +58,24 @@ def _cut_over_tensor_ranks(model: nn.Module, world: World) -> None:
 
 
 def _other_dimension(parameter: nn.Parameter) -> Shard | None:
-    """Slice over data ranks what tensor ranks cut in rows by columns, so that each rank's slice is one rectangle."""
+    """Slice over data ranks by columns what tensor ranks cut by rows, so that each rank's slice is one rectangle."""
     return Shard(1) if isinstance(parameter, DTensor) and parameter.placements == (Shard(0),) else None
 
 
 def synchronise_gradients(model: nn.Module, *, now: bool) -> None:
-    """Whether the next backward pass reduces gradients over the ranks or only adds them up."""
+    """Set whether the next backward pass reduces gradients over the ranks or only accumulates them."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
 
 
 def free_gathered_weights(model: nn.Module) -> None:
-    """Back to slices after forward passes without a backward one, which leave the root's weights gathered."""
+    """Free the root module's gathered weights, which forward passes without a backward pass leave behind."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def parameters_by_name(parts: Iterable[Llama]) -> dict[str, nn.Parameter]:
-    """The slices that this rank holds, by their names in the whole model; copies of a tied embedding are left out."""
+    """The slices that this rank holds, by their names in the whole model; the copy of a tied embedding is left out."""
     return {
         name: parameter
         for part in parts
@@ -90,9 +91,9 @@ def fill(
     world: World,
     weights: Iterator[tuple[str, Tensor]],
 ) -> None:
-    """Set all ranks' slices from whole tensors that only rank 0 holds, one at a time. Collective.
+    """Fill the slices of all ranks from whole tensors that only rank 0 has, one tensor at a time. Collective.
 
-    shapes: of the whole model; weights: (name, tensor) in the same order on rank 0, not read elsewhere.
+    shapes: those of the whole model; weights: (name, tensor) in the same order, read on rank 0 only.
     """
     for name, shape in shapes.items():
         whole = torch.empty(shape, device=world.device)

@@ -1,7 +1,7 @@
-"""Ranks: environment -> process group -> mesh of pipeline x data x tensor ranks; and how ranks agree.
+"""The ranks: environment -> process group -> mesh of pipeline x data x tensor ranks; and how ranks reach agreement.
 
-One process without the environment variables is a world of one. Tensor ranks are neighbours: on GPUs they belong on one
-node, whose links are the fastest.
+Without the environment variables, one process is a world of size one. Tensor ranks have neighbouring numbers: on GPUs
+they belong on one node, whose links are the fastest.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ from run_contract.errors import Superseded, UserError
 
 T = TypeVar("T")
 Told = UserError | Superseded | SaveFailed | OutputLost
-"""The errors that ranks tell each other: files.TOLD."""
+"""The errors that ranks report to each other: process.errors.TOLD."""
 GLOO = "gloo_in_order"
-"""Name of the backend for the CPU; see `_gloo`."""
+"""Name of the CPU backend; see `_gloo`."""
 STORE_TIMEOUT = timedelta(minutes=10)
 START_MINUTES = 60.0
-"""Until training begins ranks wait so long for each other: rank 0 may verify or convert a large checkpoint."""
+"""Time limit for waiting for other ranks before training begins: rank 0 may verify or convert a large checkpoint."""
 STEP_MINUTES = 10.0
-"""Afterwards, unless --distributed_timeout_minutes says otherwise."""
+"""The same once training has begun, unless --distributed_timeout_minutes gives a different limit."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """This process as one of all ranks.
+
+    All methods are collective, except `tensor_parallel`, `say` and `limit_waiting`.
+    """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
-    """Three dimensions, `pp`, `dp` and `tp`, over all ranks."""
+    """A mesh of all ranks with the three dimensions `pp`, `dp` and `tp`."""
 
     @property
     def data_rank(self) -> int:
-        """This rank's number among those that compute different samples."""
+        """This rank's number among the data ranks, which compute different samples."""
         return self.mesh.get_local_rank("dp")
 
     @property
     def data_size(self) -> int:
-        """How many ranks compute different samples."""
+        """Number of data ranks, which compute different samples."""
         return self.mesh["dp"].size()
 
     def tensor_parallel(self, *, sequence: bool) -> TensorParallel:
-        """This rank among those that share each layer."""
+        """This rank's place among the tensor ranks, which share each layer."""
         mesh = self.mesh["tp"]
         if mesh.size() == 1:
             return ALONE
@@ -69,43 +72,46 @@ class World:
             print(text, flush=True)
 
     def limit_waiting(self, minutes: float) -> None:
-        """From now on a rank that waits longer than this for the others in a collective fails.
+        """Set how long a rank waits for other ranks in a collective from now on, before it fails.
 
-        Sending from pipeline stage to stage is not covered: there gloo goes by what `start` was given.
+        This does not cover sends between pipeline stages: for those, gloo keeps the limit that was passed to `start`.
         """
         for group in (dist.group.WORLD, *self.mesh.get_all_groups()):
             _set_pg_timeout(timedelta(minutes=minutes), group)
 
     def agree(self, *codes: int) -> list[int]:
-        """The largest of all ranks, for each code."""
+        """The largest value over all ranks of each code."""
         values = torch.tensor(codes, dtype=torch.int32)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return [int(value) for value in values]
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """The largest of all ranks, of each number."""
+        """The largest value over all ranks of each number."""
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return [float(value) for value in tensor]
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum of a number over the ranks, as fp64 so that it does not depend on the order of summation."""
+        """The sum of a tensor over all ranks, in fp64 so that it hardly depends on the order of summation."""
         total = value.detach().double().cpu()
         dist.all_reduce(total)
         return total
 
     def mean(self, value: Tensor) -> float:
-        """Mean over the data ranks of a number that the tensor ranks of one pipeline stage hold, the others 0."""
+        """The mean over the data ranks of a number that the tensor ranks of one pipeline stage have; others have 0."""
         return float(self.total(value)) / (self.data_size * self.mesh["tp"].size())
 
     def data_total(self, number: int) -> int:
-        """Sum over the data ranks of a number that the ranks which share their samples hold alike."""
+        """The sum over the data ranks of a number that is equal on all ranks with the same samples."""
         total = torch.tensor(number)
         dist.all_reduce(total, group=self.mesh.get_group("dp"))
         return int(total)
 
     def on_rank0(self, function: Callable[[], T]) -> T:
-        """Run on rank 0 and give its result, or its error that ranks tell each other, to every rank."""
+        """Run a function on rank 0 and return its result on every rank.
+
+        An error of a type in TOLD is raised on every rank.
+        """
         answer: list[T | Told | None] = [None]
         if self.rank == 0:
             try:
@@ -115,10 +121,10 @@ class World:
         dist.broadcast_object_list(answer, src=0)
         if isinstance(answer[0], TOLD):
             raise answer[0]
-        return answer[0]  # type: ignore[return-value]  # None only where T is None
+        return answer[0]  # type: ignore[return-value]  # it is None only if T is None
 
     def on_every_rank(self, function: Callable[[], T]) -> T:
-        """Run on every rank; if any has an error that ranks tell each other, raise the lowest rank's on all of them."""
+        """Run a function on every rank; the first error of a type in TOLD, by rank, is raised on all of them."""
         error: Told | None = None
         try:
             result = function()
@@ -132,20 +138,21 @@ class World:
 
 
 def rank_in_environment() -> int:
-    """This process's rank before anything is set up; 0 by hand."""
+    """This process's rank, before the process group exists; 0 when started by hand."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size_in_environment() -> int:
-    """Number of ranks; 1 by hand."""
+    """Number of ranks; 1 when started by hand."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start(tensor: int = 1, pipeline: int = 1, minutes: float = STEP_MINUTES) -> World:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …).
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …). Collective.
 
-    Its size must be a multiple of the tensor parallel times the pipeline parallel size; the rest is data parallel.
-    minutes: what training is to `limit_waiting` to. Raises UserError on all ranks unless each has a device of its own.
+    Its size must be a multiple of the tensor-parallel size times the pipeline-parallel size; the quotient is the number
+    of data ranks. minutes: the limit that training will pass to `limit_waiting`. Raises UserError on all ranks unless
+    either each rank has a GPU of its own or no rank has any.
     """
     rank, size = rank_in_environment(), world_size_in_environment()
     cuda = torch.cuda.is_available()
@@ -162,20 +169,23 @@ def start(tensor: int = 1, pipeline: int = 1, minutes: float = STEP_MINUTES) -> 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank is to compute."""
+    """The node and the GPUs with which a rank is to compute."""
 
     node: str
     local_rank: int
     devices: int
-    """How many GPUs the rank may use."""
+    """Number of GPUs that the rank can see."""
     identity: str
-    """Of its GPU, the same for every rank of the node that uses it; empty without one."""
+    """UUID of its GPU, equal on all ranks of the node that would use it; empty without a GPU."""
 
 
 def _choose_device(size: int, *, cuda: bool) -> torch.device:
-    """This rank's GPU, or the CPU where there is none. Collective. Raises UserError on all ranks, see seats_problem."""
+    """This rank's GPU, or the CPU where there is none. Collective.
+
+    Raises UserError on all ranks; see `seats_problem`.
+    """
     local_rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count() if cuda else 0
-    index = local_rank if devices > 1 else 0  # a single one is this rank's own: Slurm may show each task only its GPU
+    index = local_rank if devices > 1 else 0  # one visible GPU is this rank's: Slurm may hide all others
     identity = str(torch.cuda.get_device_properties(index).uuid) if index < devices else ""
     seats: list[Seat] = [Seat("", 0, 0, "")] * size
     dist.all_gather_object(seats, Seat(os.uname().nodename, local_rank, devices, identity))
@@ -188,8 +198,10 @@ def _choose_device(size: int, *, cuda: bool) -> torch.device:
 
 
 def seats_problem(seats: Sequence[Seat]) -> str | None:
-    """Why ranks, by their number, cannot compute where they are, or None: either all have a GPU of their own or none
-    has any."""
+    """The reason why ranks, numbered as in `seats`, cannot compute where they are, or None.
+
+    Either every rank must have a GPU of its own, or no rank may have any.
+    """
     remedy = (
         "start at most as many ranks on each node as it has GPUs, with LOCAL_RANK from 0 up, or give each task a GPU "
         "of its own"
@@ -210,11 +222,11 @@ def seats_problem(seats: Sequence[Seat]) -> str | None:
 
 
 def _gloo(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroupGloo:
-    """Gloo with one thread for a group's operations, one after another.
+    """A gloo backend with a single thread per group, which runs the group's operations one after another.
 
-    torch gives a group two, which note the name of the operation just done in the same string without a lock. Where
-    operations with long names (reduce_scatter_tensor) and short ones alternate, that frees memory in use: ranks crash
-    once in some thousand steps.
+    By default torch gives a group two threads. Both write the name of the operation just done to the same string
+    without a lock. Where operations with long names (reduce_scatter_tensor) and short ones alternate, this frees memory
+    in use, and a rank crashes about once in some thousand steps.
     """
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the stub has another name
     options._devices, options._threads = [_device()], 1
@@ -224,16 +236,17 @@ def _gloo(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGrou
 
 @functools.cache
 def _device() -> ProcessGroupGloo.Device:
-    """The one device of all groups: each has a thread that wakes a hundred times a second, and disturbs the kernels."""
+    """The gloo device that all groups share: each has a thread that wakes 100 times per second and disturbs the
+    kernels."""
     return ProcessGroupGloo.create_default_device()
 
 
 def layout_mesh(
     device: torch.device, size: int, tensor: int, pipeline: int, minutes: float = STEP_MINUTES
 ) -> DeviceMesh:
-    """All ranks as pipeline x data x tensor ranks. Collective.
+    """The mesh of all ranks as pipeline x data x tensor ranks. Collective.
 
-    Not by init_device_mesh, whose groups have torch's own time limits.
+    init_device_mesh is not used, because its groups would have torch's own time limits.
     """
     ranks, groups = torch.arange(size).view(pipeline, -1, tensor), []
     for axis in range(3):
@@ -244,9 +257,10 @@ def layout_mesh(
 
 
 def _store(rank: int, size: int) -> Store:
-    """Where ranks meet. Rank 0 takes over the launcher's listening socket, so nobody can take its port.
+    """The store through which ranks find each other.
 
-    torchrun has a store of its own at that address, in which every rank is a client.
+    Rank 0 takes over the launcher's listening socket, so that no other process can take its port. Under torchrun,
+    torchrun runs a store of its own at that address, and every rank is a client.
     """
     if "MASTER_ADDR" not in os.environ:
         if size > 1:

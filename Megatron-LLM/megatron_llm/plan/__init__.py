@@ -1,1 +1,1 @@
-"""Memory, step time and checkpoint sizes of layouts, before GPUs are asked for."""
+"""The forecast of memory, step time and checkpoint sizes for each layout, before GPUs are requested."""

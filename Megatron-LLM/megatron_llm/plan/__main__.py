@@ -1,8 +1,8 @@
 """python -m megatron_llm.plan --recipe R.yaml --gpus N --memory 40GB [--model FOLDER] [flags of finetune.py]
 
-Before asking for GPUs: would this training fit on them, how fast could it be, how large are its checkpoints? Each way
-of spreading the model over N GPUs gets a row with the memory of the fullest GPU, by part, and the time of a step; then
-come the ways that cannot be run, the checkpoints, and a suggestion.
+Answers before GPUs are requested: would this training fit on them, how fast could it be, and how large are its
+checkpoints? Each way of spreading the model over N GPUs gets a row with the memory of the fullest GPU, by part, and the
+time per step. Then follow the ways that cannot be run, the checkpoints, and a suggestion.
 
 The training is that of a recipe, in which flags of finetune.py change single values, or of such flags alone:
 
@@ -10,7 +10,7 @@ The training is that of a recipe, in which flags of finetune.py change single va
   python -m megatron_llm.plan --model LLAMA --gpus 8 --memory 40GB --seq_length 4096 --micro_batch_size 1
       --global_batch_size 512 --train_iters 1000 --bf16 --sequence_parallel --recompute_granularity selective
 
-Exit codes: 0 something fits; 1 nothing does; 2 a person's mistake; 3 the model's configuration is not there.
+Exit codes: 0 something fits; 1 nothing fits; 2 the user has made a mistake; 3 the model's configuration is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from run_contract.entry_point import run_main
 from run_contract.errors import InputsMissing, UserError
 
 PROJECT = Path(__file__).resolve().parents[3]
-"""Relative paths of a recipe start here."""
+"""The folder from which relative paths of a recipe start."""
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 KEYS = {
     "train_iters": "train_iters",
@@ -53,12 +53,12 @@ KEYS = {
     "tensor_parallel": "tensor_model_parallel_size",
     "pipeline_parallel": "pipeline_model_parallel_size",
 }
-"""Keys of a recipe's `training` that matter here -> flags."""
+"""Keys of a recipe's `training` that matter here -> flags of finetune.py."""
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def main() -> int:
-    """Parse, look at every layout, print."""
+    """Parse the flags, evaluate every layout, and print the result."""
     options, rest = _options(sys.argv[1:])
     recipe = _read(options.recipe) if options.recipe else {}
     args = _arguments(options.recipe, recipe, rest)
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our own flags, and the rest, which are finetune.py's. Raises UserError."""
+    """This program's own flags, and the remaining ones, which are finetune.py's. Raises UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_llm.plan",
         description=__doc__,
@@ -118,10 +118,10 @@ def _bytes(text: str) -> int:
 
 
 class _OneOfEachKey(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is there twice instead of taking the last one."""
+    """PyYAML's safe loader, but a key that occurs twice is an error; PyYAML would take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping. Raises a YAML error with both lines when a key is there twice."""
+        """Construct a mapping. Raises a YAML error that names both lines when a key occurs twice."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
@@ -132,7 +132,7 @@ class _OneOfEachKey(yaml.SafeLoader):
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe, as far as it is planned. Raises UserError, InputsMissing."""
+    """Read a recipe, as far as it is needed for the plan. Raises UserError, InputsMissing."""
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachKey)
     except OSError as error:
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Arguments:
-    """The recipe's training as flags, changed by the given ones. Raises UserError."""
+    """The recipe's training as flags, with changes by the given flags. Raises UserError."""
     flags: list[str] = []
     if recipe:
         training = {"micro_batch_size": 1} | recipe["training"]
@@ -176,7 +176,7 @@ def _parse(flags: list[str]) -> Arguments:
 
 
 def _base(path: Path, recipe: dict[str, Any]) -> Path:
-    """A recipe's model.base. Raises UserError, InputsMissing."""
+    """The folder of a recipe's model.base. Raises UserError, InputsMissing."""
     remedy = "or name a folder that has the model's config.json with --model"
     found = recipe["model"].get("base")
     if not isinstance(found, str):
@@ -205,7 +205,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _report(question: Question, device: str, ways: list[Way], refused: dict[Layout, str]) -> list[str]:
-    """The table, and what cannot be run."""
+    """The lines of the table, and the layouts that cannot be run."""
     args, count = question.args, flops.parameter_count(question.config)
     precision = str(args.compute_dtype()).removeprefix("torch.")
     lines = [
@@ -251,7 +251,7 @@ def _storage(way: Way, bandwidth: float) -> str:
 
 
 def _settings(changes: dict[str, Any], keys: dict[str, str]) -> str:
-    """Changed settings as flags, or as the recipe's keys."""
+    """The changed settings as flags, or as keys of the recipe."""
     if keys:
         names = {flag: key for key, flag in keys.items()}
         return ", ".join(f"{names[name]}: {'null' if value is None else value}" for name, value in changes.items())

@@ -1,10 +1,10 @@
-"""Every way to spread a training run over so many GPUs, with its memory, its step time and its checkpoints.
+"""Evaluates every way to spread a training run over a number of GPUs: its memory, step time and checkpoints.
 
-Floating-point operations are counted as for MFU (Chowdhery et al. 2022, "PaLM", appendix B): two a token and parameter
-of a matrix, and 4 x length x heads x head size a token and layer for attention, its causal half not taken off; a
-backward pass takes twice as many. What is computed again comes on top. Through a pipeline an update takes as long as
-its micro-batches and (stages - 1) / (stages of a rank) more (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
-Exchange between ranks, Adam's step and loading of data are not counted: the MFU stands for them too.
+Floating-point operations are counted as for MFU (Chowdhery et al. 2022, "PaLM", appendix B): 2 per token and matrix
+parameter, and 4 x length x heads x head size per token and layer for attention, without subtracting its causal half. A
+backward pass takes twice as many as a forward pass. Recomputation is added. In a pipeline, an update takes as long as
+its micro-batches plus (stages - 1) / (stages per rank) more (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
+Communication between ranks, Adam's step and the loading of data are not counted; the MFU is meant to include them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from megatron_llm.plan.memory import FLOAT, Memory, Setting
 from run_contract.errors import UserError
 
 CONTEXT, FRAGMENTS = 10**9, 0.05
-"""Reserve, assumed and not measured: bytes for CUDA's context and NCCL, and, as a share of the tensors, memory that the
-allocator cannot use because it lies in pieces."""
+"""The reserve, which is assumed and not measured.
+
+First the bytes for CUDA's context and NCCL; then, as a share of the tensors, the memory that the allocator cannot use
+because of fragmentation.
+"""
 SLICE_BYTES, STATE_BYTES = 1850, 10_000
-"""That torch's checkpoint files spend on each slice of a tensor, and of state.json; measured."""
+"""Measured sizes in bytes: what torch's checkpoint files add per slice of a tensor, and state.json."""
 HELD_STAGES = (1, 2, 4)
-"""Pipeline stages of a rank that are looked at."""
+"""Numbers of pipeline stages per rank that are considered."""
 AMOUNTS = (None, "selective", "full")
-"""Of recomputation, least first."""
+"""The amounts of recomputation, in ascending order."""
 FLAGS = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -37,13 +40,16 @@ FLAGS = (
     "micro_batch_size",
     "recompute_granularity",
 )
-"""What ways differ in."""
+"""The flags in which ways can differ."""
 Layout = tuple[int, int, int]
-"""Tensor ranks, pipeline ranks, stages of a pipeline rank."""
+"""A layout: number of tensor ranks, of pipeline ranks, and of stages per pipeline rank."""
 
 
 def operations(s: Setting, stage: Part) -> float:
-    """Of a stage's forward and backward pass over a micro-batch on all its tensor ranks, recomputation included."""
+    """Floating-point operations of a stage's forward and backward pass over one micro-batch, including recomputation.
+
+    They are counted over all tensor ranks of the stage.
+    """
     c, layers = s.config, len(stage.layers)
     layer, _ = memory.pieces(c, 1, False, False)
     matrices = 2.0 * s.tokens * layers * sum(shape.numel() for shape, _ in layer if len(shape) > 1)
@@ -55,30 +61,31 @@ def operations(s: Setting, stage: Part) -> float:
 
 
 def step_seconds(s: Setting, rate: float) -> float:
-    """An update, with devices that do `rate` operations a second; the slowest pipeline rank sets the pace."""
+    """Seconds per update, with devices that do `rate` operations per second; the slowest pipeline rank sets the
+    pace."""
     slowest = max(sum(operations(s, stage) for stage in s.stages(rank)) for rank in range(s.pipeline))
     return (s.micro_batches + (s.pipeline - 1) / s.held_stages) * slowest / (s.tensor * rate)
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a run writes."""
+    """The checkpoints that a run writes."""
 
     size: int
-    """Bytes of one."""
+    """Size of one checkpoint in bytes."""
     written: int
-    """How many, in the whole run."""
+    """Number of checkpoints written in the whole run."""
     kept: int
-    """How many are there at the end."""
+    """Number of checkpoints at the end of the run."""
 
     @property
     def most(self) -> int:
-        """How many are there at once: an old one goes when the next has been verified."""
+        """Largest number at one time: an old checkpoint is deleted only after the next one has been verified."""
         return min(self.written, self.kept + 1)
 
 
 def checkpoints(s: Setting, args: Arguments) -> Checkpoints:
-    """Of a run with these --save_interval, --keep_last and --keep_every: fp32 weights and two moments of each."""
+    """The checkpoints of a run with these --save_interval, --keep_last and --keep_every: fp32 weights and moments."""
     layer, ends = memory.pieces(s.config, s.tensor, True, True)
     cuts = [cut for _, cut in (*layer * s.config.num_layers, *ends)]
     slices = sum(s.data * (1 if cut is None else s.tensor) for cut in cuts)
@@ -92,80 +99,84 @@ def checkpoints(s: Setting, args: Arguments) -> Checkpoints:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run the training."""
+    """One way to run the training, with its forecast."""
 
     args: Arguments
     setting: Setting
     memory: Memory
-    """Of the fullest rank."""
+    """Memory of the fullest rank."""
     seconds: float
-    """Of an update."""
+    """Seconds per update."""
     room: int
-    """Bytes of a GPU."""
+    """Memory of a GPU in bytes."""
 
     @property
     def reserve(self) -> int:
-        """Bytes of a GPU that are not for tensors."""
+        """Number of bytes of a GPU that are not available for tensors."""
         return CONTEXT + int(FRAGMENTS * self.memory.peak)
 
     @property
     def total(self) -> int:
-        """Bytes needed."""
+        """Number of bytes needed per GPU."""
         return self.memory.peak + self.reserve
 
     @property
     def fits(self) -> bool:
-        """Into a GPU."""
+        """Whether the training fits into a GPU."""
         return self.total <= self.room
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all GPUs together."""
+        """Tokens per second of all GPUs together."""
         return self.setting.tokens * self.setting.micro_batches * self.setting.data / self.seconds
 
     @property
     def days(self) -> float:
-        """For all iterations."""
+        """Number of days for all iterations."""
         return self.seconds * self.args.train_iters / 86400
 
     @property
     def layout(self) -> Layout:
-        """How the model is cut."""
+        """The layout into which the model is cut."""
         return self.setting.tensor, self.setting.pipeline, self.setting.held_stages
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Smaller is better: what fits, then the fastest, then what cuts the model least and so exchanges least."""
+        """A sort key; the smallest is the best way.
+
+        First come ways that fit, then the fastest, then those that cut the model least and so communicate least.
+        """
         tensor, pipeline, held = self.layout
         return not self.fits, round(1 / self.tokens_per_second, 9), tensor * pipeline, pipeline, held
 
 
 @dataclass(frozen=True)
 class Question:
-    """A model, its training as asked for, and the GPUs."""
+    """The question to answer: a model, its training as requested, and the GPUs."""
 
     config: ModelConfig
     args: Arguments
     gpus: int
     room: int
-    """Bytes of each."""
+    """Memory of each GPU in bytes."""
     rate: float
-    """Operations a second of each, as far as it is reached."""
+    """Operations per second that each GPU reaches."""
 
     @property
     def layout(self) -> Layout:
-        """That the recipe or the flags name."""
+        """The layout that the recipe or the flags name."""
         pipeline, depth = self.args.pipeline_model_parallel_size, self.args.num_layers_per_virtual_pipeline_stage
         held = self.config.num_layers // (pipeline * depth) if depth else 1
         return self.args.tensor_model_parallel_size, pipeline, held
 
     def way(self, args: Arguments) -> Way:
-        """With these flags. Raises UserError when it cannot be run."""
+        """The way with these flags. Raises UserError when it cannot be run."""
         setting = Setting.of(self.config, args, self.gpus)
         return Way(args, setting, memory.fullest(setting), step_seconds(setting, self.rate), self.room)
 
     def ways(self) -> tuple[list[Way], dict[Layout, str]]:
-        """Every layout with the other settings as asked for, best first; and those that cannot be run, with why."""
+        """All layouts with the other settings as requested, best first; and those that cannot be run, with the
+        reason."""
         found: list[Way] = []
         refused: dict[Layout, str] = {}
         for layout in self._layouts():
@@ -193,16 +204,17 @@ class Question:
         )
 
     def changes(self, way: Way) -> dict[str, Any]:
-        """Flags of a way that are not as asked for."""
+        """The flags of a way that differ from the request."""
         return {name: getattr(way.args, name) for name in FLAGS if getattr(way.args, name) != getattr(self.args, name)}
 
     def remedy(self, way: Way) -> Way | None:
-        """The same layout with what makes it fit: more recomputation or smaller micro-batches."""
+        """The best way to make the same layout fit, with more recomputation or smaller micro-batches; or None."""
         asked = AMOUNTS.index(way.setting.recompute)
         return self._best(self._variants(way, AMOUNTS[asked:]))
 
     def suggestion(self, ways: Iterable[Way]) -> Way | None:
-        """The best of all, with any amount of recomputation; what is as asked for wins over what is as fast."""
+        """The best of all ways, with any amount of recomputation; of equally fast ones the one closest to the
+        request."""
         return self._best(variant for way in ways for variant in self._variants(way, AMOUNTS))
 
     def _variants(self, way: Way, amounts: Sequence[str | None]) -> Iterator[Way]:

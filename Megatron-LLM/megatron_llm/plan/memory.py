@@ -1,12 +1,13 @@
-"""Bytes of GPU memory that a rank of a training run needs, by part, before anything is started.
+"""Forecasts the GPU memory in bytes that a rank of a training run needs, by part, before anything is started.
 
-What stays (weights, gradients, Adam's moments) is counted on the model itself, built without memory, as sharding.py
-cuts it. What passes through follows, tensor by tensor, what model.py, tensor_parallel.py and torch's FSDP2 and pipeline
-keep for the backward pass. The idea of such a count is that of Korthikanti et al. 2022, "Reducing Activation
-Recomputation in Large Transformer Models" (arXiv:2205.05198), section 4; the numbers are this engine's.
+Memory that stays allocated (weights, gradients, Adam's moments) is counted on the model itself, which is built without
+memory and cut as in parallel/sharding.py. Activation memory follows, tensor by tensor, what model/llama.py,
+model/tensor_parallel.py and torch's FSDP2 and pipeline keep for the backward pass. The idea of such a count is that of
+Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models" (arXiv:2205.05198), section 4;
+the numbers are this engine's.
 
-Attention is taken to run in a flash kernel, which keeps queries, keys, values, outputs and one fp32 number a position
-and head; PyTorch's fallback kernel would also keep scores of length x length a head.
+Attention is assumed to run in a flash kernel, which keeps queries, keys, values, outputs and one fp32 number per
+position and head. PyTorch's fallback kernel would also keep scores of length x length per head.
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ from megatron_llm.model.tensor_parallel import TensorParallel
 from megatron_llm.parallel import layout_checks
 
 FLOAT, INT64 = 4, 8
-"""Bytes of an fp32 number and of a token."""
+"""Bytes per fp32 number and per token."""
 Piece = tuple[torch.Size, int | None]
-"""Shape of a parameter, and the dimension that tensor ranks cut, if they do."""
+"""The shape of a parameter, and the dimension in which tensor ranks cut it, or None."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and how its training is spread over ranks."""
+    """The setting of a training: a model, and how its training is spread over ranks."""
 
     config: ModelConfig
     tensor: int
     pipeline: int
     data: int
     depth: int
-    """Layers of a pipeline stage."""
+    """Number of layers per pipeline stage."""
     micro_batch: int
     micro_batches: int
-    """That a rank computes for each update."""
+    """Number of micro-batches that a rank computes per update."""
     length: int
     half: bool
-    """Computes in bf16 or fp16."""
+    """Whether the computation is in bf16 or fp16."""
     sequence: bool
-    """Sequence parallelism."""
+    """Whether sequence parallelism is used."""
     recompute: Recompute
     documents: bool = False
-    """Attention ends at their borders: each sample has a mask of its own."""
+    """Whether attention is limited to documents, so that each sample has a mask of its own."""
 
     @classmethod
     def of(cls, config: ModelConfig, args: Arguments, ranks: int) -> Setting:
-        """What the flags give on so many ranks. Raises UserError when they do not fit together."""
+        """The setting that the flags give on `ranks` ranks. Raises UserError when they do not fit together."""
         micro_batches = layout_checks.batch_layout(args, ranks)[1]
         layout_checks.check(config, args, ranks)
         tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
@@ -75,31 +76,31 @@ class Setting:
 
     @property
     def width(self) -> int:
-        """Bytes of a number that is computed with."""
+        """Bytes per number in the precision of the computation."""
         return 2 if self.half else FLOAT
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are gathered or converted before use: a single data rank in fp32 has nothing to do."""
+        """Whether weights are gathered or converted before use; a single data rank in fp32 needs neither."""
         return self.data > 1 or self.half
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch."""
+        """Number of tokens of a micro-batch."""
         return self.micro_batch * self.length
 
     @property
     def hidden(self) -> int:
-        """Numbers of a hidden state that a rank holds between the cut matrices."""
+        """Number of elements of a hidden state that a rank holds between the cut matrices."""
         return self.tokens * self.config.hidden_size // (self.tensor if self.sequence else 1)
 
     @property
     def held_stages(self) -> int:
-        """Pipeline stages of a rank; more than one is an interleaved pipeline."""
+        """Number of pipeline stages per rank; more than one means an interleaved pipeline."""
         return self.config.num_layers // (self.depth * self.pipeline)
 
     def stages(self, rank: int) -> list[Part]:
-        """A pipeline rank's stages, as pipeline.stages has them."""
+        """The stages of a pipeline rank, as training.pipeline.stages assigns them."""
         count = self.config.num_layers // self.depth
         return [
             Part(range(n * self.depth, (n + 1) * self.depth), first=n == 0, last=n == count - 1)
@@ -109,27 +110,27 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank, where each part is largest."""
+    """The memory of one rank in bytes, by part, each at its own peak."""
 
     weights: int
-    """fp32 master weights, this rank's slice; gradients and moments likewise."""
+    """This rank's slice of the fp32 master weights; gradients and moments are counted likewise."""
     gradients: int
     moments: int
     gathered: int
-    """Weights of whole layers, gathered over the data ranks, in the precision that is computed with."""
+    """Weights of whole layers, gathered over the data ranks in the precision of the computation."""
     accumulated: int
-    """Gradients of several micro-batches are only reduced over the data ranks with the last: what they take more."""
+    """Additional gradient memory with several micro-batches, because only the last one reduces over the data ranks."""
     activations: int
-    """Kept for the backward passes of all micro-batches under way."""
+    """Tensors that are kept for the backward passes of all micro-batches in progress."""
     pipeline: int
-    """Hidden states and gradients received from other stages."""
+    """Hidden states and gradients that were received from other stages."""
     working: int
-    """In one layer's backward pass, with its gradients, or for logits and loss, whichever is more."""
+    """The larger of two: working memory of one layer's backward pass with its gradients, or of logits and loss."""
     micro_batches: int
 
     @property
     def peak(self) -> int:
-        """At the fullest moment. With one micro-batch gradients come as activations go."""
+        """The memory at the fullest moment. With one micro-batch, gradients replace activations as these are freed."""
         both = self.gradients + self.activations, max(self.gradients, self.activations)
         step = both[self.micro_batches == 1] + self.gathered + self.accumulated + self.working
         return self.weights + self.moments + self.pipeline + step
@@ -137,7 +138,7 @@ class Memory:
 
 @cache
 def pieces(config: ModelConfig, tensor: int, first: bool, last: bool) -> tuple[list[Piece], list[Piece]]:
-    """Parameters of one layer, and of the ends that a stage has besides."""
+    """The parameters of one layer, and those that a stage has besides its layers."""
     with torch.device("meta"):
         model = Llama(config, None, Part(range(1), first, last), TensorParallel(size=tensor))
     layer: list[Piece] = []
@@ -150,13 +151,13 @@ def pieces(config: ModelConfig, tensor: int, first: bool, last: bool) -> tuple[l
 
 
 def _chunk(size: int, parts: int, index: int) -> int:
-    """Rows of a rank when `size` are cut as torch.chunk does: equal parts, fewer at the end."""
+    """Number of rows of a rank if `size` rows are cut as torch.chunk does: equal parts, fewer at the end."""
     step = -(-size // parts)
     return max(0, min(step, size - index * step))
 
 
 def _slice(piece: Piece, s: Setting, data_rank: int, tensor_rank: int, *, whole: bool) -> int:
-    """Numbers of a parameter that a rank holds; `whole`: with those of the other data ranks."""
+    """Number of elements of a parameter that a rank holds; with `whole`, including those of the other data ranks."""
     shape, cut = list(piece[0]), piece[1]
     if cut is not None:
         shape[cut] = _chunk(shape[cut], s.tensor, tensor_rank)
@@ -167,7 +168,7 @@ def _slice(piece: Piece, s: Setting, data_rank: int, tensor_rank: int, *, whole:
 
 
 def parameters(s: Setting, stage: Part, data_rank: int = 0, tensor_rank: int = 0, *, whole: bool = False) -> int:
-    """Numbers of a stage's parameters that a rank holds; `whole`: as gathered over the data ranks."""
+    """Number of elements of a stage's parameters that a rank holds; with `whole`, as gathered over the data ranks."""
     layer, ends = (
         sum(_slice(piece, s, data_rank, tensor_rank, whole=whole) for piece in part)
         for part in pieces(s.config, s.tensor, stage.first, stage.last)
@@ -176,23 +177,23 @@ def parameters(s: Setting, stage: Part, data_rank: int = 0, tensor_rank: int = 0
 
 
 def _norm(s: Setting, *, kept: bool) -> int:
-    """Bytes that a norm keeps beside its input: nothing when it is computed again."""
+    """Bytes that a norm keeps besides its input; 0 if it is recomputed."""
     statistics = FLOAT * s.hidden // s.config.hidden_size
     if not kept:
         return 0
     if not s.config.use_rms_norm:
         return 2 * statistics
-    return statistics + s.width * s.hidden + (FLOAT * s.hidden if s.half else 0)  # normed; in bf16 also its input wide
+    return statistics + s.width * s.hidden + (FLOAT * s.hidden if s.half else 0)  # normed; in bf16 also its fp32 input
 
 
 def _layer(s: Setting, recompute: Recompute) -> int:
-    """Bytes that a layer keeps of a micro-batch."""
+    """Bytes that a layer keeps per micro-batch."""
     c, hidden = s.config, s.width * s.hidden
     if recompute == "full":
         return hidden
     plain, parallel = recompute != "selective", c.parallel_attn
     norms = 2 if not parallel or c.parallel_layernorm else 1
-    own_input = s.half and c.use_rms_norm and plain  # then the norm keeps a wide copy instead
+    own_input = s.half and c.use_rms_norm and plain  # then the norm keeps an fp32 copy instead
     inputs = 0 if own_input else hidden * (1 if parallel else 2)
     queries = s.tokens * c.num_attention_heads // s.tensor
     heads = queries + s.tokens * max(1, c.num_attention_heads_kv // s.tensor)
@@ -203,7 +204,7 @@ def _layer(s: Setting, recompute: Recompute) -> int:
 
 
 def activations(s: Setting, stage: Part) -> int:
-    """Bytes that a stage keeps of a micro-batch until its backward pass, without logits and loss."""
+    """Bytes that a stage keeps per micro-batch until its backward pass, without logits and loss."""
     c, hidden = s.config, s.width * s.hidden
     total = len(stage.layers) * _layer(s, s.recompute)
     total += 2 * s.width * s.length * c.kv_channels  # cosines and sines
@@ -217,12 +218,12 @@ def activations(s: Setting, stage: Part) -> int:
     if stage.last:
         total += _norm(s, kept=True) + hidden + (0 if s.half and c.use_rms_norm else hidden)
     else:
-        total += hidden  # what was sent on stays too
+        total += hidden  # what was sent to the next stage stays too
     return total
 
 
 def logits(s: Setting) -> tuple[int, int]:
-    """Bytes of logits and loss of a micro-batch: kept for the backward pass, and at their most."""
+    """Bytes of logits and loss of a micro-batch: those kept for the backward pass, and the peak."""
     vocabulary = -(-s.config.vocab_size // s.tensor)
     numbers = s.tokens * vocabulary
     kept = FLOAT * numbers + s.tokens * INT64
@@ -231,9 +232,9 @@ def logits(s: Setting) -> tuple[int, int]:
 
 
 def order(s: Setting, rank: int) -> Iterator[tuple[bool, int]]:
-    """(forward?, which of its stages) of everything that a pipeline rank computes for an update, in order.
+    """Yield (forward?, number of the stage) for everything that a pipeline rank computes per update, in order.
 
-    1F1B, and interleaved 1F1B (Narayanan et al. 2021, arXiv:2104.04473, section 2.2) as torch has them.
+    1F1B and interleaved 1F1B (Narayanan et al. 2021, arXiv:2104.04473, section 2.2), as torch implements them.
     """
     held, total = s.held_stages, s.held_stages * s.micro_batches
     later = s.pipeline - 1 - rank
@@ -246,7 +247,7 @@ def order(s: Setting, rank: int) -> Iterator[tuple[bool, int]]:
 
 
 def _under_way(s: Setting, rank: int) -> int:
-    """Bytes kept for backward passes when most of them are to come."""
+    """Bytes kept for backward passes, at the moment when they are most."""
     stages = s.stages(rank)
     kept = [activations(s, stage) for stage in stages]
     now = most = 0
@@ -257,25 +258,25 @@ def _under_way(s: Setting, rank: int) -> int:
 
 
 def _layer_working(s: Setting, ends: int, layer: int) -> int:
-    """Bytes that come and go in the backward pass of a layer; at its beginning everything else is still there.
+    """Bytes of temporary memory in the backward pass of a layer; at its beginning everything else is still allocated.
 
-    ends, layer: numbers of the parameters of a rank's embedding and head, and of one layer, gathered.
+    ends, layer: number of elements of the parameters of a rank's embedding and head, and of one layer, both gathered.
     """
     c = s.config
     inner = s.width * s.tokens * c.ffn_hidden_size // s.tensor
     matrices = 2 * inner + (3 if s.sequence else 2) * s.width * s.tokens * c.hidden_size
     norm = (4 * FLOAT + s.width) * s.hidden
     again = {"full": _layer(s, None) - s.width * s.hidden, "selective": inner}.get(s.recompute or "", 0)
-    into = s.half or s.micro_batches == 1 or not s.sharded  # else they are added to accumulated ones as they come
+    into = s.half or s.micro_batches == 1 or not s.sharded  # else each is added to the accumulated ones at once
     fresh = s.width * (ends + layer) if into else 0
-    # reduces gradients when a layer's activations are gone
+    # memory to reduce gradients, which is needed when a layer's activations are freed
     buffer = s.sharded * max(0, FLOAT * layer - _layer(s, s.recompute))
-    ahead = 2 * s.width * layer if s.data > 1 else 0  # the next layer's weights on their way
+    ahead = 2 * s.width * layer if s.data > 1 else 0  # the next layer's weights, being gathered
     return max(matrices, norm) + again + fresh + buffer + ahead
 
 
 def of_rank(s: Setting, rank: int) -> Memory:
-    """The memory of a pipeline rank; of its data and tensor ranks the first, whose slices are the largest."""
+    """The memory of a pipeline rank, for its first data and tensor rank, whose slices are the largest."""
     stages = s.stages(rank)
     own, whole = (sum(parameters(s, stage, whole=whole) for stage in stages) for whole in (False, True))
     layer = parameters(s, Part(range(1), first=False, last=False), whole=True)
@@ -297,5 +298,5 @@ def of_rank(s: Setting, rank: int) -> Memory:
 
 
 def fullest(s: Setting) -> Memory:
-    """Of the pipeline rank that needs most."""
+    """The memory of the pipeline rank that needs most."""
     return max((of_rank(s, rank) for rank in range(s.pipeline)), key=lambda memory: memory.peak)

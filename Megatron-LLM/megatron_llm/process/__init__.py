@@ -1,1 +1,1 @@
-"""This process: signals, heartbeat, memory, errors."""
+"""The process of a rank: its signals, heartbeat, memory and errors."""

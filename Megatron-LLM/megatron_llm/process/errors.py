@@ -6,19 +6,19 @@ from run_contract.errors import Superseded, UserError, kind_of
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written, for a reason that may be gone when the run is started again."""
+    """Raised when a checkpoint could not be written, for a reason that may be gone when the run is started again."""
 
 
 class OutputLost(Exception):
-    """Nothing can be printed or recorded any more, for a reason that may be gone when the run is started again."""
+    """Raised when output can no longer be written, for a reason that may be gone when the run is started again."""
 
 
 TOLD = (UserError, Superseded, SaveFailed, OutputLost)
-"""What ranks tell each other, and a person in one line."""
+"""The errors that ranks report to each other, and that a user sees as one line."""
 
 
 def check_outputs(lost: tuple[str, OSError] | None) -> None:
-    """Raise UserError or OutputLost if there is an output that could not be written; see signals.StopRequest."""
+    """Raise UserError or OutputLost if an output could not be written; see signals.StopRequest."""
     if lost is None:
         return
     name, error = lost

@@ -1,7 +1,7 @@
-"""Where a rank is, in a file that the launcher names: its watchdog takes a new one for a sign of life.
+"""The heartbeat: a rank's progress in a file that the launcher names. To its watchdog every change is a sign of life.
 
-Written by the training loop itself, between steps, batches of an evaluation and checkpoints, so that a loop that hangs
-has no heartbeat. Light on imports.
+The training loop itself writes it, between steps, between the batches of an evaluation, and around checkpoints, so that
+a hanging loop has no heartbeat. This module imports little, so that it loads fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 VARIABLE = "SNAKMODEL_HEARTBEAT"
 SECONDS = 5.0
-"""Within a phase the file is not written more often: the folder may be on a shared disk."""
+"""Shortest time between two writes within a phase: the folder may be on a shared disk."""
 
 
 def _named_file() -> Path | None:
@@ -25,7 +25,7 @@ def _named_file() -> Path | None:
 
 @dataclass
 class Heartbeat:
-    """This rank's."""
+    """The heartbeat file of this rank: last phase and iteration."""
 
     path: Path | None = field(default_factory=_named_file)
     phase: str = ""
@@ -33,7 +33,7 @@ class Heartbeat:
     written: float = 0.0
 
     def beat(self, phase: str, iteration: int) -> None:
-        """Say what begins now. A disk that cannot take it is no reason to stop."""
+        """Write which phase and iteration begin now. A disk that refuses the write is no reason to stop."""
         changed, self.phase, self.iteration = phase != self.phase, phase, iteration
         now = time.monotonic()
         if self.path and (changed or now - self.written >= SECONDS):

@@ -1,7 +1,7 @@
-"""Where training computes on the CPU, memory that a step frees is kept for the next one, in huge pages.
+"""Memory of training on the CPU: what one step frees is kept for the next one, in huge pages.
 
-A step allocates and frees the same activations and gradients again and again. glibc gives large blocks back to the
-kernel at once, which hands out zeroed pages anew, a fault for each 4 KiB.
+A step allocates and frees the same activations and gradients again and again. By default glibc returns large blocks to
+the kernel at once, and the kernel then provides zeroed pages again, with one page fault per 4 KiB.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h."""
+"""Options of mallopt, from glibc's malloc.h."""
 
 
 def keep_freed() -> None:
-    """To be called before the first large tensor. Other C libraries than glibc are left as they are."""
+    """Keep freed memory in this process. To be called before the first large tensor.
+
+    With a C library other than glibc, malloc stays as it is.
+    """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large allocation
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)

@@ -1,7 +1,8 @@
-"""What asks a rank to stop, and how it leaves: requests set a flag, the training loop acts on it at a step boundary.
+"""Requests to stop, and how a rank leaves: a request sets a flag, on which the training loop acts between two steps.
 
-A request is a signal, or standard output or error that can no longer be written: its reader is gone, or its disk full.
-Light on imports, so that `install` can run before torch is loaded: a signal during start-up is not lost.
+A request is either a signal, or a failure to write standard output or standard error because the reader is gone or the
+disk is full. This module imports little, so that `install` can run before torch is loaded and no signal during start-up
+is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from run_contract.output import drop
 from run_contract.process import die_with_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-"""Save and exit 75. Not USR1, which some libraries catch for themselves."""
+"""Signals that mean: save and exit with 75. USR1 is not among them, because some libraries catch it."""
 
 
 @dataclass
@@ -25,23 +26,23 @@ class StopRequest:
     """Whether this process was asked to stop, and by what."""
 
     received: str = ""
-    """Name of the first signal, empty when there was none."""
+    """Name of the first signal; empty if there was none."""
     lost: tuple[str, OSError] | None = None
-    """Name of the first output that could not be written, and why."""
+    """Name of the first output that could not be written, and the error."""
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: only takes a note."""
+        """Signal handler, which only records the signal."""
         self.received = self.received or signal.Signals(number).name
 
     def lose(self, output: str, error: OSError) -> None:
-        """Take a note of an output that cannot be written."""
+        """Record an output that cannot be written."""
         self.lost = self.lost or (output, error)
 
 
 class Output:
-    """Standard output or error whose failure is a request to stop, not an exception wherever something is printed.
+    """Standard output or standard error, whose failure is a request to stop instead of an exception at a print.
 
-    What is printed after the first failure goes nowhere.
+    Text printed after the first failure is discarded.
     """
 
     def __init__(self, stream: TextIO, name: str, request: StopRequest) -> None:
@@ -63,7 +64,7 @@ class Output:
             self._lose(error)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
+        """Delegate every other attribute to the stream."""
         return getattr(self.stream, name)
 
     def _lose(self, error: OSError) -> None:
@@ -72,21 +73,21 @@ class Output:
 
 
 def install() -> StopRequest:
-    """Catch the stop signals and failing outputs from now on."""
+    """Catch the stop signals and failing outputs from now on, and return the request that they set."""
     request = StopRequest()
     for number in STOP_SIGNALS:
         signal.signal(number, request.handle)
     for name in ("stdout", "stderr"):
-        if stream := getattr(sys, name):  # None where the descriptor was closed before the start
+        if stream := getattr(sys, name):  # None if the descriptor was closed before the start
             setattr(sys, name, Output(stream, name, request))
     return request
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, whatever can still be printed.
+    """End this process at once, after flushing what can still be printed.
 
-    Without the interpreter's own teardown: that would wait for data-loading processes, which leave stop signals to this
-    one, for the thread that writes checkpoints, and for ranks that are gone.
+    The interpreter's own shutdown is skipped, because it would wait for data-loading processes (which leave stop
+    signals to this process), for the thread that writes checkpoints, and for ranks that are gone.
     """
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -97,7 +98,7 @@ def leave(code: int) -> NoReturn:
 
 
 def shield_worker(_worker: int = 0) -> None:
-    """In a data-loading process: leave stop signals to the parent, and die with it."""
+    """Set up a data-loading process: it leaves stop signals to its parent, and dies with it."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent()

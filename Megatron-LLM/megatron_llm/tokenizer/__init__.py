@@ -1,1 +1,1 @@
-"""Tokenizers: SentencePiece and tokenizer.json, the fast path, and their export."""
+"""Tokenizers: SentencePiece models and tokenizer.json, the fast path, and the export of tokenizers."""

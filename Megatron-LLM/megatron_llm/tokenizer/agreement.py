@@ -1,10 +1,11 @@
-"""On which characters gigatoken gives the ids of a tokenizer's own library: established for every character, by trial.
+"""Finds by trial, for every character, whether gigatoken gives the same ids as a tokenizer's own library.
 
-Candidates are the assigned characters of Unicode's first plane, and its emoji. Both libraries encode each of them alone
-and between letters, digits, spaces, line ends and punctuation, and each pair that normalisation puts together;
-characters whose ids differ anywhere are left out. Marks with a combining class are never candidates, since
-normalisation reorders them, and neither are characters that one of the libraries' Unicode versions may not know. Then
-the two must agree on awkward text, on every piece of the vocabulary and on random strings of the characters left.
+The candidates are the assigned characters of Unicode's first plane, the mathematical letters and the emoji. Both
+libraries encode each candidate alone and between letters, digits, spaces, line ends and punctuation, and also each pair
+that normalisation composes. Characters whose ids differ anywhere are left out. Two kinds of characters are never
+candidates: marks with a combining class, because normalisation reorders them, and characters that the Unicode version
+of one of the libraries may not know. Finally the two libraries must agree on awkward text, on every piece of the
+vocabulary and on random strings of the remaining characters.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from megatron_llm.tokenizer.characters import Characters
 from megatron_llm.tokenizer.gigatoken import Differs, Fast, texts_of
 
 PLANES = 0x20000
-"""The end of the two planes in which a pair of candidates may be put together to one character."""
+"""The end of the two planes in which normalisation may compose a pair of candidates to one character."""
 BLOCKS = ((0x0, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FB00))
-"""The first plane, mathematical letters, and emoji; other characters are too rare to be worth the comparison."""
+"""Ranges of the candidates: the first plane, mathematical letters, and emoji.
+
+Other characters are too rare to be worth the comparison.
+"""
 CONTEXTS = (" {}'s", "{}123", "\ta{}b", "!{}", "'{}", "{}\n{} ")
-"""Joined to one text where that holds no string that is matched as a token."""
+"""The contexts of a character. They are joined to one text unless that contains a string that is matched as a token."""
 SYLLABLES = (0xAC00, 0xD7A4)
-"""Korean syllables, which Unicode composes by a rule and not by a list."""
+"""Korean syllables, which Unicode composes by a rule and not by a table."""
 PROBES = (
     "Rødgrød med fløde, æblekage og en kop kaffe.",
     "  to mellemrum  foran,   tre inde i, og to bagefter  ",
@@ -46,7 +50,10 @@ ALPHABETS = ("abcdeæøåé", "   ", SPACE, "\t\n\r\x00\x1b\x7f", "0123456789", 
 
 
 def establish(fast: Fast) -> Characters:
-    """The characters on which a tokenizer's two libraries agree. Raises Differs where more than characters differs."""
+    """The characters on which a tokenizer's two libraries agree.
+
+    Raises Differs if more than single characters differ.
+    """
     agreed = candidates(fast.tokenizer)
     agreed = without(differing(fast, [(c, c) for c in agreed]), agreed)
     agreed = without(differing(fast, list(in_context(fast, agreed))), agreed)
@@ -62,7 +69,7 @@ def establish(fast: Fast) -> Characters:
 
 
 def candidates(tokenizer: Tokenizer) -> list[str]:
-    """The characters that both libraries may agree on: assigned ones which normalisation does not reorder."""
+    """The characters on which the two libraries may agree: assigned ones that normalisation does not reorder."""
     every = [chr(point) for start, end in BLOCKS for point in range(start, end)]
     known = [c for c in every if unicodedata.category(c) not in ("Cn", "Co", "Cs") and not reordered(c)]
     if tokenizer.reference != "tokenizers":
@@ -72,19 +79,22 @@ def candidates(tokenizer: Tokenizer) -> list[str]:
 
 
 def reordered(character: str) -> bool:
-    """Whether normalisation may put a mark before this character or, where it is a mark, this one before another."""
+    """Whether normalisation may move a mark before this character or, if it is a mark, move it before another one."""
     return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) > 0
 
 
 def in_context(fast: Fast, characters: list[str]) -> Iterator[tuple[str, str]]:
-    """Each character and a text of all contexts; where a string that is matched arises, a text for each context."""
+    """Yield each character with a text of all contexts, or with one text per context if the joined text is refused.
+
+    A text is refused if it contains a string that is matched as a token.
+    """
     joined = ["".join(CONTEXTS).replace("{}", character) for character in characters]
     for character, text, refused in zip(characters, joined, fast.refuses(texts_of(joined)), strict=True):
         yield from [(character, one.replace("{}", character)) for one in CONTEXTS] if refused else [(character, text)]
 
 
 def differing(fast: Fast, cases: list[tuple[str, str]]) -> set[str]:
-    """The characters of the cases (some characters, and a text) whose text has different ids in the two libraries."""
+    """The characters of those cases, each (characters, text), whose text gets different ids from the two libraries."""
     return {c for number in fast.differing([text for _, text in cases]) for c in cases[number][0]}
 
 
@@ -94,7 +104,7 @@ def without(left_out: set[str], characters: list[str]) -> list[str]:
 
 
 def composed() -> Iterator[str]:
-    """Every sequence that canonical normalisation puts together to one character."""
+    """Yield every sequence that canonical normalisation composes to one character."""
     for point in range(PLANES):
         parts = unicodedata.decomposition(chr(point)).split()
         if parts and not parts[0].startswith("<"):
@@ -104,14 +114,17 @@ def composed() -> Iterator[str]:
 
 
 def vocabulary_lines(tokenizer: Tokenizer) -> Iterator[str]:
-    """Every ordinary piece of the vocabulary, 16 a line."""
+    """Yield every ordinary piece of the vocabulary, 16 per line."""
     pieces = tokenizer.plain_pieces()
     for start in range(0, len(pieces), 16):
         yield "".join(pieces[start : start + 16])
 
 
 def random_texts(count: int) -> Iterator[str]:
-    """Short strings of letters, controls, emoji, CJK, unassigned code points and runs of spaces; always the same."""
+    """Yield short random strings of letters, controls, emoji, CJK, unassigned code points and runs of spaces.
+
+    The strings are the same at every call.
+    """
     source = random.Random(0)
     for _ in range(count):
         alphabet = "".join(source.choices(ALPHABETS, k=3))

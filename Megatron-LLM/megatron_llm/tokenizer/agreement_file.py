@@ -1,8 +1,9 @@
-"""What agreement.py established, kept for the next task: a small file for each tokenizer and version of the libraries.
+"""Keeps what tokenizer/agreement.py found for the next task: one small file per tokenizer and version of the libraries.
 
-It lies where the kernel of near-deduplication is kept too: in `NUMBA_CACHE_DIR` if that is set, else in `__pycache__`
-beside this file, else in the user's cache folder, whichever can be written first. It is published by rename, and a file
-that is damaged counts as none. Where no folder can be written, each task establishes it for itself.
+The file lies where the kernel of near-deduplication is kept too: in `NUMBA_CACHE_DIR` if that is set, else in
+`__pycache__` beside this file, else in the user's cache folder, whichever is the first that can be written. It is
+published by rename, and a damaged file counts as missing. If no folder can be written, each task makes the comparison
+itself.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from megatron_llm.tokenizer.base import Tokenizer
 from megatron_llm.tokenizer.characters import Characters
 
 SOURCES = ("agreement.py", "characters.py", "gigatoken.py", "huggingface.py", "sentencepiece.py")
-"""The code whose change makes what was kept invalid."""
+"""Modules whose change makes a kept file invalid."""
 LIBRARIES = ("gigatoken", "tokenizers", "sentencepiece")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the comparison of a tokenizer's two libraries found."""
+    """The result of comparing a tokenizer's two libraries."""
 
     ranges: tuple[tuple[int, int], ...] = ()
-    """First character, and the one after the last, of each range of characters that they agree on."""
+    """For each range of characters that the libraries agree on: its first character, and the one after its last."""
     why_not: str = ""
-    """Why gigatoken may not be used at all; empty where it may."""
+    """The reason why gigatoken may not be used at all; empty if it may."""
 
     @classmethod
     def on(cls, characters: Characters) -> Agreement:
-        """An agreement on these characters."""
+        """The agreement on a set of characters."""
         borders = np.flatnonzero(np.diff(characters.table, prepend=False, append=False)).tolist()
         return cls(tuple(zip(borders[::2], borders[1::2], strict=True)))
 
@@ -60,14 +61,14 @@ def file_name(tokenizer: Tokenizer) -> str:
 
 
 def folders() -> list[Path]:
-    """Where the file may lie, the best first."""
+    """The folders in which the file may lie, in order of preference."""
     given = [Path(folder)] if (folder := os.environ.get("NUMBA_CACHE_DIR")) else []
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 Path's raises without home
     return [*given, Path(__file__).parent / "__pycache__", Path(user, "snakmodel")]
 
 
 def read(name: str) -> Agreement | None:
-    """What was kept under a name; None where there is nothing, or nothing whole."""
+    """The agreement kept under a name; None if there is no file, or only a damaged one."""
     for folder in folders():
         try:
             raw = json.loads((folder / name).read_bytes())
@@ -79,7 +80,7 @@ def read(name: str) -> Agreement | None:
 
 
 def keep(name: str, agreement: Agreement) -> None:
-    """Keep an agreement in the first folder that takes it."""
+    """Write an agreement to the first folder that accepts it."""
     raw = json.loads(json.dumps(asdict(agreement)))
     for folder in folders():
         try:

@@ -1,4 +1,4 @@
-"""What every tokenizer shares: Megatron's special tokens, text that stays text, and cuts in long documents.
+"""The base class of tokenizers: Megatron's special tokens, raw text that stays text, and cuts in long documents.
 
 Raw text is always plain text: `<s>`, `</s>`, `<unk>` or `<EOD>` written in a document never become control ids. Only
 the tokens that --vocab_extra_ids_list names are matched in text.
@@ -17,40 +17,41 @@ import xxhash
 from run_contract.errors import InputsMissing, UserError
 
 NEW_TOKENS = ("<CLS>", "<SEP>", "<EOD>", "<MASK>")
-"""Added, in this order, to a vocabulary that lacks them; then padding, beginning and end of sentence."""
+"""Tokens that are added, in this order, to a vocabulary that lacks them; then padding, beginning and end of
+sentence."""
 SPACE = "\u2581"
-"""What SentencePiece writes for a space."""
+"""The character that SentencePiece writes for a space."""
 LONG = 1 << 20
-"""Characters from which a text is cut, so that memory does not grow with it."""
+"""Number of characters above which a text is cut, so that memory does not grow with its length."""
 BORDER = re.compile(f"(?<=[^ {SPACE}]) (?=.)", re.DOTALL)
-"""A space after something else, with more text behind it."""
+"""A place to cut: a space after another character, with more text behind it."""
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
-    """A vocabulary with Megatron's special tokens; what encodes plain text is the subclasses'.
+    """A vocabulary with Megatron's special tokens; subclasses implement the encoding of plain text.
 
-    `extra` tokens are matched in text, the leftmost first, and the text between them is encoded piece by piece.
+    Tokens of `extra` are matched in text, the leftmost first, and the text between them is encoded piece by piece.
     """
 
     reference: str
     """The library that defines the ids."""
     vocab_size: int
-    """True vocabulary with the added tokens, unpadded."""
+    """Size of the true vocabulary with the added tokens, without padding."""
     new_ids: dict[str, int]
-    """Tokens that the file lacks, and the ids that they were given, in ascending order."""
+    """Tokens that the file lacks -> the ids given to them, in ascending order."""
     eod: int
     bos: int | None
     fingerprint: str
-    """Equal for two tokenizers that give the same ids."""
+    """A digest that is equal for two tokenizers that give the same ids."""
     matched: frozenset[str]
-    """Everything that some library would match in raw text as one token: control pieces, symbols, extra tokens."""
+    """All strings that some library would match in raw text as one token: control pieces, symbols, extra tokens."""
     extra: re.Pattern[str] | None
     fallback_ids: frozenset[int]
-    """Ids that stand for text which the vocabulary has no piece for: single bytes."""
+    """Ids of single bytes, which stand for text that no piece of the vocabulary covers."""
     unknown_id: int | None
     uncut: str | None
-    """Why long texts cannot be cut, None when they can."""
+    """The reason why long texts cannot be cut; None if they can."""
 
     def __init__(self, vocab_file: Path, *, new_tokens: bool, extra: Sequence[str]) -> None:
         self.vocab_file, self.content = vocab_file, read_file(vocab_file)
@@ -92,16 +93,17 @@ class Tokenizer(ABC):
         return ids + self._long(text[start:])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, on the calling thread alone."""
+        """The ids of each text, computed on the calling thread alone."""
         if self.extra or any(len(text) > LONG for text in texts):
             return [self.encode(text) for text in texts]
         return self.encode_plain(texts)
 
     def cut(self, text: str) -> list[str]:
-        """Parts whose ids, one after the other, are those of the whole text; only texts over LONG are cut.
+        """Cut a text longer than LONG into parts whose joined ids are those of the whole text; other texts stay whole.
 
-        Cut is before a space that follows a non-space. No piece joins the two, so nothing merges across the border; the
-        space itself is what the dummy prefix puts before the next part, where there is one.
+        A cut is made before a space that follows a non-space. No piece of the vocabulary contains such a pair, so
+        nothing merges across the border. If the tokenizer adds a dummy prefix, the space itself is dropped, because the
+        prefix of the next part stands for it.
         """
         parts, start = [], 0
         while not self.uncut and (border := BORDER.search(text, start + LONG)):
@@ -114,7 +116,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_plain(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts in which nothing is matched, on the calling thread alone."""
+        """The ids of texts in which no token is matched, computed on the calling thread alone."""
 
     @abstractmethod
     def plain_pieces(self) -> list[str]:
@@ -122,11 +124,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _open(self) -> dict[str, int]:
-        """Open the file's `content`: the id of each piece. Sets `uncut` and `unknown_id`."""
+        """Open the file's `content` and return the id of each piece. Sets `uncut` and `unknown_id`."""
 
     @abstractmethod
     def _sentence_tokens(self) -> list[str]:
-        """Padding, beginning and end of sentence, or the names they get where the model has none."""
+        """The tokens for padding, beginning and end of sentence, or the names that they get if the model has none."""
 
     @abstractmethod
     def _hide_from_text(self, special: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer of --tokenizer_type and --vocab_file."""
+"""Builds the tokenizer of --tokenizer_type and --vocab_file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def build(
     vocab_extra_ids: int = 0,
     vocab_extra_ids_list: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of --tokenizer_type; UserError for an unknown type or an unusable file, InputsMissing for none."""
+    """Build the tokenizer.
+
+    Raises UserError for an unknown type or an unusable file, InputsMissing for a missing file.
+    """
     if tokenizer_type not in TYPES:
         raise UserError(f"--tokenizer_type {tokenizer_type} is unknown; valid: {', '.join(TYPES)}")
     numbered = [f"<extra_id_{number}>" for number in range(vocab_extra_ids)]

@@ -1,7 +1,8 @@
-"""A set of characters, and which texts of a block hold a character outside it: a look at the UTF-8 bytes, in NumPy.
+"""A set of characters, and a fast search, in NumPy over UTF-8 bytes, for texts with a character outside the set.
 
-Most bytes are below the first lead byte that needs a look, so that one comparison passes over them. What is left is
-looked up by its first two bytes, which settle all but the few groups of 64 characters that are only partly in the set.
+Most bytes are below the first lead byte that may begin a character outside the set, so one comparison rules them out.
+The remaining characters are looked up by their first two bytes. These decide all cases except the few groups of 64
+characters that are only partly in the set.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from megatron_llm.data.document_blocks import offsets
 
 CODE_POINTS = 0x110000
 NONE, PARTLY = 1, 2
-"""How much of what two bytes begin is in the set; 0 is all of it."""
+"""How many of the characters that begin with two given bytes are in the set; 0 means all of them."""
 
 
 class Characters:
-    """A set of Unicode's code points."""
+    """A set of Unicode code points."""
 
     def __init__(self, members: Iterable[int]) -> None:
         self.table = np.zeros(CODE_POINTS, dtype=np.bool_)
@@ -34,7 +35,7 @@ class Characters:
         return "".join(character for character in text if self.table[ord(character)])
 
     def outside(self, texts: Any) -> NDArray[np.bool_]:
-        """Which texts of a large_string array (n,) hold a character outside the set, (n,) bool."""
+        """Which texts of a large_string array (n,) contain a character outside the set, (n,) bool."""
         borders = offsets(texts)
         if borders[0] == borders[-1]:
             return np.zeros(len(texts), dtype=np.bool_)
@@ -44,7 +45,7 @@ class Characters:
         return found
 
     def _places(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Where characters outside the set begin in UTF-8 text, in order."""
+        """The offsets in UTF-8 text at which characters outside the set begin, in order."""
         places = np.flatnonzero(data >= self._first)
         places = places[self._lead.take(data.take(places))]
         pairs = data.take(places).astype(np.int64) << 8 | data.take(places + 1, mode="clip")
@@ -55,13 +56,13 @@ class Characters:
 
 
 def byte_pairs(table: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """How much of what each two bytes of UTF-8 begin is in a set (1114112,) bool: 0, NONE or PARTLY, (65536,) uint8.
+    """For each two bytes of UTF-8, how many of the characters that they begin are in a set: 0 (all), NONE or PARTLY.
 
-    A byte that continues a character begins none: 0.
+    table: (1114112,) bool; returns (65536,) uint8. A continuation byte begins no character, and has 0.
     """
     pairs = np.zeros((256, 256), dtype=np.uint8)
     pairs[:0x80] = np.where(table[:0x80], 0, NONE)[:, None]
-    for first in range(0xC2, 0xE0):  # two bytes are the whole character
+    for first in range(0xC2, 0xE0):  # a character of two bytes
         start = (first & 0x1F) << 6
         pairs[first, 0x80:0xC0] = np.where(table[start : start + 64], 0, NONE)
     for first, shift, mask in [*((b, 6, 0x0F) for b in range(0xE0, 0xF0)), *((b, 12, 0x07) for b in range(0xF0, 0xF5))]:

@@ -1,4 +1,7 @@
-"""A block of documents -> token ids and sizes: the fast encoder where it may be used, the tokenizer's own elsewhere."""
+"""Encodes a block of documents to token ids and sizes, with the fast encoder where it may be used.
+
+Everything else is encoded by the tokenizer's own library.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +24,33 @@ from run_contract.errors import UserError
 
 BACKENDS = ("auto", "gigatoken", "sentencepiece")
 SMALL = 4 << 20
-"""Bytes of text for each thread from which on loading gigatoken takes less time than it saves."""
+"""Bytes of text per thread above which gigatoken saves more time than it takes to load."""
 SAMPLE_FIRST, SAMPLE_REST = 16, 512
-"""One document in so many is also encoded by the tokenizer's own library: of the first block, of the others."""
+"""One document in this number is also encoded by the tokenizer's own library: in the first block, in other blocks."""
 SAMPLE_CHARACTERS = 4096
-"""Of each of them."""
+"""Number of characters that are compared of each of these documents."""
 MEMORY_A_CHARACTER = {"sentencepiece": 50, "tokenizers": 136}
-"""Bytes that the tokenizer's own library takes to encode a text in one piece."""
+"""Bytes of memory per character that the tokenizer's own library takes to encode a text in one piece."""
 
 Ids = tuple[NDArray[np.uint32], NDArray[np.int64]]
-"""Ids back to back, and how many of them each text has."""
+"""The ids of all texts, back to back, and the number of ids of each text."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Texts to ids. `fast` None means that the tokenizer's own library encodes everything."""
+    """The encoder of texts to ids. If `fast` is None, the tokenizer's own library encodes everything."""
 
     tokenizer: Tokenizer
     fast: Fast | None
     why_not_fast: str
-    """Why `fast` is None; empty where it is there or was not wanted."""
+    """The reason why `fast` is None; empty if it is present or was not wanted."""
     mismatches: int = 0
-    """For how many sampled documents `fast` had given different ids, before it was given up."""
+    """Number of sampled documents for which `fast` had given different ids before it was given up."""
 
     def encode(self, texts: Any, *, first: bool) -> tuple[Ids, NDArray[np.bool_]]:
-        """The ids of a large_string array (n,), and which texts (n,) bool the tokenizer's own library encoded.
+        """The ids of a large_string array (n,), and which of its texts the tokenizer's own library encoded, (n,) bool.
 
-        Raises Differs when the two disagree on a sample; `first` takes the larger one.
+        Raises Differs when the two libraries disagree on a sample; with `first` the larger sample is taken.
         """
         if self.fast is None:
             return self.encode_slowly(texts), np.ones(len(texts), dtype=np.bool_)
@@ -59,7 +62,7 @@ class Encoder:
         return interleaved(quick, self.encode_slowly(texts.filter(pa.array(slowly))), slowly), slowly
 
     def encode_fast(self, texts: Any, fast: Fast, every: int) -> Ids:
-        """By gigatoken, in one call with the beginnings of one text in so many, whose ids are checked."""
+        """Encode by gigatoken, in one call with the beginnings of one text in `every`, whose ids are then checked."""
         sampled = sample(texts, every)
         ids, sizes = self.encode_parts(pa.concat_arrays([texts, sampled]), fast)
         end = int(sizes[: len(texts)].sum())
@@ -67,19 +70,19 @@ class Encoder:
         return ids[:end], sizes[: len(texts)]
 
     def encode_slowly(self, texts: Any) -> Ids:
-        """By the tokenizer's own library."""
+        """Encode by the tokenizer's own library."""
         if self.tokenizer.extra:
             return flattened([self.tokenizer.encode(text) for text in texts.to_pylist()])
         return self.encode_parts(texts, lambda parts: flattened(self.tokenizer.encode_plain(parts.to_pylist())))
 
     def encode_parts(self, texts: Any, encode: Any) -> Ids:
-        """Encode texts, long ones in parts."""
+        """Encode texts; long texts are encoded in parts."""
         parts, counts = self.parts(texts)
         ids, sizes = encode(parts)
         return (ids, sizes) if counts is None else (ids, np.add.reduceat(sizes, np.cumsum(counts) - counts))
 
     def parts(self, texts: Any) -> tuple[Any, NDArray[np.int64] | None]:
-        """The parts of all texts, and how many each text (n,) has; None when no text is long."""
+        """The parts of all texts, and the number of parts of each text (n,); None when no text is long."""
         long = np.flatnonzero(np.diff(offsets(texts)) > LONG)
         if not len(long):
             return texts, None
@@ -92,7 +95,7 @@ class Encoder:
         return pa.concat_arrays([*pieces, texts.slice(start)]), counts
 
     def forecast(self, characters: int) -> None:
-        """Say what a text that could not be cut will need."""
+        """Print how much memory a text that could not be cut will need."""
         if characters > 2 * LONG:
             why = self.tokenizer.uncut or "it has no space to cut at"
             print(
@@ -104,9 +107,9 @@ class Encoder:
 
 
 def open_encoder(tokenizer: Tokenizer, backend: str, size: int) -> Encoder:
-    """The encoder of --tokenizer_backend for so many bytes of text for each thread.
+    """The encoder of --tokenizer_backend for `size` bytes of text per thread.
 
-    Raises UserError when gigatoken is demanded and unfit.
+    Raises UserError when gigatoken is demanded but unfit.
     """
     if backend == "sentencepiece":
         return Encoder(tokenizer, None, "")
@@ -124,7 +127,7 @@ def open_encoder(tokenizer: Tokenizer, backend: str, size: int) -> Encoder:
 
 
 def open_fast(tokenizer: Tokenizer) -> Fast:
-    """The fast encoder, with the characters that it may be used for. Raises Unfit."""
+    """The fast encoder, restricted to the characters for which it may be used. Raises Unfit."""
     name = agreement_file.file_name(tokenizer)
     if (agreement := agreement_file.read(name)) and agreement.why_not:
         raise Unfit(agreement.why_not)
@@ -139,7 +142,10 @@ def open_fast(tokenizer: Tokenizer) -> Fast:
 
 
 def compare(fast: Fast) -> Agreement:
-    """What both libraries agree on, by trial. Raises Unfit where gigatoken fails, which may be for this once."""
+    """Find by trial what the two libraries agree on.
+
+    Raises Unfit if gigatoken fails, which may happen only this time.
+    """
     from megatron_llm.tokenizer.agreement import establish
 
     try:
@@ -149,18 +155,18 @@ def compare(fast: Fast) -> Agreement:
 
 
 def sample(texts: Any, every: int) -> Any:
-    """The beginnings of one text in so many, a large_string array."""
+    """The beginnings of one text in `every`, as a large_string array."""
     return pc.utf8_slice_codeunits(texts.take(pa.array(np.arange(0, len(texts), every))), 0, SAMPLE_CHARACTERS)
 
 
 def flattened(documents: list[list[int]]) -> Ids:
-    """Lists of ids as two arrays."""
+    """Convert lists of ids to two arrays."""
     sizes = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
     return np.fromiter(chain.from_iterable(documents), dtype=np.uint32, count=int(sizes.sum())), sizes
 
 
 def interleaved(a: Ids, b: Ids, is_b: NDArray[np.bool_]) -> Ids:
-    """Two sets of texts in one order: the next of b where is_b (n,), else the next of a."""
+    """Merge the ids of two sets of texts into one order: the next text is b's where is_b (n,), else a's."""
     sizes = np.empty(len(is_b), dtype=np.int64)
     sizes[~is_b], sizes[is_b] = a[1], b[1]
     from_b = np.repeat(is_b, sizes)

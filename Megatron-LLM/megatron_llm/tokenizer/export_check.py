@@ -1,8 +1,9 @@
-"""Whether a Hugging Face folder's tokenizer gives the ids of the library that the model's tokenizer is made for.
+"""Checks whether the tokenizer of a Hugging Face folder gives the ids of the library that defines the tokenizer.
 
-Known differences: the literal text of a control piece (`<s>`, `</s>`, `<unk>`) or of a user-defined symbol is matched
-as that token by Hugging Face and is plain text to sentencepiece. Transformers 5's `LlamaTokenizer` builds itself anew,
-whatever tokenizer.json says, and leaves the dummy prefix out before a text that begins with a space.
+There are two known differences. The literal text of a control piece (`<s>`, `</s>`, `<unk>`) or of a user-defined
+symbol is matched as that token by Hugging Face, while it is plain text to sentencepiece. And Transformers 5's
+`LlamaTokenizer` builds itself anew, whatever tokenizer.json says, and leaves out the dummy prefix of a text that begins
+with a space.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ PROBES = (
     "",
     " ",
 )
-"""Text on which the two tokenizers are compared, besides the vocabulary itself."""
+"""Texts on which the two tokenizers are compared, besides the vocabulary itself."""
 SHOWN = 10
-"""Pieces that are named where there may be hundreds."""
+"""Number of pieces that a message names at most."""
 Encode = Callable[[str], list[int]]
 
 
 def probes(vocab_file: Path) -> Iterator[str]:
-    """Awkward text, then every plain piece of the vocabulary, 16 a line; no line holds a control piece's text."""
+    """Yield awkward texts, then every plain piece of the vocabulary, 16 per line.
+
+    A line that contains the text of a control piece or symbol is left out.
+    """
     yield from PROBES
     pieces = model_proto(vocab_file).pieces
     kinds = type(pieces[0])
@@ -46,8 +50,10 @@ def probes(vocab_file: Path) -> Iterator[str]:
 
 
 def difference(folder: Path, vocab_file: Path) -> str | None:
-    """How AutoTokenizer, loaded from `folder`, differs from sentencepiece (after its <s>) on the first of the probes
-    where it does; None when it agrees on all."""
+    """The first difference on the probes between AutoTokenizer, loaded from `folder`, and sentencepiece; or None.
+
+    The ids of sentencepiece are preceded by its <s>.
+    """
     from transformers import AutoTokenizer
 
     processor, loaded = read_sentencepiece(vocab_file), AutoTokenizer.from_pretrained(str(folder))
@@ -61,22 +67,22 @@ def difference(folder: Path, vocab_file: Path) -> str | None:
 
 @dataclass(frozen=True)
 class TextComparison:
-    """How the ids of a folder's tokenizer compare with sentencepiece's over real texts."""
+    """The comparison of the ids of a folder's tokenizer with those of sentencepiece over real texts."""
 
     texts: int
     tokens: int
     control_text: int
-    """Texts with the literal text of a control piece, the known difference; their ids are not compared."""
+    """Number of texts with the literal text of a control piece, the known difference; their ids are not compared."""
     first_difference: str | None
-    """The beginning of the first text that differs."""
+    """The beginning of the first text whose ids differ."""
     tokenizer_class: str
-    """What AutoTokenizer has loaded."""
+    """The class that AutoTokenizer has loaded."""
     known_differences: list[str]
-    """What is known to differ elsewhere."""
+    """Known differences elsewhere."""
 
 
 def compare_texts(folder: Path, vocab_file: Path, texts: Iterable[str]) -> TextComparison:
-    """Compare AutoTokenizer, loaded from `folder`, with the library of `vocab_file` on texts."""
+    """Compare AutoTokenizer, loaded from `folder`, with the library of `vocab_file` on the given texts."""
     from transformers import AutoTokenizer
 
     vocab_file = file_of(vocab_file)
@@ -103,7 +109,10 @@ def _ids(loaded: Any, text: str) -> list[int]:
 
 
 def _known_differences(folder: Path, vocab_file: Path, matched: list[str]) -> list[str]:
-    """Text that Hugging Face matches, and, found by trying, what `LlamaTokenizer` gives other ids."""
+    """The known differences: pieces that Hugging Face matches in text, and texts on which `LlamaTokenizer` differs.
+
+    The latter are found by trial.
+    """
     shown = " ".join(matched[:SHOWN]) + (f" … ({len(matched)} in all)" if len(matched) > SHOWN else "")
     known = [f"in a document, the text of these pieces becomes the piece itself: {shown}"] if matched else []
     if vocab_file.suffix == ".json":
@@ -116,7 +125,7 @@ def _known_differences(folder: Path, vocab_file: Path, matched: list[str]) -> li
 
 
 def _plain_encoder(vocab_file: Path) -> tuple[Encode, list[str]]:
-    """What gives the ids of a text, and the pieces whose literal text it may treat in another way."""
+    """The function that gives the ids of a text, and the pieces whose literal text it may treat differently."""
     if vocab_file.suffix == ".json":
         tokenizer = read_json(vocab_file)
         tokenizer.no_truncation()

@@ -1,4 +1,4 @@
-"""Reading a model's tokenizer: a SentencePiece tokenizer.model, or a tokenizer.json with its tokenizer_config.json."""
+"""Reads a model's tokenizer: a SentencePiece tokenizer.model, or a tokenizer.json with its tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ COMPANIONS = (
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "generation_config.json"),
 )
-"""Files of a Hugging Face folder that go with a model besides its weights and its config.json."""
+"""Files of a Hugging Face folder that belong to a model besides its weights and its config.json."""
 SPACE = "\u2581"
-"""How SentencePiece writes a space."""
+"""The character that SentencePiece writes for a space."""
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\n")
 
 
 def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """A tokenizer.model; raises InputsMissing or UserError."""
+    """Read a tokenizer.model. Raises InputsMissing or UserError."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; give the SentencePiece tokenizer.model of the model")
     try:
@@ -36,13 +36,14 @@ def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def tiktoken_size(path: Path) -> int | None:
-    """How many ordinary tokens a tokenizer.model of Llama 3 has (a line of base64 and a rank each); else None."""
+    """Number of ordinary tokens of a Llama 3 tokenizer.model, whose lines are base64 and a rank; None for other
+    files."""
     content = path.read_bytes() if path.is_file() else b""
     return content.count(b"\n") if TIKTOKEN.match(content) else None
 
 
 def read_json(path: Path) -> Tokenizer:
-    """A tokenizer.json; raises InputsMissing or UserError."""
+    """Read a tokenizer.json. Raises InputsMissing or UserError."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; give the tokenizer.json of the model")
     try:
@@ -52,7 +53,7 @@ def read_json(path: Path) -> Tokenizer:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tokenizer_config.json beside a tokenizer.json; raises InputsMissing or UserError."""
+    """Read the tokenizer_config.json beside a tokenizer.json. Raises InputsMissing or UserError."""
     config = path.with_name("tokenizer_config.json")
     try:
         raw = json.loads(config.read_bytes())
@@ -66,7 +67,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def file_of(path: Path) -> Path:
-    """The file that a model folder's tokenizer is made from; a file stands for itself."""
+    """The tokenizer file of a model's folder; given a file, the file itself."""
     if not path.is_dir():
         return path
     model = path / "tokenizer.model"
@@ -74,7 +75,7 @@ def file_of(path: Path) -> Path:
 
 
 def find(given: Path | None, folder: Path, recorded: object) -> Path:
-    """The tokenizer of a checkpoint: --vocab_file, else what lies beside the weights, else what training recorded.
+    """The tokenizer of a checkpoint: --vocab_file, else the one beside the weights, else the one recorded by training.
 
     Raises InputsMissing when there is none.
     """
@@ -92,7 +93,7 @@ def look(folder: Path, recorded: object = None) -> Path | None:
 
 
 def say_if_another(chosen: Path, folder: Path) -> None:
-    """Print when a checkpoint's folder holds a tokenizer that differs from the chosen one."""
+    """Print a note if a checkpoint's folder holds a tokenizer that differs from the chosen one."""
     beside = look(folder)
     if beside and file_of(chosen).is_file() and file_of(chosen).read_bytes() != beside.read_bytes():
         print(f"the tokenizer is {file_of(chosen)}, which differs from {beside} beside the weights", flush=True)
@@ -101,7 +102,7 @@ def say_if_another(chosen: Path, folder: Path) -> None:
 def carry(tokenizer: Path, folder: Path) -> None:
     """Copy a tokenizer, and the files beside it that belong to the same model, into a folder where `file_of` finds it.
 
-    Several commands may do so at once.
+    Several commands may do this at the same time.
     """
     name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
     with_it = COMPANIONS if tokenizer.name == name else ("tokenizer_config.json",) if name == "tokenizer.json" else ()
@@ -114,7 +115,7 @@ def carry(tokenizer: Path, folder: Path) -> None:
 
 
 def sentence_ids(path: Path) -> tuple[int | None, int | None]:
-    """The ids of the beginning and the end of a sentence, where the tokenizer has them."""
+    """The ids of the beginning and the end of a sentence; None where the tokenizer has no such token."""
     path = file_of(path)
     if path.suffix != ".json":
         processor = read_sentencepiece(path)
@@ -128,7 +129,7 @@ def sentence_ids(path: Path) -> tuple[int | None, int | None]:
 
 
 def check_fits(path: Path, vocab_size: int) -> None:
-    """Raise UserError when the tokenizer makes ids that the model does not have."""
+    """Raise UserError when the tokenizer can give ids that the model does not have."""
     path = file_of(path)
     size = (
         max(read_json(path).get_vocab().values()) + 1
@@ -142,17 +143,17 @@ def check_fits(path: Path, vocab_size: int) -> None:
 
 
 def added_beside(path: Path) -> list[str]:
-    """The tokens of the tokenizer.json beside a tokenizer.model that the latter does not have, such as added ones."""
+    """The tokens, such as added ones, that the tokenizer.json beside a tokenizer.model has and the latter lacks."""
     beside = path.with_name("tokenizer.json")
     if not beside.is_file():
         return []
     pieces = {piece.piece for piece in model_proto(path).pieces}
-    # a user-defined piece has its spaces as such in a tokenizer.json
+    # in a tokenizer.json a user-defined piece contains real spaces
     return sorted(token for token in read_json(beside).get_vocab() if token.replace(" ", SPACE) not in pieces)
 
 
 def model_proto(path: Path) -> Any:
-    """The parsed file: pieces with scores and types, trainer and normaliser settings."""
+    """Parse a tokenizer.model: pieces with scores and types, settings of trainer and normaliser. Raises UserError."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()

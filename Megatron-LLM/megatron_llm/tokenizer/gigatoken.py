@@ -1,8 +1,8 @@
-"""gigatoken as a fast stand-in for a tokenizer's own library, only for texts on which the two are known to agree.
+"""Uses gigatoken as a fast substitute for a tokenizer's own library, on texts for which the two are known to agree.
 
-`load` refuses tokenizers whose rules gigatoken is not known to follow. agreement.py establishes for which characters
-the two libraries give the same ids; `Fast.refuses` says which texts hold anything else, and those take the tokenizer's
-own library. `Fast.check` is for samples of the documents, as an alarm.
+`load` refuses tokenizers whose rules gigatoken is not known to follow. tokenizer/agreement.py finds the characters for
+which the two libraries give the same ids. `Fast.refuses` tells which texts contain anything else; those are encoded by
+the tokenizer's own library. `Fast.check` compares samples of the documents, as a safeguard.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from megatron_llm.tokenizer.sentencepiece import SentencePieceTokenizer
 
 
 class Unfit(Exception):
-    """Why gigatoken is not used, a clause for messages."""
+    """Raised when gigatoken cannot be used; its text is a clause for messages."""
 
 
 class Differs(Unfit):
-    """gigatoken gave different ids than the tokenizer's own library, for `count` texts of which `text` is the first."""
+    """Raised when gigatoken and the tokenizer's own library differ on `count` texts, of which `text` is the first."""
 
     def __init__(self, reference: str, text: str, count: int) -> None:
         super().__init__(f"its ids differ from {reference}'s on {text[:60]!r}")
@@ -38,21 +38,23 @@ class Differs(Unfit):
 
 
 class Fast:
-    """gigatoken with a tokenizer's vocabulary, for texts that it does not refuse."""
+    """gigatoken with a tokenizer's vocabulary, for the texts that it does not refuse."""
 
     characters: Characters | None = None
-    """The characters on which both libraries are known to agree; None until that is established, and then none is
-    refused."""
+    """The characters on which both libraries are known to agree.
+
+    None until they are established; until then no character is refused.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises Unfit."""
+        """Load the tokenizer into gigatoken. Raises Unfit."""
         self.tokenizer = tokenizer
         self._matched = "|".join(map(re.escape, sorted(tokenizer.matched)))
         with unfit(f"it does not take {tokenizer.vocab_file.name}"):
             self._backend = load(tokenizer)
 
     def __call__(self, texts: Any) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Ids back to back (uint32), and how many of them each text of a large_string array (n,) has (int64).
+        """The ids of a large_string array (n,), back to back (uint32), and the number of ids of each text (n,) (int64).
 
         Raises Unfit.
         """
@@ -64,8 +66,8 @@ class Fast:
     def refuses(self, texts: Any) -> NDArray[np.bool_]:
         """Which texts of a large_string array (n,) only the tokenizer's own library may encode, (n,) bool.
 
-        These are the texts with a string that gigatoken would take for one token, or with a character on which the
-        two libraries are not known to agree.
+        These are the texts with a string that gigatoken would take for one token, or with a character on which the two
+        libraries are not known to agree.
         """
         found = np.zeros(len(texts), dtype=np.bool_)
         if self._matched:
@@ -75,27 +77,31 @@ class Fast:
         return found
 
     def differing(self, texts: Sequence[str]) -> list[int]:
-        """The numbers of the texts for which the two libraries give different ids; those that it refuses count not."""
+        """The numbers of the texts for which the two libraries give different ids; texts that are refused are left
+        out."""
         given = np.flatnonzero(~self.refuses(texts_of(texts))).tolist()
         taken = [texts[number] for number in given]
         return [given[number] for number in self.compare(taken, *self(texts_of(taken)))]
 
     def compare(self, texts: Sequence[str], ids: NDArray[np.uint32], sizes: NDArray[np.int64]) -> list[int]:
-        """The numbers of the texts whose ids (each has so many) are not those of the tokenizer's own library."""
+        """The numbers of the texts whose ids differ from those of the tokenizer's own library.
+
+        sizes: the number of ids of each text.
+        """
         ends = np.cumsum(sizes).tolist()
         found, expected = ids.tolist(), self.tokenizer.encode_plain(list(texts))
         places = zip([0, *ends], ends, expected, strict=False)
         return [number for number, (start, end, wanted) in enumerate(places) if found[start:end] != wanted]
 
     def check(self, texts: Sequence[str], ids: NDArray[np.uint32], sizes: NDArray[np.int64]) -> None:
-        """Raise Differs unless `compare` finds nothing."""
+        """Raise Differs if `compare` finds a difference."""
         if numbers := self.compare(texts, ids, sizes):
             raise Differs(self.tokenizer.reference, texts[numbers[0]], len(numbers))
 
 
 @contextmanager
 def unfit(what: str) -> Iterator[None]:
-    """Turn whatever gigatoken raises into Unfit; a panic in Rust is no Exception."""
+    """Turn any error of gigatoken into Unfit. A panic in Rust is a BaseException and not an Exception."""
     try:
         yield
     except (Unfit, KeyboardInterrupt, SystemExit):
@@ -106,7 +112,7 @@ def unfit(what: str) -> Iterator[None]:
 
 
 def load(tokenizer: Tokenizer) -> Any:
-    """gigatoken's tokenizer with the same vocabulary."""
+    """Make gigatoken's tokenizer with the same vocabulary. Raises Unfit."""
     import gigatoken
 
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -122,7 +128,7 @@ def load(tokenizer: Tokenizer) -> Any:
 
 
 def check_rules(tokenizer: SentencePieceTokenizer) -> None:
-    """Raise Unfit for rules of SentencePiece that a list of merges cannot express."""
+    """Raise Unfit if the model has rules that a list of merges cannot express."""
     if tokenizer.model.normalizer_spec.precompiled_charsmap:
         raise Unfit("the model normalises text by a table of sequences")
     if tokenizer.pieces("UNUSED"):
@@ -133,12 +139,12 @@ def check_rules(tokenizer: SentencePieceTokenizer) -> None:
 
 
 def texts_of(texts: Sequence[str]) -> Any:
-    """Strings as a large_string array."""
+    """Convert strings to a large_string array."""
     return pa.array(texts, pa.large_string())
 
 
 def borrowed(texts: Any) -> Any:
-    """A large_string array as an awkward array over the same memory."""
+    """View a large_string array as an awkward array over the same memory."""
     import awkward
 
     data = texts.buffers()[2]

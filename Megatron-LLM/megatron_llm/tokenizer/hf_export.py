@@ -1,11 +1,11 @@
-"""SentencePiece BPE -> Hugging Face tokenizer files with the same ids: tokenizer.{model,json}, tokenizer_config.json.
-A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
+"""Exports a tokenizer to Hugging Face files with the same ids: tokenizer.{model,json} and tokenizer_config.json.
 
-tokenizer.model -> pieces, scores and normaliser -> merges in order of score -> tokenizer.json -> compared with
-sentencepiece on every piece of the vocabulary and on awkward text. A bare tokenizer.model is not enough: Transformers 5
-rebuilds it with another treatment of leading spaces. So does its `LlamaTokenizer` with a tokenizer.json; that class is
-named in tokenizer_config.json where it gives the right ids all the same, else `PreTrainedTokenizerFast`, which takes
-tokenizer.json as it stands, in Transformers 4 and 5.
+A SentencePiece BPE model is converted: tokenizer.model -> pieces, scores and normaliser -> merges in order of score ->
+tokenizer.json -> comparison with sentencepiece on every piece of the vocabulary and on awkward text. A bare
+tokenizer.model would not be enough, because Transformers 5 rebuilds it with another treatment of leading spaces. Its
+`LlamaTokenizer` does the same even with a tokenizer.json. tokenizer_config.json names that class only if it gives the
+right ids nevertheless, otherwise `PreTrainedTokenizerFast`, which takes tokenizer.json as it is in Transformers 4 and
+5. A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from megatron_llm.tokenizer.special_tokens import NONE, SpecialTokens
 from run_contract.errors import UserError
 
 CLASSES = ("LlamaTokenizer", "PreTrainedTokenizerFast")
-"""Tokenizer classes for a SentencePiece model, the preferred first."""
+"""Tokenizer classes for a SentencePiece model, in order of preference."""
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, best score first; pairs of one piece in vocabulary order."""
+    """Every pair of pieces that makes a piece, best score first; the pairs of one piece are in vocabulary order."""
     order = {piece: index for index, piece in enumerate(scores)}
     merges = [
         (-score, order[piece[:cut]], order[piece[cut:]], piece[:cut], piece[cut:])
@@ -49,7 +49,7 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer:
-    """SentencePiece's normalisation: character map, spaces, dummy prefix, space symbol."""
+    """SentencePiece's normalisation: character map, spaces, dummy prefix and the symbol for spaces."""
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
@@ -61,7 +61,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _build(path: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer, and its control tokens by Hugging Face's names."""
+    """The converted tokenizer, and its control tokens by Hugging Face's names."""
     proto, processor = model_proto(path), read_sentencepiece(path)
     kinds = type(proto.pieces[0])
     plain = {piece.piece: piece.score for piece in proto.pieces if piece.type == kinds.NORMAL}
@@ -92,14 +92,17 @@ def _build(path: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def _beginning(bos: str, number: int) -> processors.TemplateProcessing:
-    """Texts begin with this token."""
+    """A post-processor that puts this token at the beginning of texts."""
     return processors.TemplateProcessing(
         single=[f"{bos}:0", "$A:0"], pair=[f"{bos}:0", "$A:0", f"{bos}:1", "$B:1"], special_tokens=[(bos, number)]
     )
 
 
 def save(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens = NONE) -> None:
-    """Write the tokenizer files into `folder` and check them against sentencepiece, or against the tokenizer.json."""
+    """Write the tokenizer files into `folder` and compare them with sentencepiece, or with the tokenizer.json.
+
+    Raises UserError when they differ.
+    """
     vocab_file = file_of(vocab_file)
     if vocab_file.suffix == ".json":
         _save_json(folder, vocab_file, max_length, special)
@@ -136,7 +139,10 @@ def save(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens
 def _write_config_that_agrees(
     folder: Path, vocab_file: Path, config: Mapping[str, Any], special: SpecialTokens
 ) -> None:
-    """Write tokenizer_config.json with the first class that gives sentencepiece's ids; UserError when none does."""
+    """Write tokenizer_config.json with the first class that gives sentencepiece's ids.
+
+    Raises UserError when none does.
+    """
     for name in CLASSES:
         _write_config(folder, {"tokenizer_class": name, **config})
         difference = export_check.difference(folder, vocab_file) or (special.check(folder) if special else None)
@@ -155,7 +161,8 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _save_json(folder: Path, vocab_file: Path, max_length: int, special: SpecialTokens) -> None:
-    """Copy a tokenizer.json, and its configuration with the class that takes it as it stands; compare the two."""
+    """Copy a tokenizer.json and its configuration, with the class that uses it as it is, and compare copy and
+    original."""
     from transformers import AutoTokenizer
 
     shutil.copyfile(vocab_file, folder / "tokenizer.json")

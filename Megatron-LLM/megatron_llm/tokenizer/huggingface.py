@@ -1,7 +1,8 @@
-"""A Hugging Face tokenizer.json as Megatron's kind of tokenizer: --tokenizer_type HuggingFaceTokenizer.
+"""A Hugging Face tokenizer.json as a tokenizer for Megatron: --tokenizer_type HuggingFaceTokenizer.
 
-The names of its beginning, end and padding tokens are read from tokenizer_config.json beside it. Special added tokens
-are plain text in documents; other added tokens are ordinary vocabulary and match, as Hugging Face has them.
+The names of its beginning, end and padding tokens are read from the tokenizer_config.json beside it. Special added
+tokens are plain text in documents; other added tokens are ordinary vocabulary and are matched, as in Hugging Face's
+library.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 from typing import Any
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the callers' threads are the workers
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads that call the library do the work
 
 from tokenizers import Tokenizer as Backend
 
@@ -19,7 +20,7 @@ from run_contract.errors import UserError
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json, with the names of its sentence tokens from the tokenizer_config.json beside it."""
+    """A tokenizer.json, with the names of its sentence tokens taken from the tokenizer_config.json beside it."""
 
     reference = "tokenizers"
 
@@ -51,7 +52,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._backend = Backend.from_buffer(content)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = True  # as text, that is
+        self._backend.encode_special_tokens = True  # special tokens in a text are encoded as text
 
     def _sentence_tokens(self) -> list[str]:
         path = self.vocab_file.with_name("tokenizer_config.json")
@@ -75,7 +76,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [*contents, *(content.replace(SPACE, " ") for content in contents)]
 
     def other_normalisers(self, *known: str) -> list[str]:
-        """The kinds of its normalisation steps that change more than spaces and are not among the known ones."""
+        """The kinds of its normalisation steps that change more than spaces and are not among the known kinds."""
         steps, found = [self.settings.get("normalizer") or {"type": "Sequence", "normalizers": []}], []
         while steps:
             step = steps.pop(0)

@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer.model as Megatron's SentencePieceTokenizer, with its ids."""
+"""A SentencePiece tokenizer.model with the ids of Megatron's SentencePieceTokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from run_contract.errors import UserError
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, tokenizer.model."""
+    """A tokenizer made from a SentencePiece model, tokenizer.model."""
 
     reference = "sentencepiece"
 
@@ -61,7 +61,10 @@ class SentencePieceTokenizer(Tokenizer):
         return [name if i < 0 else model.id_to_piece(i) for i, name in named]
 
     def _hide_from_text(self, special: list[str]) -> None:
-        """A control symbol is never matched, a user-defined one always: make the special ones control symbols."""
+        """Turn special tokens from user-defined symbols, which are always matched in text, into control symbols.
+
+        Control symbols are never matched.
+        """
         changed = [piece for piece in self.pieces("USER_DEFINED") if piece.piece in special]
         for piece in changed:
             piece.type = piece.CONTROL
@@ -74,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_model(model: bytes, vocab_file: Path) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece processor; UserError when the bytes are no model."""
+    """Load a SentencePiece processor. Raises UserError when the bytes are not a model."""
     try:
         if model:
             return sentencepiece.SentencePieceProcessor(model_proto=model)

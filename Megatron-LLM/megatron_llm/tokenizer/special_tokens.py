@@ -1,4 +1,4 @@
-"""What an exported tokenizer gets beside its vocabulary: new tokens with their ids, and other special roles."""
+"""Changes to an exported tokenizer: new tokens with their ids, and tokens that take another special role."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from megatron_llm.tokenizer.files import file_of, read_json, read_sentencepiece,
 from run_contract.errors import UserError
 
 ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
-"""Roles that --override_special_tokens can give to another token."""
+"""The roles that --override_special_tokens can give to another token."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Changes of a tokenizer that is exported."""
+    """The changes to a tokenizer that is exported."""
 
     added: dict[str, int] = field(default_factory=dict)
-    """New tokens and the ids that they must get."""
+    """New tokens -> the ids that they must get."""
     roles: dict[str, str] = field(default_factory=dict)
-    """`eos_token` -> the token that takes this role."""
+    """Role, such as `eos_token` -> the token that takes it."""
 
     @classmethod
     def of(cls, vocab_file: Path, extra: str | None, overrides: Sequence[str], vocab_size: int) -> SpecialTokens:
-        """From --vocab_extra_ids_list and --override_special_tokens. Raises UserError when the model lacks them."""
+        """The changes of --vocab_extra_ids_list and --override_special_tokens.
+
+        Raises UserError when the model lacks the ids.
+        """
         roles = dict(_role(override) for override in overrides)
         if not extra:
             return cls({}, roles)
@@ -45,7 +48,7 @@ class SpecialTokens:
         return bool(self.added or self.roles)
 
     def add_to(self, backend: Tokenizer) -> None:
-        """Add the new tokens. Raises UserError when they get other ids, or where the token of a role is missing."""
+        """Add the new tokens. Raises UserError when they get other ids, or when the token of a role is missing."""
         backend.add_special_tokens(list(self.added))
         for token, number in self.added.items():
             if backend.token_to_id(token) != number:
@@ -67,14 +70,14 @@ class SpecialTokens:
         return bos, eos
 
     def _id(self, path: Path, token: str) -> int | None:
-        """A token's id; None where there is none, which `add_to` refuses."""
+        """The id of a token; None if there is no such token, which `add_to` refuses."""
         if token in self.added:
             return self.added[token]
         find = read_json(path).token_to_id if path.suffix == ".json" else read_sentencepiece(path).piece_to_id
         return int(number) if (number := find(token)) is not None else None
 
     def check(self, folder: Path) -> str | None:
-        """What a folder's tokenizer, as Transformers loads it, does not have of it; None when it has all."""
+        """The first change that is missing in a folder's tokenizer as Transformers loads it; None if there is none."""
         from transformers import AutoTokenizer
 
         loaded = AutoTokenizer.from_pretrained(str(folder))

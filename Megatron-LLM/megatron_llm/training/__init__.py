@@ -1,1 +1,1 @@
-"""One run on this rank: assembled, resumed, and its loop."""
+"""One training run on this rank: how it is assembled, resumed and looped."""

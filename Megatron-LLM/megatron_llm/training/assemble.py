@@ -1,4 +1,4 @@
-"""One run on this rank: checks -> where it starts -> data, sharded model, optimizer -> the training loop."""
+"""Assembles one training run on this rank: checks -> starting point -> data, sharded model, optimizer -> the loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from run_contract.publish import write_json
 
 
 def run(args: Arguments, world: World, stop: StopRequest) -> int:
-    """Set up this rank and train; gives the exit code. Raises UserError on all ranks alike, Diverged."""
+    """Set up this rank, train, and return the exit code. Raises UserError, on all ranks alike, or Diverged."""
     heartbeat = Heartbeat()
     heartbeat.beat("start", 0)
     if not {"hidden_dropout", "attention_dropout"} & set(args.given):
@@ -79,7 +79,7 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
 
 
 def _peers(args: Arguments, world: World) -> str:
-    """What an error of this rank may come from that is not this rank's fault."""
+    """A clause for an error of this rank, which names other ranks as a possible cause; empty with one rank."""
     if world.size == 1:
         return ""
     limit = f"--distributed_timeout_minutes {args.distributed_timeout_minutes:g}"
@@ -95,7 +95,7 @@ def _trainer(
     weights: dict[str, Tensor],
     heartbeat: Heartbeat,
 ) -> Trainer:
-    """Data, model and optimizer, standing where the run was found."""
+    """Build the trainer: data, model and optimizer in the state from which the run starts or goes on."""
     metrics = _metrics(args, world, found.progress)
     sizes = batch_sizes(args, world.size)
     schedule = world.on_rank0(lambda: resume.schedule(args, sizes.full, found.saved))
@@ -139,7 +139,7 @@ def _trainer(
 
 
 def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | None:
-    """On rank 0, whose mistakes with it all ranks hear of."""
+    """The metrics writer, created on rank 0 only (None elsewhere); if that fails, the error is raised on every rank."""
     opened: list[Metrics] = []
     world.on_rank0(lambda: opened.append(Metrics(args, progress.iteration, progress.evaluation_due)))
     world.on_rank0(lambda: write_json(args.save / HARDWARE, _hardware(world)))
@@ -147,14 +147,14 @@ def _metrics(args: Arguments, world: World, progress: Progress) -> Metrics | Non
 
 
 def _hardware(world: World) -> dict[str, Any]:
-    """What this attempt runs on, for the model card."""
+    """The hardware that this attempt runs on, for the model card."""
     gpu = world.device.type == "cuda"
     device = torch.cuda.get_device_name(world.device) if gpu else f"CPU ({platform.machine()})"
     return {"device": device, "ranks": world.size, "torch": torch.__version__}
 
 
 def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, Llama]:
-    """This rank's pipeline stages by their number, sharded, without values."""
+    """This rank's pipeline stages by stage number; they are sharded, but their parameters have no values yet."""
     tp, models = world.tensor_parallel(sequence=args.sequence_parallel), {}
     whole = WholeLayers.of(args.recompute_method, args.recompute_num_layers)
     for number, part in pipeline.stages(config, args, world).items():
@@ -167,7 +167,7 @@ def models_of(args: Arguments, world: World, config: ModelConfig) -> dict[int, L
 
 
 def _steps(args: Arguments, world: World, models: dict[int, Llama]) -> Steps:
-    """How this rank computes, with models that have their values."""
+    """The steps object that computes global batches on this rank; the models must already have their values."""
     masks, (_, micro_batches) = world.on_rank0(lambda: Masks.of(args)), batch_layout(args, world.size)
     if args.pipeline_model_parallel_size > 1:
         return pipeline.Pipelined(models, args, world, micro_batches, masks)
@@ -175,7 +175,7 @@ def _steps(args: Arguments, world: World, models: dict[int, Llama]) -> Steps:
 
 
 def _evaluate_only(args: Arguments, world: World, found: Start, weights: dict[str, Tensor]) -> int:
-    """--eval_only: the loss on the first validation samples; --save stays as it is."""
+    """Carry out --eval_only: print the loss on the first validation samples. Nothing in --save is changed."""
     sizes = batch_sizes(args, world.size)
     indices = world.on_rank0(lambda: batches.find_indices(args, sizes.full))
     _, valid = world.on_every_rank(lambda: batches.datasets(args, sizes.full, indices))
@@ -193,7 +193,7 @@ def _evaluate_only(args: Arguments, world: World, found: Start, weights: dict[st
 def _filled_optimizer(
     args: Arguments, world: World, found: Start, weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]
 ) -> torch.optim.AdamW:
-    """The optimizer; parameters and moments get their values."""
+    """Build the optimizer, and fill the parameters and the optimizer's moments with their values."""
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = build_optimizer(parameters.values(), betas=betas, epsilon=args.adam_eps, weight_decay=args.weight_decay)
     resume.load_model(parameters, optimizer, found, weights, args, world)
@@ -202,7 +202,7 @@ def _filled_optimizer(
 
 
 def _set_random_state(seed: int, saved: dict[str, Any]) -> None:
-    """Go on with the checkpoint's random numbers, or begin with the seed's."""
+    """Restore the random state of the checkpoint, or seed a new one where the checkpoint has none."""
     torch.manual_seed(seed)
     if "rng" in saved:
         state = bytearray(base64.b64decode(saved["rng"]["torch"]))

@@ -1,7 +1,8 @@
-"""From tokenised data to each rank's micro-batches: checks -> datasets -> sample numbers -> tensors.
+"""The way from tokenised data to each rank's micro-batches: checks -> datasets -> sample numbers -> tensors.
 
-Sample k of the run is sample k of the dataset; rank r of d takes rows [r*mb, (r+1)*mb) of every d*mb samples. So the
-order depends on the seed and the consumed samples only, and resuming needs only their number.
+Sample k of the run is sample k of the dataset. With d data-parallel ranks and mb samples per micro-batch, rank r takes
+rows [r*mb, (r+1)*mb) of every d*mb samples. The order of samples therefore depends only on the seed and the number of
+consumed samples, and that number is all that resuming needs.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from run_contract.errors import InputsMissing, UserError
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """What must stay the same over a run's restarts, and fit the model."""
+    """The properties of the data that must stay the same across restarts of a run and that must fit the model."""
 
     fingerprint: str
     vocab_size: int | None
-    """Of the tokenizer, None when neither a manifest nor --vocab_file tells."""
+    """Vocabulary size of the tokenizer; None when neither a manifest nor --vocab_file gives it."""
     tokenizer_fingerprint: str | None
 
 
@@ -68,7 +69,7 @@ def identify(args: Arguments) -> DataIdentity:
 
 
 def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_position_embeddings: int) -> None:
-    """The data's vocabulary and --seq_length must fit the model. Raises UserError."""
+    """Check that the data's vocabulary and --seq_length fit the model. Raises UserError."""
     if identity.vocab_size is not None and identity.vocab_size > vocab_size:
         raise UserError(
             f"the data {', '.join(map(str, args.data().prefixes()))} has {identity.vocab_size} kinds of tokens and the "
@@ -83,9 +84,10 @@ def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_pos
 
 
 def find_indices(args: Arguments, global_batch: int) -> list[Path | None]:
-    """The indices of the training and the validation samples that tools/build_index.py wrote, verified (rank 0).
+    """Find and verify the indices of the training and validation samples that tools/build_index.py wrote (rank 0 only).
 
-    Without --index_path None stands for one that is not there. Raises UserError, InputsMissing.
+    Returns the path of each index's manifest. Where an index does not exist, the entry is None; with --index_path a
+    missing index is an error instead. Raises UserError, InputsMissing.
     """
     folder = args.index_path or args.data().index_folder()
     needed, plans = args.index_path is not None, _plans(args, global_batch)
@@ -109,7 +111,7 @@ def _find_index(plan: Plan, folder: Path, *, needed: bool) -> Path | None:
 
 
 def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> tuple[Samples, Samples | None]:
-    """The training and the validation samples (None with --eval_iters 0), as many as the whole run needs."""
+    """Open the training and the validation samples (None with --eval_iters 0), as many as the whole run needs."""
     plans = zip(_plans(args, global_batch), indices, strict=True)
     train, valid = (gpt_dataset.open_split(plan, manifest) if plan else None for plan, manifest in plans)
     assert train is not None
@@ -117,14 +119,17 @@ def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> 
 
 
 def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
-    """What is read for training and validation; nothing is evaluated on the test split."""
+    """The plans of what training and validation read; the test split is never evaluated."""
     train, valid, _ = args.samples(global_batch)
     return gpt_dataset.plan(args.data(), args.seed, args.seq_length, (train, valid, 0))[:2]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of the samples [first, last) a rank computes: iterates over its micro-batches as sample numbers."""
+    """A rank's share of the samples [first, last).
+
+    Iterating over it gives the sample numbers of one micro-batch after another.
+    """
 
     first: int
     last: int
@@ -139,7 +144,10 @@ class Share:
 
 
 def load(samples: Samples, share: Share, workers: int) -> Iterator[Tensor]:
-    """A rank's micro-batches (micro_batch, seq_length + 1), int64, read ahead by worker processes if any."""
+    """Iterate over a rank's micro-batches, each (micro_batch, seq_length + 1) int64.
+
+    Worker processes, if any, read ahead.
+    """
     loader: DataLoader[Tensor] = DataLoader(
         samples,  # type: ignore[arg-type]  # map-style by protocol, not by inheritance
         batch_sampler=share,
@@ -147,7 +155,7 @@ def load(samples: Samples, share: Share, workers: int) -> Iterator[Tensor]:
         collate_fn=_stack,
         worker_init_fn=shield_worker,
         multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),  # else it draws from the global one, as often as the run is started
+        generator=torch.Generator(),  # otherwise every start of the run would draw a number from the global generator
     )
     return iter(loader)
 

@@ -1,9 +1,12 @@
-"""Documents within a sample: where positions begin again, what attention sees, which tokens count in the loss.
+"""How documents within a sample are separated: positions that restart, attention within a document, tokens in the loss.
 
-A document ends with its EOD, which still belongs to it; what follows is the next one. As Megatron's
---reset_position_ids, --reset_attention_mask and --eod_mask_loss have it, which all look at the input tokens.
-With --eod_mask_loss, --loss_normalisation says what the mean loss is taken over: the counted tokens of the global
-batch, or, as Megatron-LLM does, first those of each micro-batch, so that the result depends on their size.
+A document ends with its EOD token, which still belongs to it; the next token begins the next document. The three flags
+--reset_position_ids, --reset_attention_mask and --eod_mask_loss work as in Megatron: all of them look at the input
+tokens, not at the targets.
+
+With --eod_mask_loss, --loss_normalisation chooses how the mean loss is taken. `global` averages over the counted tokens
+of the whole global batch. `micro` first averages within each micro-batch, as Megatron-LLM does, so the result depends
+on the size of the micro-batches.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ from run_contract.errors import InputsMissing, UserError
 
 FLAGS = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
 GLOBAL, MICRO = "global", "micro"
-"""What --loss_normalisation may be."""
+"""The values that --loss_normalisation may have."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Which of the three are asked for, the token that ends a document, and how the loss is normalised."""
+    """Which of the three flags are set, the token that ends a document, and how the loss is normalised."""
 
     reset_position_ids: bool = False
     reset_attention_mask: bool = False
@@ -36,12 +39,15 @@ class Masks:
 
     @property
     def over_global_batch(self) -> bool:
-        """Whether a micro-batch's loss depends on how many tokens count in the whole global batch."""
+        """Whether the loss of a micro-batch depends on the number of counted tokens in the whole global batch."""
         return self.eod_mask_loss and self.loss_normalisation == GLOBAL
 
     @classmethod
     def of(cls, args: Arguments) -> Masks:
-        """What the flags ask for, with the EOD of the data's manifests. Raises UserError, InputsMissing."""
+        """The masks that the flags ask for, with the EOD token from the data's manifests.
+
+        Raises UserError, InputsMissing.
+        """
         asked = {name: getattr(args, name) for name in FLAGS}
         if not any(asked.values()):
             return cls()
@@ -68,8 +74,11 @@ class Masks:
         return cls(**asked, eod=next(iter(found)), loss_normalisation=args.loss_normalisation or GLOBAL)
 
     def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
-        """What the model takes beside tokens (b, s), each (b, s), nothing that is not asked for: `positions` and
-        `documents` (numbers within the sample), int64; `counted` in the loss, bool."""
+        """The inputs that the model takes besides tokens (b, s), each (b, s), without those that no flag asks for.
+
+        `positions` and `documents` (the number of each token's document within the sample) are int64; `counted`, which
+        marks the tokens that count in the loss, is bool.
+        """
         found, ends = {}, tokens == self.eod
         if self.reset_position_ids:
             index = torch.arange(tokens.shape[1], device=tokens.device)
@@ -83,7 +92,7 @@ class Masks:
         return found
 
     def number(self, tokens: Tensor) -> int:
-        """How many of these input tokens are counted in the loss."""
+        """The number of these input tokens that count in the loss."""
         return int((tokens != self.eod).sum()) if self.eod_mask_loss else tokens.numel()
 
 
@@ -91,10 +100,10 @@ NONE = Masks()
 
 
 def with_normalisation(args: Arguments, saved: Mapping[str, Any]) -> Arguments:
-    """The arguments with --loss_normalisation decided: as given, else as the run began that is continued, else global.
+    """The arguments with --loss_normalisation set: as given, else as in the run being continued, else `global`.
 
-    saved: the state.json of the checkpoint being continued, or nothing; runs from before the flag existed began with
-    `micro`. Raises UserError when the flag would change what a run with --eod_mask_loss learns.
+    saved: the state.json of the checkpoint being continued, or an empty mapping. Runs that began before the flag
+    existed used `micro`. Raises UserError when the flag would change what a run with --eod_mask_loss learns.
     """
     asked = args.loss_normalisation
     began: Any = asked or GLOBAL

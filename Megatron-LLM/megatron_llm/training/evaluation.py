@@ -1,4 +1,4 @@
-"""Evaluations: the mean loss over global batches of validation samples, and how often the likeliest token is right."""
+"""Evaluation: the mean loss over global batches of validation samples, and how often the likeliest token is right."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from megatron_llm.training.steps import Steps, agreed_mean
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How this rank evaluates."""
+    """This rank's part of an evaluation."""
 
     args: Arguments
     world: World
     steps: Steps
     models: Iterable[Llama]
-    """This rank's pipeline stages."""
+    """The pipeline stages of this rank."""
     valid: Samples
 
     @torch.no_grad()
     def run(self, first: int, batch_size: int, given_up: Callable[[], bool] = lambda: False) -> Result | None:
-        """Evaluate eval_iters batches of so many samples from number `first` on; None when given up. Collective.
+        """Evaluate --eval_iters batches of `batch_size` samples, beginning with sample number `first`. Collective.
 
-        given_up: asked before each batch; all ranks must answer alike.
+        given_up: asked before each batch; must give the same answer on all ranks. Returns None if it said yes.
         """
         rows = self.args.micro_batch_size
         self.steps.micro_batches = batch_size // (rows * self.world.data_size)
@@ -67,7 +67,7 @@ class Evaluation:
 
 
 def _share(hits: Hits, world: World) -> float:
-    """The share of the right tokens over all ranks. Collective."""
+    """The share of counted tokens that were predicted correctly, over all ranks. Collective."""
     own = torch.tensor([float(hits.right), float(hits.counted)], dtype=torch.float64)
     right, counted = world.total(own).tolist()
     return float(right / max(counted, 1.0))

@@ -1,8 +1,8 @@
-"""Pipeline parallelism: which layers a rank holds, and a global batch passing through all ranks' stages.
+"""Pipeline parallelism: which layers a rank holds, and how a global batch passes through the stages of all ranks.
 
-1F1B where a rank holds one stage, interleaved 1F1B where it holds several. Every stage passes on its hidden states and
-the last one gives the loss itself, so that no logits outlive their micro-batch. A tied embedding is the first stage's;
-the last one computes with a copy.
+The schedule is 1F1B where a rank holds one stage, and interleaved 1F1B where it holds several. Every stage passes on
+its hidden states. The last stage returns the loss itself, so that logits are freed with their micro-batch. A tied
+embedding belongs to the first stage; the last stage computes with a copy of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_llm.training.steps import Intake
 
 
 def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part]:
-    """This rank's stages by their number in the pipeline: every pp-th one."""
+    """This rank's stages by their number in the pipeline: every n-th one, where n is the pipeline-parallel size."""
     size, rank = args.pipeline_model_parallel_size, world.mesh.get_local_rank("pp")
     depth = args.num_layers_per_virtual_pipeline_stage or config.num_layers // size
     count = config.num_layers // depth
@@ -37,21 +37,25 @@ def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part
 
 
 class TiedEmbedding:
-    """The embedding in the first stage and its copy, the output layer of the last one: one weight on two ranks.
+    """A tied embedding: the first stage holds the weight, and the last stage's output layer is a copy on another rank.
 
-    The copy takes the embedding's values before it is used, and its gradient is added to the embedding's. So the norm,
-    the optimizer and the checkpoints have one weight only, the embedding. Without tied embeddings nothing is done.
+    The copy receives the embedding's values before it is used, and its gradient is added to the embedding's gradient.
+    So the gradient norm, the optimizer and the checkpoints see one weight only, the embedding. Without tied embeddings
+    all methods do nothing.
     """
 
     def __init__(self, models: Sequence[Llama], group: dist.ProcessGroup) -> None:
-        """models: this rank's stages in their order; group: the pipeline's ranks."""
+        """models: this rank's stages in pipeline order; group: the ranks of the pipeline."""
         tied, self.group, self.stale = models[0].config.tie_embed_logits, group, True
         self.embedding = models[0].embedding.weight if tied and models[0].part.first else None
         self.copy = models[-1].lm_head.weight if tied and models[-1].part.last else None
 
     @torch.no_grad()
     def share(self) -> None:
-        """Give the copy the embedding's values where they may have changed. Together with the other end's rank."""
+        """Send the embedding's values to the copy if they may have changed.
+
+        The first and the last rank must call it together.
+        """
         if not self.stale:
             return
         self.stale = False
@@ -62,7 +66,10 @@ class TiedEmbedding:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add the copy's gradient to the embedding's, before an update. Together with the other end's rank."""
+        """Add the copy's gradient to the embedding's, before an update.
+
+        The first and the last rank must call it together.
+        """
         self.stale = True
         if self.copy is not None:
             assert self.copy.grad is not None
@@ -84,7 +91,7 @@ class TiedEmbedding:
 
 
 def _slice(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """The part of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -94,7 +101,8 @@ class Pipelined:
     def __init__(
         self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks = NONE
     ) -> None:
-        """models: this rank's stages by number, with their values; micro_batches: of the first global batch, here."""
+        """models: this rank's stages by number, with their values. micro_batches: how many each rank computes per full
+        global batch; the attribute changes with the batch size."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
         self.intake = Intake(self.models[0].config.vocab_size, world, masks)
         self.tied = TiedEmbedding(self.models, world.mesh.get_group("pp"))
@@ -103,7 +111,7 @@ class Pipelined:
         count = args.pipeline_model_parallel_size * len(models)
         self.stages = [_stage(model, number, count, args, world) for number, model in models.items()]
         self.schedules: dict[int, Schedule1F1B | ScheduleInterleaved1F1B] = {}
-        """By their number of micro-batches, which grows with --rampup_batch_size."""
+        """The latest schedule, by its number of micro-batches, which grows with --rampup_batch_size."""
 
     @property
     def schedule(self) -> Schedule1F1B | ScheduleInterleaved1F1B:
@@ -145,13 +153,16 @@ class Pipelined:
             free_gathered_weights(model)
 
     def _global_batch(self, batches: Iterator[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """What this rank's first stage takes from outside (nothing unless it is the model's first), and what all take:
-        the schedule cuts both into micro-batches."""
+        """The inputs of the pipeline for one global batch, which the schedule cuts into micro-batches.
+
+        First the positional inputs of this rank's first stage, which are empty unless that is the first stage of the
+        model; then the named inputs, which every stage receives.
+        """
         tokens, targets, named = self.intake.together(batches, self.micro_batches)
         return ((tokens,) if self.models[0].part.first else ()), {"target": targets, "targets": targets, **named}
 
     def _share(self, loss: Tensor, _targets: Tensor) -> Tensor:
-        """A micro-batch's part of the mean over the global batch, times the loss scale."""
+        """The contribution of a micro-batch to the mean loss of the global batch, times the loss scale."""
         return loss / self.micro_batches * self.loss_scale
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
@@ -160,7 +171,7 @@ class Pipelined:
 
 
 def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:
-    """A stage with the shapes that it takes and gives, so that none need be found out by a trial run."""
+    """A pipeline stage with its input and output shapes given, so that torch need not find them by a trial run."""
     length = args.seq_length // (model.tp.size if model.tp.sequence else 1)
     tokens = torch.empty(args.micro_batch_size, args.seq_length, dtype=torch.int64, device="meta")
     size = (args.micro_batch_size, length, model.config.hidden_size)

@@ -1,4 +1,4 @@
-"""Where a run begins or goes on."""
+"""The state from which a run begins or goes on."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from megatron_llm.optim.update_guards import Memory
 
 @dataclass
 class Progress:
-    """How far a run is; stored in every checkpoint."""
+    """The progress of a run; stored in every checkpoint."""
 
     iteration: int = 0
     consumed_train_samples: int = 0
     consumed_valid_samples: int = 0
     optimizer_steps: int = 0
-    """Updates that Adam's moments have seen: fewer than iterations when only weights were taken over."""
+    """Updates that Adam's moments have seen; fewer than iterations when only weights were taken from a checkpoint."""
     skipped_train_samples: int = 0
-    """Consumed in iterations that made no update: the learning rate does not count them."""
+    """Samples consumed in iterations that made no update; the learning-rate schedule does not count them."""
     evaluation_due: bool = False
-    """The evaluation after this iteration has not been made, or was interrupted."""
+    """Whether the evaluation after this iteration is still to be made, because it was interrupted or has not begun."""
     losses_since_log: list[float] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
-        """From state.json; checkpoints from before the guards had a memory lack it. Raises KeyError, TypeError."""
+        """Read the progress from a state.json; in checkpoints from before the guards had a memory, that part starts
+        empty.
+
+        Raises KeyError, TypeError.
+        """
         memory = dict(state.get("memory", {}))
         if scale := memory.pop("loss_scale", None):
             memory["loss_scale"] = LossScale(**scale)
@@ -40,17 +44,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Start:
-    """What rank 0 found, without the weights."""
+    """The starting point that rank 0 found, without the weights."""
 
     config: ModelConfig
     progress: Progress
     folder: Path | None = None
-    """One of our checkpoints, to be loaded by all ranks together."""
+    """A checkpoint of this engine, which all ranks load together; None when the run starts otherwise."""
     saved: dict[str, Any] = field(default_factory=dict)
-    """Its state.json, without what flags say is not to be taken over."""
+    """The state.json of that checkpoint, without the parts that flags exclude."""
     with_optimizer: bool = True
-    """Whether Adam's moments are loaded from it."""
+    """Whether Adam's moments are loaded from that checkpoint."""
     recorded: Mapping[str, Any] = field(default_factory=dict)
-    """The flags that the checkpoint was made with, as far as it tells."""
+    """The flags with which the checkpoint was made, as far as it recorded them."""
     seq_length: int = 0
-    """Of the flags, or without that flag the checkpoint's."""
+    """Sequence length: --seq_length, or the checkpoint's value when that flag is not given."""

@@ -1,4 +1,4 @@
-"""Where a run starts: the newest valid checkpoint in --save, else --load, else random weights."""
+"""Finds where a run starts: the newest valid checkpoint in --save, else --load, else random weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ from run_contract.errors import UserError
 
 
 def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int, weights: dict[str, Tensor]) -> Start:
-    """Choose and check the start (rank 0). A Megatron checkpoint's weights are put into `weights`.
+    """Choose and check the starting point (rank 0 only).
 
-    Raises UserError when checkpoint, flags and data do not fit together, InputsMissing when --load has no files.
+    Weights that only rank 0 loads (from a layout other than this engine's checkpoints, or with --finetune) are put into
+    `weights`. Raises UserError when checkpoint, flags and data do not fit together, and InputsMissing when --load has
+    no files.
     """
     if not args.eval_only:
         check_claim()
@@ -51,7 +53,7 @@ def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int,
 
 
 def _length(args: Arguments, start: Start, where: Path | None) -> int:
-    """--seq_length, or the checkpoint's. Raises UserError when neither tells."""
+    """The sequence length: --seq_length, or the checkpoint's value. Raises UserError when neither is known."""
     if args.seq_length is not None:
         return args.seq_length
     if length := start.recorded.get("seq_length"):
@@ -84,7 +86,10 @@ def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes, weights:
 
 
 def _anew(args: Arguments, identity: DataIdentity) -> Start:
-    """Random weights."""
+    """The start of a run from random weights.
+
+    Raises UserError with --eval_only, or when the vocabulary size is unknown.
+    """
     if args.eval_only:
         raise UserError(f"--eval_only: there is no checkpoint in {args.save}; give --load")
     if any(args.save.glob("iter_*")):
@@ -108,13 +113,14 @@ PARTS = {
     "optim": ("schedule", "Adam's moments begin at zero and the learning rate warms up again"),
     "rng": ("rng", "the random state is --seed's"),
 }
-"""What --no_save_X and --no_load_X are about -> its name in state.json, and what happens without it."""
+"""The X of --no_save_X and --no_load_X -> its key in state.json, and what happens when that part is missing."""
 
 
 def _as_asked(start: Start, args: Arguments, sizes: BatchSizes, *, begun: bool) -> Start:
-    """One of our checkpoints without what --no_load_optim and --no_load_rng leave out.
+    """The start from one of this engine's checkpoints, without what --no_load_optim and --no_load_rng exclude.
 
-    A run that has begun goes on whole, whatever these flags say, unless --no_save_optim or --no_save_rng left it out.
+    begun: the checkpoint is in --save, so the run itself is continued. Then every part that was saved is loaded,
+    whatever these flags say. Raises UserError when a part was not saved and --no_load_X does not accept its absence.
     """
     if args.eval_only:
         return replace(start, with_optimizer=False)
@@ -136,7 +142,7 @@ def _as_asked(start: Start, args: Arguments, sizes: BatchSizes, *, begun: bool) 
 
 
 def _warming_up(progress: Progress) -> Progress:
-    """As far as before, with the schedule at its beginning."""
+    """The same progress, but with the learning-rate schedule back at its beginning."""
     return replace(progress, skipped_train_samples=progress.consumed_train_samples)
 
 
@@ -151,9 +157,9 @@ def _say_without_optimizer(where: Path | None, args: Arguments, sizes: BatchSize
 
 
 def _original_progress(loaded: load_any.Loaded, args: Arguments, sizes: BatchSizes) -> Progress:
-    """Iteration and consumed samples of a checkpoint of Megatron's trainer, whose optimizer is not taken over.
+    """The progress recorded in a checkpoint of Megatron's trainer, whose optimizer state is not taken over.
 
-    Raises UserError unless --no_load_optim says that this is known.
+    Raises UserError unless --no_load_optim shows that the user knows this.
     """
     assert loaded.iteration != "release"
     if args.eval_only:
@@ -172,7 +178,7 @@ def _original_progress(loaded: load_any.Loaded, args: Arguments, sizes: BatchSiz
 
 
 def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> None:
-    """A Falcon is not trained as one of the others, nor they as a Falcon. Raises UserError."""
+    """Check that a Falcon checkpoint is trained as a Falcon, and any other model not as one. Raises UserError."""
     if found.parallel_attn != (model_name == "falcon"):
         kind = "a Falcon" if found.parallel_attn else "no Falcon but one of the Llamas or Mistral"
         raise UserError(
@@ -182,7 +188,7 @@ def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> No
 
 
 def weights_in_order(start: Start, weights: dict[str, Tensor], args: Arguments) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) of every parameter in the model's order, loaded or random (rank 0)."""
+    """Yield (name, whole tensor) of every parameter in the model's order, from `weights` or random (rank 0 only)."""
     if not weights:
         return initial_weights(start.config, args.seed, args.init_method_std)
     return ((name, weights.pop(name)) for name in shapes(start.config))
@@ -196,7 +202,7 @@ def load_model(
     args: Arguments,
     world: World,
 ) -> None:
-    """Give the sharded model its values, and the optimizer its moments when a run is continued. Collective."""
+    """Load the values of the sharded model, and the optimizer's moments when a run is continued. Collective."""
     if start.folder:
         checkpoint.load(start.folder, parameters, optimizer if start.with_optimizer else None)
     else:
@@ -204,7 +210,7 @@ def load_model(
 
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
-    """The learning-rate schedule of the flags, or of the checkpoint being continued. Raises UserError."""
+    """The learning-rate schedule from the flags, or from the checkpoint being continued. Raises UserError."""
     decay = args.lr_decay_samples or (args.lr_decay_iters or 0) * global_batch or args.samples(global_batch)[0]
     warmup: float = args.lr_warmup_samples or args.lr_warmup_iters * global_batch
     if args.lr_warmup_fraction is not None:
@@ -215,7 +221,7 @@ def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Sched
         flags = replace(flags, wsd_style=args.lr_wsd_decay_style, wsd_samples=last)
     if "schedule" not in saved:
         return flags
-    constant = saved["arguments"]["weight_decay"]  # all that a checkpoint from before it could grow knows
+    constant = saved["arguments"]["weight_decay"]  # older checkpoints know only a constant weight decay
     before = {"start_weight_decay": constant, "end_weight_decay": constant, **saved["schedule"]}
     return flags.resumed(
         before,
@@ -225,7 +231,7 @@ def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Sched
 
 
 def _weight_decay(args: Arguments, global_batch: int) -> dict[str, Any]:
-    """The schedule's fields that say how the weight decay grows."""
+    """The fields of the schedule that describe how the weight decay grows."""
     if args.weight_decay_incr_style == "constant":
         return {"start_weight_decay": args.weight_decay, "end_weight_decay": args.weight_decay}
     return {

@@ -1,7 +1,8 @@
-"""What may change when a run goes on: one table over all flags, and the checks of what it says.
+"""Which flags may change when a run goes on: one table of rules for all flags, and the checks that enforce them.
 
-A run goes on from its own newest checkpoint, from another one of ours in --load, or from one of the original's trainer.
-The flags of before are those that the checkpoint recorded; the original's hold the names that are compared here, too.
+A run goes on from its own newest checkpoint, from another checkpoint of this engine in --load, or from a checkpoint of
+the original Megatron trainer. The earlier flags are those that the checkpoint recorded; checkpoints of the original
+trainer use the same names for the flags that are compared here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NEW_RUN = "begin a new run from it with --finetune and another --save folder"
 
 
 class Rule(Enum):
-    """What happens when a run goes on with another value of a flag."""
+    """The rule for a flag whose value differs from the earlier one when a run goes on."""
 
     FREE = "may change"
     SAID = "may change; the run says so"
@@ -67,23 +68,23 @@ _NAMED = {
     "wandb_id peak_tflops eval_only metrics",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _NAMED.items() for name in names.split()}
-"""Flag -> what happens when it changes; every flag is here."""
+"""Flag -> the rule for changing it; every flag is listed."""
 
 
 def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of one of our checkpoints; those that its version did not have yet stand at their default."""
+    """The flags of one of this engine's checkpoints; flags that its version did not have yet get their default."""
     fields = [entry for entry in dataclasses.fields(Arguments) if entry.default is not dataclasses.MISSING]
     return {entry.name: entry.default for entry in fields if entry.name not in NOT_FLAGS} | dict(arguments)
 
 
 def original(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of one of the original's checkpoints that have a rule here; other kinds of values are left out."""
+    """The flags of a checkpoint of the original trainer that have a rule here and a value of a plain type."""
     kinds = (int, float, str, list, type(None))
     return {name: value for name, value in arguments.items() if name in RULES and isinstance(value, kinds)}
 
 
 def check(start: Start, args: Arguments, identity: DataIdentity, sizes: BatchSizes, where: Path) -> Progress:
-    """Where the run goes on, once everything that may not change has been found unchanged. Raises UserError."""
+    """The progress from which the run goes on. Raises UserError if anything has changed that must not."""
     before = start.recorded
     if start.saved:
         _check_data(start.saved["data"], identity, where)
@@ -101,7 +102,7 @@ def check(start: Start, args: Arguments, identity: DataIdentity, sizes: BatchSiz
 
 
 def _plain(value: Any) -> Any:
-    """A value in one spelling: the original keeps the spaces of `969, 30, 1` and the words of a list."""
+    """A value in a uniform spelling: the original trainer keeps the spaces of `969, 30, 1` and the words of a list."""
     if isinstance(value, (list, tuple)):
         return [int(part) for part in value]
     return value.replace(" ", "") if isinstance(value, str) else value
@@ -115,7 +116,7 @@ def _refusal(where: Path, name: str, old: Any, new: Any) -> UserError:
 
 
 def _check_data(before: Mapping[str, Any], identity: DataIdentity, where: Path) -> None:
-    """The same documents, and where both are known the same tokenizer. Raises UserError."""
+    """Check that the documents are the same, and the tokenizer too where both are known. Raises UserError."""
     old, new = before["tokenizer_fingerprint"], identity.tokenizer_fingerprint
     if None not in (old, new) and old != new:
         raise UserError(
@@ -127,7 +128,7 @@ def _check_data(before: Mapping[str, Any], identity: DataIdentity, where: Path) 
 
 
 def _earlier(args: Arguments, before: Mapping[str, Any]) -> Arguments | None:
-    """The flags with the lengths of before, None where the checkpoint does not tell them."""
+    """The flags with the earlier lengths of the run and its evaluations; None if the checkpoint lacks one of them."""
     names = [name for name, rule in RULES.items() if rule in (Rule.LENGTH, Rule.EVALUATION)]
     if not all(name in before for name in names):
         return None
@@ -135,13 +136,13 @@ def _earlier(args: Arguments, before: Mapping[str, Any]) -> Arguments | None:
 
 
 def _plan(args: Arguments, split: int, samples: int) -> gpt_dataset.Plan | None:
-    """What is read of the training (0) or validation (1) data."""
+    """The plan of what is read of the training (0) or validation (1) data."""
     wanted = (samples, 0, 0) if split == 0 else (0, samples, 0)
     return gpt_dataset.plan(args.data(), args.seed, args.seq_length, wanted)[split]
 
 
 def _same_order(args: Arguments, split: int, before: int, wanted: int) -> bool:
-    """Whether a split has the same order for both numbers of samples."""
+    """Whether the samples of a split come in the same order for both numbers of samples."""
     if before == wanted:
         return True
     first, second = (_plan(args, split, count) for count in (before, wanted))
@@ -149,7 +150,8 @@ def _same_order(args: Arguments, split: int, before: int, wanted: int) -> bool:
 
 
 def _enough(args: Arguments, split: int, wanted: int, last: int) -> bool:
-    """Whether a split that is made for `wanted` samples has `last` of them; passes over the data are read whole."""
+    """Whether a split planned for `wanted` samples contains `last` of them; without a blend the last pass over the data
+    is complete, so there may be more than planned."""
     if last <= wanted:
         return True
     plan = _plan(args, split, wanted) if wanted else None
@@ -159,7 +161,10 @@ def _enough(args: Arguments, split: int, wanted: int, last: int) -> bool:
 def _check_train_samples(
     progress: Progress, args: Arguments, earlier: Arguments | None, sizes: BatchSizes, where: Path
 ) -> None:
-    """Another length of the run is fine while its samples come in the same order, and there are enough."""
+    """Check that the training samples keep their order and suffice if the run's length has changed.
+
+    Raises UserError.
+    """
     wanted = args.samples(sizes.full)[0]
     before = earlier.samples(sizes.full)[0] if earlier else wanted
     if not _same_order(args, 0, before, wanted):
@@ -178,7 +183,7 @@ def _check_train_samples(
 
 
 def _with_validation(progress: Progress, args: Arguments, earlier: Arguments | None, sizes: BatchSizes) -> Progress:
-    """Validation goes on where it was if its samples keep their order and are enough; else it begins anew."""
+    """The progress, with validation going on where it stopped or, if its samples changed or run out, beginning anew."""
     if not args.eval_iters:
         return replace(progress, evaluation_due=False)
     wanted = args.samples(sizes.full)[1]

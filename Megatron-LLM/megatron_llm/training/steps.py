@@ -1,8 +1,8 @@
-"""One global batch through this rank's part of the model: the mean loss, and for training the gradients.
+"""Computes one global batch on this rank's part of the model: the mean loss and, for training, the gradients.
 
-Intake: the rank's micro-batches, checked, with their masks. Direct: micro-batch by micro-batch through the whole model.
-Pipelined: the micro-batches pass through the stages of the pipeline ranks (1F1B, or interleaved where a rank holds
-several stages); only the last stage knows the loss.
+`Intake` takes the rank's micro-batches from the data, checks them and adds the masks. `Direct` passes one micro-batch
+after another through the whole model. `pipeline.Pipelined` passes the micro-batches through the stages of the pipeline
+ranks (1F1B, or interleaved where a rank holds several stages); there only the last stage knows the loss.
 """
 
 from __future__ import annotations
@@ -22,37 +22,43 @@ from megatron_llm.training.document_masks import NONE, Masks
 from run_contract.errors import UserError
 
 Inputs = tuple[Tensor, Tensor, dict[str, Any]]
-"""Tokens and targets, each (b, seq_length), on the device; what else the model takes."""
+"""Tokens and targets, each (b, seq_length), on the device, and the model's other inputs by name."""
 
 
 class Steps(Protocol):
-    """How a rank computes a global batch."""
+    """The interface by which a rank computes a global batch."""
 
     loss_scale: float
-    """By what gradients are too large; see loss_scale.py."""
+    """Factor by which the gradients are too large; see optim/loss_scale.py."""
     micro_batches: int
-    """Of the next global batch, on this rank."""
+    """Number of micro-batches that this rank computes for the next global batch."""
 
     def train(self, batches: Iterator[Tensor]) -> Tensor:
-        """Take this rank's micro-batches (b, seq_length + 1) of one global batch; leave their gradients in the
-        parameters. Gives the mean loss, fp32; 0 on a rank without the last layers, NaN where `check` has an error."""
+        """Compute this rank's micro-batches (b, seq_length + 1) of a global batch; leaves the gradients in the
+        parameters.
+
+        Returns the mean loss, fp32. It is 0 on a rank without the last layers, and NaN if `check` would raise an error.
+        """
         ...
 
     def evaluate(self, batches: Iterator[Tensor]) -> Tensor:
-        """The mean loss without gradients."""
+        """Return the mean loss of one global batch without computing gradients."""
         ...
 
     def check(self) -> None:
-        """Raise UserError for what was wrong with the batches that this rank has taken so far."""
+        """Raise UserError if anything was wrong with the batches that this rank has taken so far."""
         ...
 
     def free(self) -> None:
-        """Give back the memory that forward passes without a backward one leave occupied."""
+        """Free the memory that forward passes without a backward pass leave occupied."""
         ...
 
 
 def agreed_mean(world: World, steps: Steps, loss: Tensor) -> float:
-    """A loss's mean over the data ranks; if any rank met a mistake in its batches, raise that on all. Collective."""
+    """The mean of a loss over the data ranks; if a batch of any rank was wrong, its error is raised on all.
+
+    Collective.
+    """
     mean = world.mean(loss)
     if math.isnan(mean):
         world.on_every_rank(steps.check)
@@ -62,8 +68,9 @@ def agreed_mean(world: World, steps: Steps, loss: Tensor) -> float:
 class Intake:
     """Takes this rank's micro-batches of a global batch from the data.
 
-    A token that the embedding does not have is only noted, and replaced by another: a rank that ended at once would
-    leave the others waiting. The loss becomes NaN, which reaches all ranks, and they ask each other what was wrong.
+    A token that the embedding does not have is only recorded, and replaced by a valid one: if this rank ended at once,
+    the other ranks would wait for it. Instead the loss becomes NaN, which reaches all ranks, and they then exchange
+    their errors.
     """
 
     def __init__(self, vocab_size: int, world: World, masks: Masks = NONE) -> None:
@@ -71,7 +78,8 @@ class Intake:
         self.mistake: UserError | None = None
 
     def one_by_one(self, batches: Iterator[Tensor], count: int) -> Iterator[Inputs]:
-        """So many micro-batches, each when its turn comes, unless what counts in all of them must be known first."""
+        """Yield `count` micro-batches, each read when it is needed; if the loss needs the number of counted tokens of
+        all of them, they are all read first."""
         own: Iterable[Tensor] = islice(batches, count)
         divisor = None
         if self.masks.over_global_batch:
@@ -81,7 +89,7 @@ class Intake:
             yield self._inputs(batch, divisor)
 
     def together(self, batches: Iterator[Tensor], count: int) -> Inputs:
-        """So many micro-batches, one below the other."""
+        """Return `count` micro-batches concatenated along the batch dimension."""
         own = torch.cat(list(islice(batches, count)))
         return self._inputs(own, self._divisor(own, count))
 
@@ -91,12 +99,15 @@ class Intake:
             raise self.mistake
 
     def judged(self, loss: Tensor) -> Tensor:
-        """The loss, or NaN where `check` has an error."""
+        """The loss, or NaN if `check` would raise an error."""
         return loss * math.nan if self.mistake else loss
 
     def _divisor(self, batch: Tensor, count: int) -> float | None:
-        """By what each micro-batch's sum is divided so that the mean over micro-batches and data ranks is the sum over
-        the global batch by the number of its counted tokens. None: by the micro-batch's own number. Collective."""
+        """The number by which each micro-batch's summed loss is divided, or None: the micro-batch's own counted tokens.
+
+        Collective. It makes the mean over micro-batches and data ranks equal to the sum over the global batch divided
+        by the number of its counted tokens.
+        """
         if not self.masks.over_global_batch:
             return None
         number = self.world.data_total(self.masks.number(batch[:, :-1]))
@@ -117,7 +128,7 @@ class Intake:
 
 
 class Direct:
-    """Without a pipeline."""
+    """The steps of a rank that holds the whole depth of the model, without a pipeline."""
 
     def __init__(self, model: Llama, micro_batches: int, world: World, masks: Masks = NONE) -> None:
         self.model, self.micro_batches, self.device = model, micro_batches, world.device

@@ -1,7 +1,7 @@
 """The training loop: start -> (stop or save requested? | evaluate | step) … -> last iteration.
 
-A step is one update of a global batch; requests, evaluations and checkpoints happen between steps, on all ranks
-together. What a run computes does not depend on how often it was interrupted.
+A step is one update from one global batch. Requests, evaluations and checkpoints are handled between steps, on all
+ranks together. The result of a run does not depend on how often it was interrupted.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from run_contract.errors import EXIT_AGAIN, EXIT_STOPPED, UserError
 from run_contract.publish import remove
 
 GO_ON, SAVE, OUTPUT_LOST, SIGNALLED, STOP = range(5)
-"""Requests; ranks agree on the largest."""
+"""What the loop is asked to do, in ascending priority; ranks agree on the largest value."""
 SAVE_FILE, STOP_FILE = "save", "stop"
-"""Files in --save by which a person asks: save and go on; save and exit 76."""
+"""Files that a user can create in --save to make a request: save and go on; save and exit with 76."""
 
 
 @dataclass
 class Trainer:
-    """One process's part of a run."""
+    """One rank's part of a training run."""
 
     args: Arguments
     world: World
@@ -59,7 +59,7 @@ class Trainer:
     sizes: BatchSizes
     config: ModelConfig
     parameters: dict[str, nn.Parameter]
-    """This rank's slices, by their names in the whole model."""
+    """This rank's slices of the parameters, by their names in the whole model."""
     steps: Steps
     optimizer: torch.optim.AdamW
     schedule: Schedule
@@ -67,24 +67,27 @@ class Trainer:
     train_batches: Waited
     work: Work
     evaluation: Evaluation | None
-    """None with --eval_iters 0."""
+    """The evaluation; None with --eval_iters 0."""
     metrics: Metrics | None
-    """Rank 0 only."""
+    """The metrics writer; None on all ranks but rank 0."""
     saver: Saver
     saved_iteration: int
-    """Of the newest checkpoint in --save, published or begun, -1 when there is none."""
+    """Iteration of the newest checkpoint in --save, published or begun; -1 when there is none."""
     sample_log: SampleLog | None
-    """With --log_samples."""
+    """The sample log; None without --log_samples."""
     seconds: float = 0.0
-    """Spent in steps since the last log line."""
+    """Time spent in steps since the last log line."""
     steps_timed: int = 0
     samples_timed: int = 0
     save_seconds: float = 0.0
-    """In which training stood still for checkpoints, since the last log line."""
+    """Time for which training stood still because of checkpoints, since the last log line."""
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
-        """Train to the last iteration or until asked to stop; gives the exit code. What was saved is published."""
+        """Train to the last iteration or until asked to stop, and return the exit code.
+
+        A checkpoint that was begun is published before this returns, and also before Diverged or UserError is raised.
+        """
         try:
             return self.loop()
         except (Diverged, UserError):
@@ -92,7 +95,7 @@ class Trainer:
             raise
 
     def loop(self) -> int:
-        """See run."""
+        """The loop itself; see `run`."""
         first = self.progress.iteration
         while not self.finished():
             self.heartbeat.beat("step", self.progress.iteration + 1)
@@ -122,19 +125,18 @@ class Trainer:
         return self.progress.iteration >= self.args.train_iters and not self.progress.evaluation_due
 
     def divides(self, interval: int | None) -> bool:
-        """Whether something is to be done every `interval` iterations, now."""
+        """Whether something that is to be done every `interval` iterations is due now."""
         return interval is not None and self.progress.iteration % interval == 0
 
     def out_of_time(self) -> bool:
-        """Whether --exit_duration_in_mins is over, by rank 0's clock. Collective."""
+        """Whether --exit_duration_in_mins has passed, by the clock of rank 0. Collective."""
         minutes = self.args.exit_duration_in_mins
         return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
-        """What any rank was asked for by a signal or a failing output, or rank 0 by a file. Collective: all ranks get
-        the same answer.
+        """The request that all ranks agree on: a signal or a failing output on any rank, or a file that rank 0 sees.
 
-        By the way a save that all ranks have written meanwhile is published, and one that failed raised.
+        Also publishes a checkpoint that all ranks have finished writing, and raises if a write failed. Collective.
         """
         code = SIGNALLED if self.stop.received else OUTPUT_LOST if self.stop.lost else GO_ON
         if self.world.rank == 0:
@@ -146,7 +148,10 @@ class Trainer:
         return agreed
 
     def leave(self, request: int) -> int:
-        """Save what is not saved yet and give the exit code. Raises what check_outputs does if that is the reason."""
+        """Save the state if it is not saved yet, and return the exit code.
+
+        If the reason to stop is an output that failed, raises on all ranks what `check_outputs` raises.
+        """
         self.save_if_new()
         self.finish_saving()
         if request == OUTPUT_LOST:
@@ -157,15 +162,18 @@ class Trainer:
         return EXIT_STOPPED if request == STOP else EXIT_AGAIN
 
     def batch_size(self) -> int:
-        """Samples of the next update."""
+        """Number of samples in the global batch of the next update."""
         return self.sizes.at(self.progress.consumed_train_samples)
 
     def micro_batches(self, batch_size: int) -> int:
-        """How many of them a rank computes for a global batch of this size."""
+        """Number of micro-batches that each rank computes for a global batch of this size."""
         return batch_size // (self.args.micro_batch_size * self.world.data_size)
 
     def step(self) -> None:
-        """One update from one global batch, unless a guard objects. Raises Diverged before one that ends the run."""
+        """Make one update from one global batch, unless a guard objects.
+
+        Raises Diverged, before the update, if the run must stop.
+        """
         began, scale = time.perf_counter(), self.progress.memory.loss_scale
         self.steps.loss_scale, self.steps.micro_batches = self.loss_scale(), self.micro_batches(self.batch_size())
         mean = agreed_mean(self.world, self.steps, self.steps.train(self.train_batches))
@@ -185,14 +193,14 @@ class Trainer:
         self.advance()
 
     def skip(self) -> None:
-        """Pass over the samples of an iteration without an update."""
+        """Consume the samples of an iteration without making an update."""
         began = time.perf_counter()
         for _ in range(self.micro_batches(self.batch_size())):
             next(self.train_batches)
         self.pass_over("--skip_iters", began)
 
     def pass_over(self, reason: str, began: float) -> None:
-        """Count an iteration that made no update; the schedule does not."""
+        """Count an iteration that made no update; the learning-rate schedule does not count it."""
         self.world.say(f"iteration {self.place().iteration} is skipped ({reason}): {self.place()} are not trained on")
         self.progress.skipped_train_samples += self.batch_size()
         self.progress.memory.skips_since_log += 1
@@ -200,25 +208,25 @@ class Trainer:
         self.advance()
 
     def loss_scale(self) -> float:
-        """Of the next update: 1 unless fp16 needs another."""
+        """Loss scale of the next update: 1 unless fp16 needs a different one."""
         scale = self.progress.memory.loss_scale
         return scale.factor if scale else 1.0
 
     def place(self) -> Place:
-        """The next iteration to be finished, and its samples."""
+        """The iteration being computed, and its samples."""
         first = self.progress.consumed_train_samples
         return Place(self.progress.iteration + 1, range(first, first + self.batch_size()))
 
     def scheduled_samples(self) -> int:
-        """Where the schedule stands: skipped samples do not count."""
+        """Number of samples that the schedule has counted: those consumed, without those skipped."""
         return self.progress.consumed_train_samples - self.progress.skipped_train_samples
 
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Learning rate of the next update."""
         return self.schedule.at(self.scheduled_samples())
 
     def advance(self) -> None:
-        """Count a finished iteration, and log when the interval is full."""
+        """Count a finished iteration, and write the log lines when the log interval is full."""
         progress, size = self.progress, self.batch_size()
         progress.iteration += 1
         progress.consumed_train_samples += size
@@ -234,7 +242,7 @@ class Trainer:
             self.train_batches.seconds = 0.0
 
     def log(self) -> None:
-        """The log lines of an interval in which there was an update. Collective."""
+        """Print and record the log lines of an interval in which there was at least one update. Collective."""
         progress, seconds = self.progress, self.seconds / self.steps_timed
         wait = self.train_batches.seconds / self.seconds
         wait, memory, reserved = self.world.largest([wait, *peak_memory(self.world.device)])
@@ -269,9 +277,10 @@ class Trainer:
         return float(weight_norm(self.parameters.values(), self.world.total, count_copies=first))
 
     def evaluate(self) -> None:
-        """Mean validation loss over eval_iters global batches; given up, to be repeated whole, when asked to stop.
+        """Measure the mean validation loss over --eval_iters global batches, and record it.
 
-        They are as large as that of the last update, as in Megatron.
+        The batches have the size of the last update's batch, as in Megatron. If a stop is requested meanwhile, the
+        evaluation is given up and later repeated from its beginning.
         """
         assert self.evaluation
         size = self.sizes.last(self.progress.consumed_train_samples)
@@ -281,7 +290,7 @@ class Trainer:
             self.record(lambda metrics: print(metrics.log_validation(self.progress.iteration, result), flush=True))
 
     def record(self, write: Callable[[Metrics], None]) -> None:
-        """On rank 0, add to the metrics. A disk that cannot take them is a request to stop, as a failing output is."""
+        """Write to the metrics, on rank 0 only. An OSError counts as a request to stop, as a failing output does."""
         if self.metrics:
             try:
                 write(self.metrics)
@@ -289,12 +298,12 @@ class Trainer:
                 self.stop.lose("the files of metrics", error)
 
     def stops_evaluation(self) -> bool:
-        """Whether an evaluation is given up. Collective."""
+        """Whether an evaluation must be given up because of a request. Collective."""
         self.heartbeat.beat("evaluation", self.progress.iteration)
         return self.request() >= OUTPUT_LOST
 
     def save_if_new(self) -> None:
-        """Begin a checkpoint of this iteration unless there is one."""
+        """Begin writing a checkpoint of this iteration, unless there is one already."""
         if self.progress.iteration <= max(self.saved_iteration, 0):
             return
         self.heartbeat.beat("checkpoint", self.progress.iteration)
@@ -302,22 +311,22 @@ class Trainer:
         self.saved_iteration = self.progress.iteration
 
     def saved_optimizer(self) -> torch.optim.AdamW | None:
-        """What of the optimizer checkpoints hold."""
+        """The optimizer whose moments go into checkpoints; None with --no_save_optim."""
         return None if self.args.no_save_optim else self.optimizer
 
     def finish_saving(self) -> None:
-        """Wait until what was begun is published."""
+        """Wait until the checkpoint that was begun is published."""
         self.heartbeat.beat("checkpoint", self.progress.iteration)
         self.stand_still(self.saver.finish)
 
     def stand_still(self, act: Callable[[], None]) -> None:
-        """Do something for checkpoints while training waits."""
+        """Do some work for checkpoints while training waits, and measure the time."""
         began = time.perf_counter()
         act()
         self.save_seconds += time.perf_counter() - began
 
     def state(self) -> dict[str, Any]:
-        """What state.json holds besides the geometry and the files."""
+        """The content of state.json besides the model's geometry and the list of files."""
         state = {
             **asdict(self.progress),
             "global_batch_size": self.sizes.full,

@@ -1,1 +1,1 @@
-"""Layouts of weights: Hugging Face, Megatron, Meta."""
+"""The layouts of weights: Hugging Face, Megatron and Meta; and the model card."""

@@ -1,8 +1,8 @@
-"""Hugging Face Llama, Mistral and Falcon folders: weights to canonical state, and back with everything a folder needs.
+"""Converts Hugging Face folders (Llama, Mistral, Falcon) to the canonical state, and back with all files of a folder.
 
-load: config.json -> ModelConfig; safetensors or pytorch_model*.bin, one file or an index -> canonical names (a rename:
-the engine keeps Hugging Face's rotary halves). save: config.json, generation_config.json, safetensors shards with their
-index, tokenizer files.
+load: config.json -> ModelConfig; safetensors or pytorch_model*.bin, one file or an index -> canonical names. This only
+renames tensors, because the engine keeps Hugging Face's rotary halves. save: config.json, generation_config.json,
+safetensors shards with their index, tokenizer files.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LAYER_NAMES = {
     "mlp.down_proj": "mlp.w2",
     "mlp.up_proj": "mlp.w3",
 }
-"""Hugging Face's name within a layer -> the canonical one."""
+"""Hugging Face's name within a layer -> the canonical name."""
 OUTER_NAMES = {"model.embed_tokens.weight": EMBEDDING, "model.norm.weight": FINAL_NORM, "lm_head.weight": HEAD}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OTHER_FORMATS = {
@@ -65,14 +65,14 @@ OTHER_FORMATS = {
     "*.msgpack": "a Flax file; download the model's safetensors",
     "*.h5": "a TensorFlow file; download the model's safetensors",
 }
-"""Pattern of a file's name -> what such a file is and what to do."""
+"""Pattern of a file's name -> what such a file is, and what the user can do."""
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Data types as safetensors spells them."""
+"""Data types by the names that safetensors gives them."""
 ADAPTER = "adapter_config.json"
 TIED_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.word_embeddings.weight")
-"""What a tied output layer is a copy of."""
+"""Names of the embedding, of which a tied output layer is a copy."""
 BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached")
-"""Ends of names that are no weights: what old versions of Transformers stored although they work it out."""
+"""Suffixes of tensors that are not weights: old versions of Transformers stored them although they are computed."""
 PUBLISHED = {
     "llama": "huggyllama/llama-{size}b",
     "llama2": "meta-llama/Llama-2-{size}b-hf",
@@ -85,7 +85,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB
 
 
 def canonical_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` -> `layers.3.mlp.w3.weight`; unknown names are returned as they are."""
+    """The canonical name: `model.layers.3.mlp.up_proj.weight` -> `layers.3.mlp.w3.weight`; unknown names stay."""
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
     if found and found[2] in LAYER_NAMES:
         return f"layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight"
@@ -102,7 +102,10 @@ def hf_name(name: str) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: of an index if there is one, else the single file. Safetensors come first."""
+    """The files with the weights: those of an index if there is one, else the single file; safetensors are preferred.
+
+    Raises UserError, InputsMissing.
+    """
     if (folder / ADAPTER).is_file():
         raise UserError(
             f"{folder / ADAPTER} changes the weights beside it; merge the adapter into them, or move it away"
@@ -127,7 +130,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def other_format(folder: Path) -> str:
-    """A clause that names weights in a folder which are in a format that is not read; empty where there are none."""
+    """A clause for messages about weights in a format that cannot be read; empty where there are none."""
     for pattern, what in OTHER_FORMATS.items():
         if found := sorted(folder.glob(pattern)):
             return f"; {found[0].name} is {what}"
@@ -135,7 +138,10 @@ def other_format(folder: Path) -> str:
 
 
 def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
-    """One file's tensors, without `values` on the meta device; nothing in the file can run."""
+    """Read the tensors of one file, without `values` on the meta device.
+
+    No code in the file can run. Raises UserError.
+    """
     try:
         if path.suffix == ".safetensors" and values:
             return load_file(path)
@@ -149,9 +155,9 @@ def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
 
 
 def _outlines(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file without their values, on the meta device. Raises SafetensorError."""
+    """The tensors of a safetensors file on the meta device, without their values. Raises SafetensorError."""
     with safe_open(path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
         return {
             name: torch.empty(one.get_shape(), dtype=STORED.get(one.get_dtype(), torch.float32), device="meta")
             for name, one in slices.items()
@@ -159,8 +165,10 @@ def _outlines(path: Path) -> dict[str, Tensor]:
 
 
 def load(folder: Path, *, values: bool = True) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Geometry and canonical CPU tensors in the stored dtypes; without `values` only their names and shapes are read,
-    and they are on the meta device. Raises InputsMissing or UserError.
+    """Load the geometry and the canonical tensors (CPU, in the stored dtypes) of a folder.
+
+    Without `values` only names and shapes are read, and the tensors are on the meta device. Raises InputsMissing or
+    UserError.
     """
     config = hf_config.load(folder)
     tensors = _read_all(folder, values=values)
@@ -181,7 +189,10 @@ def load(folder: Path, *, values: bool = True) -> tuple[ModelConfig, Mapping[str
 
 
 def _read_all(folder: Path, *, values: bool) -> State:
-    """Every tensor of a folder's files under Hugging Face's names; UserError when two files have one of a name."""
+    """Read all tensors of a folder under Hugging Face's names.
+
+    Raises UserError when two files have a tensor of one name.
+    """
     tensors: State = {}
     for path in _weight_files(folder):
         read = {name: one for name, one in read_weights(path, values=values).items() if not name.endswith(BUFFERS)}
@@ -192,7 +203,8 @@ def _read_all(folder: Path, *, values: bool) -> State:
 
 
 def _check_tied(head: Tensor, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise UserError when a stored output layer is not the embedding that config.json says it is."""
+    """Raise UserError if a stored output layer differs from the embedding although config.json says that they are
+    tied."""
     name = next((name for name in TIED_EMBEDDINGS if name in tensors), None)
     if name is not None and not equal(head, tensors[name]):
         raise UserError(
@@ -203,15 +215,16 @@ def _check_tied(head: Tensor, tensors: Mapping[str, Tensor], folder: Path) -> No
 
 
 def say_what_stays_behind(folder: Path) -> None:
-    """Print what a Hugging Face folder says of its model that no other layout keeps."""
+    """Print the properties of a model in a Hugging Face folder that no other layout can keep."""
     if (folder / "config.json").is_file() and (found := hf_config.not_carried(folder)):
         print(f"{folder}/config.json: not carried along: {'; '.join(found)}", flush=True)
 
 
 def locate(model: str, size: int | None, path: str | None, cache: Path | None) -> Path:
-    """The folder of a model: `path` or `cache` if it holds a config.json or Meta's params.json, else a download.
+    """The folder of a model: `path` or `cache` if it has a config.json or Meta's params.json, else a download.
 
-    What is downloaded is `path` as a name on the Hub, or the published model of that kind and size.
+    Downloaded is `path` as a name on the Hub, or without one the published model of this kind and size. Raises
+    InputsMissing, UserError.
     """
     for folder in (Path(path) if path else None, cache):
         if folder and any((folder / name).is_file() for name in ("config.json", "params.json")):
@@ -230,7 +243,7 @@ def locate(model: str, size: int | None, path: str | None, cache: Path | None) -
 
 
 def parse_size(text: str) -> int:
-    """`2GB` or `500MB` (decimal), `2GiB` (binary) or plain bytes -> bytes."""
+    """Convert a size to bytes: `2GB` or `500MB` (decimal), `2GiB` (binary), or a plain number. Raises UserError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text.strip().upper())
     if not found or float(found[1]) <= 0:
         raise UserError(f"shard size {text!r} is not a size; valid are for example 2GB, 500MB, 2GiB")
@@ -238,7 +251,8 @@ def parse_size(text: str) -> int:
 
 
 def _shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
-    """Names in order, cut before a shard would exceed `max_bytes` (a larger tensor has a shard of its own)."""
+    """Distribute names over shards in order, such that no shard exceeds `max_bytes`; a larger tensor has its own
+    shard."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -251,7 +265,7 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
 
 
 def _named(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], dict[str, int]]:
-    """The state under Hugging Face's names, tensors made when asked for, and how many numbers each has."""
+    """The state under Hugging Face's names, with tensors made on access, and the number of elements of each tensor."""
     counts = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     if config.parallel_attn:
         layout = hf_falcon.layout(config)
@@ -263,7 +277,8 @@ def _named(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[Mapping[st
 def _write_weights(
     folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int
 ) -> None:
-    """model.safetensors, or model-00001-of-0000N.safetensors with their index; one shard at a time is in memory."""
+    """Write model.safetensors, or model-00001-of-0000N.safetensors and an index; only one shard at a time is in
+    memory."""
     named, counts = _named(config, state)
     shards = _shards({name: count * dtype.itemsize for name, count in counts.items()}, max_bytes)
     weight_map: dict[str, str] = {}
@@ -272,7 +287,7 @@ def _write_weights(
         save_file(
             {name: named[name].to(dtype).contiguous() for name in names}, folder / file, metadata={"format": "pt"}
         )
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors writes for the owner alone
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets only the owner read
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(counts.values()) * dtype.itemsize}, "weight_map": weight_map}
@@ -293,9 +308,9 @@ def save(
     max_shard_size: str = "10GB",
     special: SpecialTokens = NONE,
 ) -> None:
-    """Write a whole Hugging Face folder into `folder` (a temporary one: the caller publishes it).
+    """Write a whole Hugging Face folder into `folder`, which is a temporary folder that the caller publishes.
 
-    The tokenizer files come from `vocab_file`, a tokenizer.model or tokenizer.json, and are compared with it. Raises
+    The tokenizer files are made from `vocab_file`, a tokenizer.model or tokenizer.json, and compared with it. Raises
     UserError when the tokenizer does not fit the model.
     """
     tokenizer_files.check_fits(vocab_file, config.vocab_size)
@@ -308,9 +323,9 @@ def save(
 
 
 def _generation(vocab_file: Path, bos: int | None, eos: int | None, special: SpecialTokens) -> dict[str, object]:
-    """generation_config.json: what lies beside the tokenizer, else the sentence tokens and greedy decoding.
+    """The content of generation_config.json: the file beside the tokenizer, else sentence tokens and greedy decoding.
 
-    A sentence token that is given another role by `special` wins over what lies there.
+    If `special` gives a sentence token's role to another token, that takes precedence over the file.
     """
     tokens = {"bos_token_id": bos, "eos_token_id": eos}
     chosen = {name: number for name, number in tokens.items() if name.removesuffix("_id") in special.roles}
@@ -320,7 +335,7 @@ def _generation(vocab_file: Path, bos: int | None, eos: int | None, special: Spe
 
 
 def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Read a written folder back; raise UserError unless geometry and every tensor are what was to be written."""
+    """Read a written folder back, and raise UserError unless the geometry and every tensor are as intended."""
     written_config, written = load(folder)
     if written_config != config:
         raise UserError(f"{folder}: read back as {written_config}, written was {config}")
@@ -337,7 +352,10 @@ def export(
     max_shard_size: str = "10GB",
     special: SpecialTokens = NONE,
 ) -> None:
-    """Publish a whole Hugging Face folder, read back and compared first. Raises UserError when it holds something."""
+    """Publish a whole Hugging Face folder after reading it back and comparing it.
+
+    Raises UserError if it is not empty.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not os.environ.get(CLAIM_VARIABLE):
         raise UserError(f"{folder} is not empty; give another folder, or move it away")
     with publishing(folder) as (temporary,):

@@ -1,4 +1,4 @@
-"""Between `ModelConfig` and the config.json of a Hugging Face folder, in the spellings of Transformers 4 and 5."""
+"""Converts between `ModelConfig` and a Hugging Face config.json, in the spellings of Transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from megatron_llm.weights import hf_falcon
 from run_contract.errors import InputsMissing, UserError
 
 FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "FalconForCausalLM": "falcon"}
-"""Architecture -> model_type, of those that are readable."""
+"""Supported architecture -> its model_type."""
 MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
 MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
-"""What Transformers takes for a Mistral where config.json leaves it out."""
+"""The values that Transformers assumes for a Mistral where config.json has none."""
 WITHOUT_EFFECT = {
     *(
         "_name_or_path",
@@ -29,17 +29,17 @@ WITHOUT_EFFECT = {
     ),
     *("return_dict", "output_attentions", "output_hidden_states", "rope_interleaved"),
 }
-"""Keys of config.json that change nothing of the model, besides those that are read or refused."""
+"""Keys of config.json that do not change the model, besides those that are read or refused."""
 LLAMA3 = {
     "low_freq_factor": "rope_low_freq_factor",
     "high_freq_factor": "rope_high_freq_factor",
     "original_max_position_embeddings": "rope_original_max_positions",
 }
-"""What rope type llama3 says besides the factor -> our field."""
+"""Key of rope type llama3, besides the factor -> field of ModelConfig."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises InputsMissing or UserError."""
+    """Read a JSON object. Raises InputsMissing or UserError."""
     if not path.is_file():
         raise InputsMissing(f"{path} is missing; give the folder of a Hugging Face model")
     try:
@@ -52,7 +52,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def family(folder: Path) -> str:
-    """`llama`, `mistral` or `falcon`, by a folder's config.json; raises UserError for what is none of them."""
+    """The family of a folder's config.json: `llama`, `mistral` or `falcon`.
+
+    Raises UserError for any other architecture.
+    """
     path = folder / "config.json"
     raw = read_json(path)
     architecture = str((raw.get("architectures") or [raw.get("model_type", "unknown")])[0])
@@ -63,9 +66,10 @@ def family(folder: Path) -> str:
 
 
 def _rope(raw: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """Our rotary fields from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (4).
+    """The rotary fields of ModelConfig, from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (4).
 
-    Raises UserError when the two spellings contradict each other, or say what our rotary embeddings do not do.
+    Raises UserError when the two spellings contradict each other, or when they ask for something that the engine's
+    rotary embeddings do not support.
     """
     spellings = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
     scaling: dict[str, Any] = spellings[0] if spellings else {}
@@ -93,7 +97,7 @@ def _rope(raw: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> ModelConfig:
-    """The geometry in a folder's config.json. Raises InputsMissing, or UserError for another architecture."""
+    """The geometry in a folder's config.json. Raises InputsMissing, and UserError for an unsupported architecture."""
     kind, path = family(folder), folder / "config.json"
     raw = read_json(path)
     try:
@@ -126,7 +130,7 @@ def load(folder: Path) -> ModelConfig:
 
 
 def not_carried(folder: Path) -> list[str]:
-    """What config.json says beyond what an export of its model says again, as `key = value`."""
+    """The entries of config.json that an export of the model does not contain, as `key = value`."""
     raw, config = read_json(folder / "config.json"), load(folder)
     known = {*make(config, torch.float32, None, None), *WITHOUT_EFFECT, *MUST_BE, *hf_falcon.MUST_BE}
     more = [f"{key} = {raw[key]!r}" for key in sorted(raw.keys() - known) if raw[key] is not None]
@@ -137,7 +141,7 @@ def not_carried(folder: Path) -> list[str]:
 
 
 def _scaling(config: ModelConfig) -> dict[str, Any]:
-    """The rotary scaling in Hugging Face's words."""
+    """The rotary scaling in Hugging Face's terms."""
     if config.rope_scaling_factor == 1.0:
         return {"rope_type": "default"}
     named = {"rope_type": config.rope_scaling_type, "factor": config.rope_scaling_factor}
@@ -146,7 +150,7 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
 
 
 def make(config: ModelConfig, dtype: torch.dtype, bos: int | None, eos: int | None) -> dict[str, Any]:
-    """config.json, each of dtype and rotary settings in the spellings of Transformers 4 and of 5."""
+    """The content of config.json, with dtype and rotary settings in the spellings of both Transformers 4 and 5."""
     name, rope = str(dtype).removeprefix("torch."), _scaling(config)
     return {
         "vocab_size": config.vocab_size,
@@ -169,7 +173,7 @@ def make(config: ModelConfig, dtype: torch.dtype, bos: int | None, eos: int | No
 
 
 def _llama(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a Llama or Mistral besides what it says of every model."""
+    """The entries of config.json that are specific to a Llama or Mistral."""
     window = config.sliding_window_size
     own = {"attention_bias": False, "mlp_bias": False} if window is None else {"sliding_window": window}
     return {

@@ -1,7 +1,7 @@
-"""Hugging Face's Falcon: its config.json, and its tensors, of which one holds queries, keys and values.
+"""Converts Hugging Face's Falcon: its config.json, and its tensors, one of which holds queries, keys and values.
 
-The heads in `query_key_value` are grouped as Megatron's, without the rotary interleaving: for each kv group its
-queries, its key, its value (Falcon 7B has one group, 40B has eight).
+The heads in `query_key_value` are grouped as in Megatron, but without the rotary interleaving: each kv group has its
+queries, then its key, then its value (Falcon 7B has one group, 40B has eight).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INNER = {
 
 
 def load_config(raw: Mapping[str, Any], rope: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The geometry in a Falcon's config.json. Raises UserError for variants with ALiBi or biases, KeyError."""
+    """The geometry in a Falcon's config.json. Raises UserError for variants with ALiBi or biases, and KeyError."""
     for key, valid in MUST_BE.items():
         if raw.get(key, valid) != valid:
             raise UserError(f"{path}: {key} = {raw[key]!r} is not supported; it must be {valid!r}")
@@ -53,7 +53,7 @@ def load_config(raw: Mapping[str, Any], rope: Mapping[str, Any], path: Path) -> 
 
 
 def make_config(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a Falcon besides what it says of every model."""
+    """The entries of config.json that are specific to a Falcon."""
     new = config.parallel_layernorm or 1 < config.num_attention_heads_kv < config.num_attention_heads
     return {
         "architectures": ["FalconForCausalLM"],
@@ -73,7 +73,7 @@ def make_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Hugging Face's name -> the canonical tensors that it holds, in the canonical order."""
+    """Hugging Face's name -> the canonical tensors that this tensor holds, in canonical order."""
     norms = {"input_layernorm": "ln_attn", "mlp_layernorm": "ln_mlp"} if config.parallel_layernorm else {}
     names: dict[str, tuple[str, ...]] = {"transformer.word_embeddings.weight": (EMBEDDING,)}
     for number in range(config.num_layers):
@@ -90,7 +90,10 @@ def layout(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def from_hf(config: ModelConfig, tensors: Mapping[str, Tensor]) -> LazyState:
-    """Canonical tensors, made when asked for, of those under Hugging Face's names; UserError unless these are all."""
+    """The canonical tensors, made on access, from tensors under Hugging Face's names.
+
+    Raises UserError unless exactly the model's tensors are there.
+    """
     names = layout(config)
     if missing := sorted(names.keys() - tensors.keys()):
         raise UserError(f"{len(missing)} tensors are missing, the first is {missing[0]}")

@@ -1,4 +1,4 @@
-"""Weights from whatever a --load folder holds: a Megatron layout, a training checkpoint or a Hugging Face model."""
+"""Loads weights from any kind of --load folder: a Megatron layout, a training checkpoint or a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LEFT_OUT: dict[str, tuple[str, float, float | None]] = {
     "codellama": ("rope_theta", 1e6, 10000.0),
     "mistral": ("sliding_window_size", 4096, None),
 }
-"""Published model -> a setting that upstream's checkpoint_util leaves out, its value, what the file says."""
+"""Published model -> a setting that upstream's checkpoint_util omits: its name, its true value, the file's default."""
 CONSUMED = ("consumed_train_samples", "consumed_valid_samples")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and where in a training run it stands."""
+    """A loaded model, and its position in a training run."""
 
     folder: Path
     iteration: int | Literal["release"]
     config: ModelConfig
     state: Mapping[str, Tensor]
-    """Canonical tensors; made when asked for where the model may be larger than memory."""
+    """The canonical tensors; made on access where the model may be larger than memory."""
     args: dict[str, Any]
-    """The checkpoint's own arguments, with consumed samples; a name may be absent."""
+    """The arguments recorded in the checkpoint, with consumed samples; any name may be absent."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,9 +45,10 @@ class Loaded:
 
 
 def load(root: Path, iteration: int | None = None) -> Loaded:
-    """The model of an iteration, or (None) of the tracker's; of our own checkpoints the newest that verifies.
+    """Load the model of an iteration, or for None the one that the tracker names.
 
-    Raises InputsMissing when it is not there or not whole, UserError when it cannot be read.
+    Among this engine's own checkpoints, None means the newest that verifies. Raises InputsMissing when the model is
+    missing or incomplete, and UserError when it cannot be read.
     """
     if (root / "config.json").is_file() and iteration is None:
         hf_geometry, tensors = hf_weights.load(root)
@@ -68,9 +69,9 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
 
 
 def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
-    """Raise UserError when `flag` names a Falcon for another model, or the other way round.
+    """Raise UserError when `flag` names a Falcon for another model, or another model for a Falcon.
 
-    Upstream's checkpoint_util leaves some settings out, and then its files say the default: that is refused where the
+    Upstream's checkpoint_util omits some settings, so that its files have the default. Such a file is refused if the
     named model has another value.
     """
     if named and loaded.config.parallel_attn != (named == "falcon"):
@@ -87,7 +88,7 @@ def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
 
 
 def _resharded_by_upstream(loaded: Loaded) -> bool:
-    """Whether upstream's checkpoint_util wrote the file: alone of its programs it builds a model without values."""
+    """Whether upstream's checkpoint_util wrote the file: no other upstream program builds a model without values."""
     return loaded.args.get("perform_initialization") is False
 
 

@@ -1,6 +1,6 @@
 """Megatron checkpoints on disk: ROOT/<release | iter_NNNNNNN>/mp_rank_TT[_PPP]/model_optim_rng.pt and the tracker file.
 
-load: tracker -> every rank's file (nothing in it can run) -> flat neutral names -> `megatron_layout.merge_ranks` ->
+load: tracker -> every rank's file (no code in it can run) -> flat neutral names -> `megatron_layout.merge_ranks` ->
 canonical state. save: canonical state -> `megatron_layout.rank_state`, one rank at a time -> nested dict in one of the
 two spellings -> folder renamed into place, tracker last.
 """
@@ -27,36 +27,37 @@ from run_contract.publish import publishing, write_shared
 TRACKER = "latest_checkpointed_iteration.txt"
 CHECKPOINT_VERSION = 3.0
 FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
-"""The second is what upstream's trainer writes with its distributed optimizer."""
+"""Names of a rank's file; upstream's trainer writes the second one with its distributed optimizer."""
 TRAINING_STATE = {
     "optimizer": "Adam's moments",
     "opt_param_scheduler": "the state of the schedule",
     "lr_scheduler": "the state of the schedule",
     "rng_state": "the random state",
 }
-"""Parts of a file that only the original's trainer goes on from, and what they are."""
+"""Parts of a file that only the original trainer can use to go on -> what they are."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Spelling: TypeAlias = Literal["converter", "trainer"]
 KNOWN_PARTS = {
     *("language_model", "transformer", "encoder", "embedding", "lm_head", "word_embeddings_for_head"),
     *("word_embeddings.weight", "word_embeddings"),
 }
-"""Keys of the nested model that are read."""
+"""Keys of the nested model that can be read."""
 BUFFER = ".inv_freq"
-"""End of the names of what is no weight: it follows from rope_theta."""
+"""Suffix of tensors that are not weights, because they follow from rope_theta."""
 BODY: dict[Spelling, str] = {"converter": "transformer", "trainer": "encoder"}
 ATTENTION: dict[Spelling, str] = {"converter": "attention", "trainer": "self_attention"}
 
 
 class EnumStandIn:
-    """Takes the place of an upstream enum member when a file is read; it only keeps the value."""
+    """Stands in for a member of an upstream enum when a file is read; it only keeps the value."""
 
     def __init__(self, value: int) -> None:
         self.value = value
 
 
 def _safe_globals() -> list[Any]:
-    """What a file may name besides tensors: Namespace, NumPy arrays and inert stand-ins for upstream's enums."""
+    """All that a file may refer to besides tensors: Namespace, NumPy arrays and inert stand-ins for upstream's
+    enums."""
     enums = ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType")
     stand_ins = [(type(name, (EnumStandIn,), {}), f"megatron.model.enums.{name}") for name in enums]
     scalars = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "bool")]
@@ -76,12 +77,12 @@ def _safe_globals() -> list[Any]:
 
 
 def iteration_name(iteration: int | Literal["release"]) -> str:
-    """`release` or `iter_0000060`."""
+    """The name of an iteration's folder: `release`, or for example `iter_0000060`."""
     return iteration if iteration == "release" else f"iter_{iteration:07d}"
 
 
 def find(root: Path, iteration: int | str | None = None) -> Path:
-    """The folder of an iteration (a number, "release", or None for the tracker's). Raises InputsMissing."""
+    """The folder of an iteration (a number, "release", or None for the tracker's). Raises InputsMissing, UserError."""
     if iteration is None:
         tracker = root / TRACKER
         if not tracker.is_file():
@@ -97,7 +98,7 @@ def find(root: Path, iteration: int | str | None = None) -> Path:
 
 
 def _rank_files(folder: Path) -> dict[megatron_layout.Rank, Path]:
-    """Every rank's file; raises InputsMissing when the grid of ranks has a hole."""
+    """The file of every rank. Raises InputsMissing when the file of a rank is missing."""
     files: dict[megatron_layout.Rank, Path] = {}
     for path in sorted(folder.glob("mp_rank_*")):
         if found := re.fullmatch(r"mp_rank_(\d{2})(?:_(\d{3}))?", path.name):
@@ -116,7 +117,10 @@ def _rank_files(folder: Path) -> dict[megatron_layout.Rank, Path]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """One rank's file as plain data and memory-mapped CPU tensors; refuses a file that names anything else."""
+    """Read one rank's file as plain data and memory-mapped CPU tensors.
+
+    Raises UserError if it contains anything else.
+    """
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -138,7 +142,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def training_state(folder: Path) -> list[str]:
-    """What a checkpoint of the original's trainer holds beside the weights, and is not read here."""
+    """The contents of an original trainer's checkpoint that are not read here, such as Adam's moments."""
     path = _rank_files(folder)[0, 0]
     names = [name for name in read_file(path) if name in TRAINING_STATE]
     return [TRAINING_STATE[name] for name in names] + [
@@ -147,7 +151,7 @@ def training_state(folder: Path) -> list[str]:
 
 
 def _neutral(model: Mapping[str, Any], where: Path) -> canonical_state.State:
-    """Either spelling's nested model as the flat names of `megatron_layout`."""
+    """Convert the nested model of either spelling to the flat names of `megatron_layout`. Raises UserError."""
     language = model.get("language_model", model)
     body = language.get("transformer", language.get("encoder"))
     if body is None:
@@ -173,16 +177,16 @@ def _neutral(model: Mapping[str, Any], where: Path) -> canonical_state.State:
 def load(
     root: Path, iteration: int | str | None = None
 ) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
-    """Any TP x PP layout as geometry, canonical CPU tensors in the stored dtype, and rank 0's `args`.
+    """Load any TP x PP layout: the geometry, the canonical tensors (CPU, in the stored dtype) and the `args` of rank 0.
 
-    The tensors are made from the mapped files when they are asked for. `iteration` None means the tracker's. Raises
-    InputsMissing for absent files, UserError for unreadable or unsafe.
+    The tensors are made from the mapped files on access. `iteration` None means the tracker's. Raises InputsMissing for
+    missing files, and UserError for unreadable or unsafe ones.
     """
     return load_folder(find(root, iteration))
 
 
 def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argparse.Namespace]:
-    """The same of the folder of one iteration."""
+    """Do the same as `load` for the folder of one iteration."""
     contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
     args = contents[0, 0]["args"]
     if len(iterations := {content.get("iteration") for content in contents.values()}) > 1:
@@ -209,7 +213,10 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argpar
 
 
 def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype) -> dict[str, Any]:
-    """A rank's neutral tensors as the nested dict of `spelling`, each in its own storage (a view drags the whole)."""
+    """A rank's neutral tensors as the nested dict of `spelling`.
+
+    Each tensor has a storage of its own, because a view would be saved with its whole storage.
+    """
     own = {name: _own(tensor.to(dtype)) for name, tensor in state.items()}
     language: dict[str, Any] = {}
     if (embedding := own.pop(canonical_state.EMBEDDING, None)) is not None:
@@ -227,7 +234,7 @@ def _nested(state: Mapping[str, Tensor], spelling: Spelling, dtype: torch.dtype)
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it is a part of a larger storage."""
+    """The tensor itself, or a copy if it is part of a larger storage."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
@@ -246,8 +253,8 @@ def save(
 ) -> Path:
     """Publish ROOT/<iteration>/mp_rank_*/model_optim_rng.pt, then the tracker (newest iteration); return the folder.
 
-    What was written is read back, merged and compared with `state` before it is published. Raises UserError when `tp`
-    or `pp` does not divide the model, or when the comparison fails.
+    Before publishing, what was written is read back, merged and compared with `state`. Raises UserError when `tp` or
+    `pp` does not divide the model, or when the comparison fails.
     """
     megatron_layout.check_sizes(config, tp, pp)
     args = megatron_args.make_args(config, tp=tp, pp=pp, dtype=dtype, iteration=iteration, extra=extra_args)
@@ -272,7 +279,7 @@ def save(
 
 
 def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Raise UserError unless the ranks' files, merged, are the geometry and every tensor that was to be written."""
+    """Raise UserError unless the merged files of all ranks have the intended geometry and tensors."""
     written_config, written, _ = load_folder(folder)
     if written_config != config:
         raise UserError(f"{folder}: read back as {written_config}, written was {config}")
@@ -280,6 +287,6 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
 
 
 def newest(root: Path) -> str:
-    """The largest iteration present: merging several in any order leaves the same tracker."""
+    """The largest iteration present, so that merging several in any order leaves the same tracker."""
     names = [path.name for path in root.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name)]
     return str(max(int(name[5:]) for name in names))

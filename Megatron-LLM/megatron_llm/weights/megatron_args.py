@@ -1,4 +1,4 @@
-"""Between `ModelConfig` and the `args` namespace of a Megatron checkpoint file."""
+"""Converts between `ModelConfig` and the `args` namespace of a Megatron checkpoint file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from megatron_llm.weights import megatron_layout
 from run_contract.errors import UserError
 
 OURS = ("rope_scaling_type", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
-"""Fields that upstream does not have, and leaves alone."""
+"""Fields that upstream does not have, and ignores."""
 MUST_BE: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("rotary", 1),
     "use_bias": (False,),
     "use_post_ln": (False,),
     "apply_residual_connection_post_layernorm": (False,),
 }
-"""Arguments of upstream's that change what a model computes -> what they are in the models read here.
+"""Upstream's arguments that change what a model computes -> the values that are supported here.
 
-1 is rotary in upstream's enum.
+1 is `rotary` in upstream's enum.
 """
 
 
 def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig:
-    """The geometry in a file's `args`; raises UserError for what is neither Llama, Mistral nor Falcon.
+    """The geometry in a file's `args`. Raises UserError for a model that is neither a Llama, a Mistral nor a Falcon.
 
-    Upstream's converter leaves some fields out, above all for Falcon: then `rows` of the stored vocabulary, whether the
-    model is `tied` (has no output layer of its own), and upstream's defaults hold.
+    Upstream's converter omits some fields, above all for Falcon. They are taken from `rows`, the number of stored rows
+    of the vocabulary, from `tied`, whether the model has no output layer of its own, and from upstream's defaults.
     """
     parallel, gate = bool(getattr(args, "parallel_attn", False)), getattr(args, "glu_activation", None)
     if gate != (None if parallel else "swiglu"):
@@ -79,7 +79,7 @@ def make_args(
     iteration: int | Literal["release"],
     extra: Mapping[str, Any],
 ) -> argparse.Namespace:
-    """The `args` that upstream's and our readers need; `extra` overrides (sequence length, consumed samples, …)."""
+    """The `args` that upstream's readers and this engine need; `extra` (sequence length, consumed samples, …) wins."""
     values: dict[str, Any] = {
         "num_layers": config.num_layers,
         "encoder_num_layers": config.num_layers,

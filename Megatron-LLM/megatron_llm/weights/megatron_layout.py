@@ -1,10 +1,10 @@
-"""Between the engine's canonical tensors and one Megatron rank's tensors: pure functions, exact to the bit.
+"""Converts between the canonical state and one Megatron rank's tensors: pure functions, exact to the bit.
 
 canonical state -> cut by tensor rank -> fuse each layer (q, k, v grouped and rotary-interleaved; [up; gate]) -> number
-layers from 0 within the pipeline stage; and back, tensor by tensor. Names here are neutral: the two spellings on disk
-belong to `megatron_weights`. Formulae: epfLLM/Megatron-LLM's layouts.
+layers from 0 within the pipeline stage; and back, tensor by tensor. The names here are neutral; weights/megatron.py
+translates them to and from the two spellings on disk. The formulae follow epfLLM/Megatron-LLM's layouts.
 
-A state may be larger than memory: its tensors are memory-mapped files, or made when they are asked for (LazyState).
+A state may be larger than memory: its tensors are memory-mapped files, or are made on access (LazyState).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from megatron_llm.model.config import ModelConfig
 from run_contract.errors import UserError
 
 Rank: TypeAlias = tuple[int, int]
-"""(tensor rank, pipeline rank)."""
+"""A rank's coordinates: (tensor rank, pipeline rank)."""
 
 
 def common_dtype(tensors: Iterable[tuple[str, Tensor]], where: object) -> torch.dtype:
-    """The narrowest dtype that holds all of the named tensors exactly. Raises UserError for quantised ones."""
+    """The narrowest dtype that represents all of the named tensors exactly. Raises UserError for quantised tensors."""
     found: dict[torch.dtype, str] = {}
     for name, tensor in tensors:
         found.setdefault(tensor.dtype, name)
@@ -46,7 +46,7 @@ def common_dtype(tensors: Iterable[tuple[str, Tensor]], where: object) -> torch.
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
-    """The tensors in `dtype`, made when asked for; the mapping itself when they are in it already."""
+    """The tensors in `dtype`, made on access; the mapping itself if they have that dtype already."""
     if all(tensor.dtype == dtype for tensor in tensors.values()):
         return tensors
     return LazyState(tensors, lambda name: tensors[name].to(dtype))
@@ -65,9 +65,9 @@ VOCAB_MULTIPLE = 128
 QKV, DENSE = "attention.query_key_value.weight", "attention.dense.weight"
 UP_GATE, DOWN = "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"
 QUERY, KEY, VALUE = slice(None, -2), slice(-2, -1), slice(-1, None)
-"""Places within a kv group."""
+"""Positions of the heads within a kv group."""
 TIED_HEAD = "word_embeddings_for_head.weight"
-"""The embedding's copy that a tied model's last pipeline stage holds."""
+"""Name of the copy of the embedding in the last pipeline stage of a tied model."""
 
 
 def check_sizes(config: ModelConfig, tp: int, pp: int) -> None:
@@ -83,13 +83,13 @@ def check_sizes(config: ModelConfig, tp: int, pp: int) -> None:
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """The vocabulary rounded up to a multiple of 128 * tp."""
+    """The size of the vocabulary, rounded up to a multiple of 128 * tp."""
     multiple = VOCAB_MULTIPLE * tp
     return -(-vocab_size // multiple) * multiple
 
 
 def interleave(weight: Tensor, size: int) -> Tensor:
-    """Rows of every head (heads*size, h) from two rotary halves to interleaved pairs."""
+    """Reorder the rows of every head (heads*size, h) from two rotary halves to interleaved pairs."""
     return weight.reshape(-1, 2, size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -99,7 +99,7 @@ def deinterleave(weight: Tensor, size: int) -> Tensor:
 
 
 def group_heads(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Queries, keys and values (heads*d, h) of some kv groups -> for each group its queries, its key, its value."""
+    """Group queries, keys and values (heads*d, h) of some kv groups: in each group its queries, its key, its value."""
     size = config.kv_channels
     groups = key.shape[0] // size
     grouped = [part.reshape(groups, -1, size, part.shape[1]) for part in (query, key, value)]
@@ -113,7 +113,7 @@ def pick_heads(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
 
 
 def fuse_qkv(config: ModelConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Megatron's fused tensor: grouped, with queries and keys interleaved."""
+    """Build Megatron's fused tensor: grouped, with queries and keys interleaved."""
     size = config.kv_channels
     return group_heads(config, interleave(query, size), interleave(key, size), value)
 
@@ -125,7 +125,7 @@ def unfuse_qkv(config: ModelConfig, fused: Tensor, which: slice) -> Tensor:
 
 
 def rank_layer(config: ModelConfig, state: Mapping[str, Tensor], number: int, tp: int, rank: int) -> State:
-    """One layer's Megatron tensors of a tensor rank, named without the layer number."""
+    """The Megatron tensors of one layer on a tensor rank, named without the layer's number."""
 
     def take(name: str, dim: int = 0) -> Tensor:
         tensor = state[f"layers.{number}.{name}"]
@@ -152,7 +152,7 @@ FUSED = {
 
 
 def extract(config: ModelConfig, name: str, part: Tensor) -> Tensor:
-    """A canonical tensor's rows or columns in one rank's Megatron tensor: the inverse of `rank_layer`."""
+    """A canonical tensor's rows or columns from one rank's Megatron tensor; the inverse of `rank_layer`."""
     match name:
         case "attention.wq.weight":
             return unfuse_qkv(config, part, QUERY)
@@ -168,7 +168,7 @@ def extract(config: ModelConfig, name: str, part: Tensor) -> Tensor:
 
 
 def rank_rows(weight: Tensor, tp: int, rank: int) -> Tensor:
-    """A tensor rank's rows of a vocabulary (V, h) that is padded by repeating its last row."""
+    """A tensor rank's rows of a vocabulary (V, h), which is padded by repeating its last row."""
     count = padded_vocab_size(weight.shape[0], tp) // tp
     part = weight[rank * count : (rank + 1) * count]
     if len(part) == len(weight) == count:
@@ -177,7 +177,7 @@ def rank_rows(weight: Tensor, tp: int, rank: int) -> Tensor:
 
 
 def rank_state(config: ModelConfig, state: Mapping[str, Tensor], tp: int, pp: int, rank: Rank) -> State:
-    """One Megatron rank's tensors (layers numbered within its stage) from the whole canonical state."""
+    """The tensors of one Megatron rank, with layers numbered within its stage, from the whole canonical state."""
     tensor_rank, stage = rank
     depth = config.num_layers // pp
     local: State = {}
@@ -196,9 +196,9 @@ def rank_state(config: ModelConfig, state: Mapping[str, Tensor], tp: int, pp: in
 
 
 def merge_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]]) -> LazyState:
-    """The whole canonical state (vocabulary cut to its true size) from all ranks, made tensor by tensor.
+    """The whole canonical state, made tensor by tensor from all ranks; the vocabulary is cut to its true size.
 
-    Raises UserError if a rank lacks a tensor or has one of another shape, or if copies differ between ranks.
+    Raises UserError if a rank lacks a tensor or has one of a different shape, or if copies differ between ranks.
     """
     tp, pp = (1 + max(rank[axis] for rank in ranks) for axis in (0, 1))
     check_ranks(config, ranks, tp, pp)
@@ -224,7 +224,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]], tp: int, pp: int) -> None:
-    """Raise UserError unless every rank holds exactly what it should; reads only the copies that must agree."""
+    """Raise UserError unless every rank holds exactly its tensors. Only values of copies that must agree are read."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(config).items()}
     for (rank, stage), tensors in ranks.items():
         wanted_here = rank_state(config, empty, tp, pp, (rank, stage))
@@ -238,7 +238,7 @@ def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]],
             if name not in tensors:
                 raise UserError(f"tensor rank {rank} of pipeline stage {stage} lacks the tensor {name}")
             found, wanted = tuple(tensors[name].shape), tuple(expected.shape)
-            vocabulary = name in (EMBEDDING, HEAD, TIED_HEAD)  # its padding may be another
+            vocabulary = name in (EMBEDDING, HEAD, TIED_HEAD)  # its padding may differ
             if found[1:] != wanted[1:] or (not vocabulary and found[:1] != wanted[:1]):
                 raise UserError(f"{name} of tensor rank {rank} has shape {found}, its configuration says {wanted}")
             if vocabulary and found[0] * tp < config.vocab_size:

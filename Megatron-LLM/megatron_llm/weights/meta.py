@@ -1,9 +1,10 @@
-"""Meta's original folders: consolidated.NN.pth, cut over any number of files, and params.json -> canonical state.
+"""Converts Meta's original folders, consolidated.NN.pth (any number of files) and params.json, to the canonical state.
 
-Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps two halves. params.json does not know
-the width of the MLP, the number of positions and often the vocabulary: the first and the last come from the tensors,
-the positions from the model's name. Nor does it know by how much `use_scaled_rope` scales: 8 in Llama 3.1 and 3.3, 32
-in 3.2, as the configurations say that Meta published with Hugging Face; the published geometries tell them apart.
+Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps two halves. params.json lacks the width
+of the MLP, the number of positions and often the size of the vocabulary. Width and vocabulary are taken from the
+tensors, and the number of positions from the model's name. params.json also lacks the factor of `use_scaled_rope`: it
+is 8 in Llama 3.1 and 3.3 and 32 in Llama 3.2, according to the configurations that Meta published with Hugging Face.
+The geometry of a published model tells which of the two applies.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from run_contract.errors import InputsMissing, UserError
 
 PARAMS = "params.json"
 BUFFER = "rope.freqs"
-"""A tensor that is no weight: it follows from params.json."""
+"""Name of a tensor that is not a weight, because it follows from params.json."""
 LAYER_NAMES = {
     "input_layernorm": "attention_norm",
     "attention.wq": "attention.wq",
@@ -37,14 +38,14 @@ LAYER_NAMES = {
     "mlp.w2": "feed_forward.w2",
     "mlp.w3": "feed_forward.w3",
 }
-"""Our name within a layer -> Meta's."""
+"""The canonical name within a layer -> Meta's name."""
 OUTER_NAMES = {EMBEDDING: "tok_embeddings.weight", FINAL_NORM: "norm.weight", HEAD: "output.weight"}
 POSITIONS = {"llama": 2048, "llama2": 4096, "codellama": 16384}
 LLAMA3_VOCABULARY = 128256
 LLAMA3_POSITIONS = 8192
 SCALED_POSITIONS = 131072
 ROPE_FACTORS = {(4096, 32): 8.0, (8192, 80): 8.0, (16384, 126): 8.0, (2048, 16): 32.0, (3072, 28): 32.0}
-"""(dim, n_layers) of the published models with `use_scaled_rope` -> its factor."""
+"""(dim, n_layers) of the published models with `use_scaled_rope` -> their factor."""
 
 
 def is_meta(folder: Path) -> bool:
@@ -53,14 +54,14 @@ def is_meta(folder: Path) -> bool:
 
 
 def meta_name(name: str) -> str:
-    """`layers.3.mlp.w3.weight` -> `layers.3.feed_forward.w3.weight`."""
+    """Meta's name of a canonical tensor: `layers.3.mlp.w3.weight` -> `layers.3.feed_forward.w3.weight`."""
     if found := re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", name):
         return f"layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight"
     return OUTER_NAMES[name]
 
 
 def _shards(folder: Path) -> list[Mapping[str, Tensor]]:
-    """The memory-mapped tensors of every file, in order."""
+    """The memory-mapped tensors of every file, in order. Raises InputsMissing."""
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
         raise InputsMissing(f"{folder} holds {PARAMS} but no consolidated.*.pth")
@@ -73,10 +74,10 @@ def _shards(folder: Path) -> list[Mapping[str, Tensor]]:
 def load(
     folder: Path, model: str, rope_scaling_factor: float | None = None
 ) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Geometry and canonical CPU tensors of Meta's `model` (llama, llama2, codellama), made when asked for.
+    """Load the geometry and the canonical tensors (CPU, made on access) of Meta's `model`: llama, llama2 or codellama.
 
-    `rope_scaling_factor` is that of `use_scaled_rope`, for a model that is not a published one. Raises InputsMissing
-    for absent files, UserError for what does not fit together.
+    `rope_scaling_factor` is the factor of `use_scaled_rope`, needed if the model is not a published one. Raises
+    InputsMissing for missing files, and UserError for files that do not fit together.
     """
     params, shards = read_json(folder / PARAMS), _shards(folder)
     config = _config(params, shards, folder, model, rope_scaling_factor)
@@ -97,7 +98,7 @@ def load(
 def _check_names(
     shapes: Mapping[str, tuple[int, ...]], shards: list[Mapping[str, Tensor]], folder: Path, *, tied: bool
 ) -> None:
-    """Raise UserError when a file holds a tensor that is not the model's, or quantised ones."""
+    """Raise UserError when a file contains a tensor that does not belong to the model, or tensors of several dtypes."""
     known = {*map(meta_name, shapes), BUFFER, *(["output.weight"] if tied else [])}
     for number, shard in enumerate(shards):
         path = folder / f"consolidated.{number:02d}.pth"
@@ -108,7 +109,10 @@ def _check_names(
 
 
 def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None) -> dict[str, Any]:
-    """Our fields for `use_scaled_rope`; raises UserError where its factor is not known, or given in vain."""
+    """The rotary fields of ModelConfig for `use_scaled_rope`.
+
+    Raises UserError if its factor is unknown or without use.
+    """
     if not params.get("use_scaled_rope"):
         if factor is not None:
             raise UserError(
@@ -134,7 +138,7 @@ def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None)
 
 
 def _is_tied(shards: list[Mapping[str, Tensor]]) -> bool:
-    """Whether the output layer is the embedding: absent, or (Llama 3.2, one file) a copy of it."""
+    """Whether the output layer is the embedding: it is absent or (Llama 3.2, in one file) a copy of it."""
     head, embedding = shards[0].get("output.weight"), shards[0]["tok_embeddings.weight"]
     if head is None or len(shards) > 1:
         return head is None
@@ -172,7 +176,10 @@ def _config(
 
 
 def _axis(name: str, shape: tuple[int, ...], shards: list[Mapping[str, Tensor]], folder: Path) -> int | None:
-    """The axis over which a tensor is cut, None when every file has the whole; by the sizes of its parts."""
+    """The axis along which a tensor is cut, by the sizes of its parts; None when every file has the whole tensor.
+
+    Raises UserError.
+    """
     theirs = meta_name(name)
     for number, shard in enumerate(shards):
         if theirs not in shard:

@@ -1,7 +1,7 @@
-"""README.md and loss.png of an exported model: what the model is, and how a run of the toolkit made it.
+"""Writes README.md and loss.png of an exported model: what the model is, and how a run of the toolkit made it.
 
-Of a run's folder these files are read: run.yaml (the recipe), markers/STAGE/*.json (what each task counted) and
-checkpoints/metrics.jsonl (the losses). Without a run the card describes the model alone.
+Three things are read from the run's folder: run.yaml (the recipe), markers/STAGE/*.json (the counts of each task) and
+checkpoints/ (metrics.jsonl with the losses, and the hardware). Without a run the card describes the model alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from run_contract.errors import InputsMissing, UserError
 CARD = "README.md"
 CURVE = "loss.png"
 HARDWARE = "hardware.json"
-"""Beside the metrics: on what training ran."""
+"""File beside the metrics that records the hardware on which training ran."""
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
-"""A model's folder in the Hub's cache: organisation and name."""
+"""The folder of a model in the Hub's cache: organisation and name."""
 USE = """## Use
 
 ```python
@@ -40,10 +40,10 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{revision})
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of the model itself."""
+    """The known properties of the model itself."""
 
     name: str
-    """ORG/NAME on the Hub, or the folder's name."""
+    """Name of the model: ORG/NAME on the Hub, or the folder's name."""
     revision: str | None
     parameters: int
     dtype: str
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind, up to the exported iteration."""
+    """The records of a run, up to the exported iteration."""
 
     recipe: Mapping[str, Any]
     counts: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -61,20 +61,20 @@ class Run:
     metrics: Sequence[Mapping[str, Any]]
     iteration: int
     hardware: Mapping[str, Any]
-    """Device and number of ranks that trained, as training records them; empty in runs from before it did."""
+    """Device and number of ranks of the training; empty for runs of versions that did not record them."""
 
     @property
     def license(self) -> str | None:
-        """What the recipe says."""
+        """The licence that the recipe names; None if it names none."""
         return (self.recipe.get("push") or {}).get("license")
 
     def total(self, stage: str, name: str) -> int:
-        """Sum of a count over the tasks of a stage."""
+        """The sum of a count over the tasks of a stage."""
         return sum(int(one.get(name, 0)) for one in self.counts[stage])
 
     @property
     def seconds(self) -> float:
-        """How long the iterations took, by the rates in the log; without evaluations, checkpoints and restarts."""
+        """The duration of all iterations by the rates in the log, without evaluations, checkpoints and restarts."""
         settings = self.recipe["training"]
         tokens, total, last = settings["global_batch_size"] * settings["seq_length"], 0.0, 0
         for one in self.metrics:
@@ -84,12 +84,15 @@ class Run:
         return total
 
     def losses(self, name: str) -> list[tuple[int, float]]:
-        """(iteration, value) of `lm_loss` or `validation_loss`."""
+        """The (iteration, value) pairs of `lm_loss` or `validation_loss`."""
         return [(int(one["iteration"]), float(one[name])) for one in self.metrics if name in one]
 
 
 def read_run(folder: Path, iteration: int | None) -> Run:
-    """Read a run's folder; `iteration` None means the last. Raises InputsMissing or UserError naming the file."""
+    """Read a run's folder; `iteration` None means the last one.
+
+    Raises InputsMissing or UserError, which name the file.
+    """
     with _readable(folder / "run.yaml") as path:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"]
         end, _ = int(recipe["training"]["train_iters"]), (recipe["model"]["base"], recipe["dedup"].items())
@@ -103,7 +106,7 @@ def read_run(folder: Path, iteration: int | None) -> Run:
 
 
 def _hardware(path: Path) -> Mapping[str, Any]:
-    """What trained the model; empty where an older version trained it."""
+    """The hardware that trained the model; empty if an older version trained it."""
     if not path.exists():
         return {}
     with _readable(path):
@@ -112,7 +115,7 @@ def _hardware(path: Path) -> Mapping[str, Any]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
-    """Yield the path; what goes wrong with the file becomes an error that names it."""
+    """Yield the path, and turn errors of reading the file into an error that names it."""
     try:
         yield path
     except FileNotFoundError as error:
@@ -122,7 +125,7 @@ def _readable(path: Path) -> Iterator[Path]:
 
 
 def _counts(folder: Path) -> list[Mapping[str, Any]]:
-    """What the tasks of a stage counted, from their done markers."""
+    """The counts of the tasks of a stage, from their done markers. Raises InputsMissing."""
     counts = []
     for marker in sorted(folder.glob("*.json")):
         with _readable(marker) as path:
@@ -133,7 +136,7 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def write(folder: Path, model: Model, run: Run | None) -> None:
-    """Write README.md, and with a run loss.png, into `folder`."""
+    """Write README.md into `folder` and, given a run, loss.png."""
     head = {**_head(run), "license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
     made = "continually pre-trained" if run is None else f"{_base(run)}, continually pre-trained"
     parts = [
@@ -153,12 +156,12 @@ def toolkit_version() -> str:
     """The version of the toolkit that writes the card."""
     try:
         return importlib.metadata.version("snakmodel-toolkit")
-    except importlib.metadata.PackageNotFoundError:  # the engine's folder alone, without an installation
+    except importlib.metadata.PackageNotFoundError:  # only the engine's folder, not installed
         return "(version not known)"
 
 
 def _head(run: Run | None) -> dict[str, Any]:
-    """What the Hub reads of a run: languages, and the base model where the recipe or the Hub's cache names it."""
+    """The metadata for the Hub: languages, and the base model if the recipe or the Hub's cache names it."""
     if run is None:
         return {}
     push = run.recipe.get("push") or {}
@@ -169,7 +172,7 @@ def _head(run: Run | None) -> dict[str, Any]:
 
 
 def _base(run: Run) -> str:
-    """The base model by the name of its folder: the path is nobody's business."""
+    """The base model by the name of its folder only, since its path is private."""
     return f"{Path(run.recipe['model']['base']).name} ({run.recipe['model']['family']})"
 
 
@@ -231,7 +234,7 @@ def _training(run: Run) -> str:
 
 
 def draw(path: Path, run: Run) -> None:
-    """The loss curve as PNG; the same losses give the same bytes."""
+    """Draw the loss curve as PNG; equal losses give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
