@@ -41,7 +41,7 @@ class Cleaning:
 
 @dataclass
 class Counts(Amounts):
-    """The numbers of what one shard took in, and of what it left out."""
+    """Counts of what one shard took in, and of what it left out."""
 
     empty: int = 0
     """The number of documents of nothing but white space, which are left out."""
