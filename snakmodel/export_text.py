@@ -1,7 +1,7 @@
-"""Arrow shards -> one .jsonl (`{"text": …}` a line) and one .txt (a document a line), by way of a pair a shard.
+"""Exports Arrow shards as one .jsonl file (one `{"text": …}` per line) and one .txt file (one document per line).
 
-`shard` writes the pair of one shard and its counts; `join` puts the pairs together in the order of the shards and
-checks that the joined files hold what the sums of the counts say.
+`shard` writes the pair of files of one shard, and its counts. `join` puts the pairs together in the order of the
+shards, and checks that the joined files hold what the sums of the counts say.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from snakmodel.shards.counts import Amounts
 
 FORMATS = ("jsonl", "txt")
 _BORDER = b"\xff"
-"""Between documents while a batch is worked on as one string: a byte that UTF-8 never holds."""
+"""The separator of documents while a batch is handled as one string: a byte that UTF-8 never contains."""
 _ESCAPES = {b"\\": b"\\\\", b'"': b'\\"', b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t", b"\b": b"\\b", b"\f": b"\\f"}
 _CONTROL = re.compile(rb"[\x00-\x1f]")
 _BLOCK = 1 << 22
@@ -35,21 +35,21 @@ _BLOCK = 1 << 22
 
 @dataclass
 class Counts(Amounts):
-    """What a pair of files holds, and their sizes."""
+    """Counts of the documents in a pair of files, and the sizes of the files in bytes."""
 
     jsonl_bytes: int = 0
     txt_bytes: int = 0
 
 
 def outputs(prefix: Path) -> tuple[Path, ...]:
-    """The .jsonl, .txt and .json of a prefix."""
+    """The paths of the .jsonl, .txt and .json file of a prefix."""
     return tuple(Path(f"{prefix}.{suffix}") for suffix in (*FORMATS, "json"))
 
 
 def export_shard(source: Path, output: Path) -> Counts:
     """Write `output`.jsonl, `output`.txt (line ends within a document become spaces) and their counts `output`.json.
 
-    Raises UserError if the shard holds another number of documents than the counts beside it say.
+    Raises UserError if the number of documents in the shard differs from the counts beside it.
     """
     counts = Counts()
     with publishing(*outputs(output)) as (lines, plain, report):
@@ -66,7 +66,10 @@ def export_shard(source: Path, output: Path) -> Counts:
 
 
 def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
-    """(documents, the names of their sources and each one's position among them, or None) of every record batch."""
+    """Yield for every record batch its documents, and its sources as `source_names` returns them.
+
+    Raises UserError if a document is null or not valid UTF-8.
+    """
     with open_stream(path) as reader:
         column = column_index(reader, "text", path)
         for batch in reader:
@@ -94,14 +97,14 @@ def _measured(texts: Any, sources: Any) -> Counts:
 
 
 def _joined(texts: Any) -> bytes:
-    """The documents of an array as one string, a border between any two."""
+    """The documents of an array as one string, with a separator between any two."""
     whole = pa.LargeListArray.from_arrays(pa.array([0, len(texts)], pa.int64()), texts.cast(pa.large_binary()))
     joined: bytes = pc.binary_join(whole, pa.scalar(_BORDER, pa.large_binary()))[0].as_py()
     return joined
 
 
 def _json_lines(content: bytes) -> bytes:
-    """`{"text": …}` a line, escaped as Python's json does it without ensure_ascii."""
+    """One `{"text": …}` per line, escaped as Python's json does it without ensure_ascii."""
     for character, escape in _ESCAPES.items():
         content = content.replace(character, escape)
     if (np.frombuffer(content, np.uint8) < ord(" ")).any():
@@ -110,7 +113,7 @@ def _json_lines(content: bytes) -> bytes:
 
 
 def _text_lines(content: bytes) -> bytes:
-    """A document a line, its own line ends as spaces."""
+    """One document per line; line ends within a document become spaces."""
     for line_end in (b"\r\n", b"\r", b"\n"):
         content = content.replace(line_end, b" ")
     return content.replace(_BORDER, b"\n") + b"\n"
@@ -129,10 +132,10 @@ def _check_documents(source: Path, documents: int) -> None:
 
 
 def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
-    """(prefix, counts) of every shard in order.
+    """The (prefix, counts) of every shard, in order.
 
-    Raises InputsMissing if a file is absent, UserError if one has another size than its counts say or there are more
-    shards.
+    Raises InputsMissing if a file is absent, and UserError if a file's size differs from its counts or there are
+    further shards.
     """
     if shards < 1:
         raise UserError(f"--shards {shards}: must be 1 or more")
@@ -153,7 +156,7 @@ def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
 
 
 def read_counts(path: Path) -> Counts:
-    """The counts of one exported shard. Raises UserError if they cannot be understood or do not add up."""
+    """The counts of one exported shard. Raises UserError if they are not understood or do not add up."""
     try:
         counts = Counts(**json.loads(path.read_text(encoding="utf-8")))
         sums = [sum(entry[name] for entry in counts.sources.values()) for name in ("documents", "characters", "bytes")]
@@ -165,9 +168,9 @@ def read_counts(path: Path) -> Counts:
 
 
 def join(folder: Path, shards: int, output: Path) -> Counts:
-    """Write `output`.jsonl, `output`.txt and the sums of the counts, `output`.json.
+    """Write `output`.jsonl and `output`.txt from the files of all shards, and the sums of their counts, `output`.json.
 
-    Raises UserError if the joined files are not as long, or have not as many lines, as the sums say.
+    Raises UserError if the joined files do not have as many bytes or lines as the sums say.
     """
     parts = read_parts(folder, shards)
     counts = Counts()
@@ -188,7 +191,7 @@ def join(folder: Path, shards: int, output: Path) -> Counts:
 
 
 def concatenate(parts: Sequence[Path], target: Path) -> None:
-    """Copy files one after another into one."""
+    """Write the content of some files, one after another, into one file."""
     with target.open("wb") as sink:
         for part in parts:
             append_file(sink, part)

@@ -1,6 +1,7 @@
-"""The shards of a run whose files changed: borders stay where they were, so that other shards stay as they are.
+"""Replans the shards of a run whose input files changed.
 
-The documents and their order are those of a fresh plan, since these do not depend on where the borders are.
+The borders between shards stay where they were, so that a change in one place leaves the other shards as they are. The
+documents and their order are those of a fresh plan, because they do not depend on where the borders are.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from snakmodel.prepare.input_files import Part, Selection, relative, whole_part
 Shards = list[list[Part]]
 
 _GROWTH = 2
-"""A plan whose largest shard would become so many times larger is made afresh."""
+"""A run is planned afresh if its largest shard would become more than this many times larger."""
 
 
 def read_plan(path: Path) -> Shards | None:
-    """The shards of a `shards.json`, or None if it is not there or cannot be understood."""
+    """The shards in a `shards.json`, or None if the file does not exist or cannot be understood."""
     try:
         return [[Part(**part) for part in parts] for parts in json.loads(path.read_bytes())["shards"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -33,13 +34,14 @@ class EarlierPlan:
         self.largest = max((_bytes(parts) for parts in shards), default=0)
         self.count = len(shards)
         self.ranges: dict[str, list[tuple[int, Part]]] = {}
-        """File, by its name below the data folder -> the shards that read it, and its parts."""
+        """Maps a file's name below the data folder to (index of the shard, part) for every shard that reads the
+        file."""
         for index, parts in enumerate(shards):
             for part in parts:
                 self.ranges.setdefault(_name(folder, part), []).append((index, part))
 
     def changes(self, found: Selection) -> list[str]:
-        """What differs in the names and sizes of the files, for people."""
+        """One sentence for each file that is gone, is new or has another size than before, to be shown to users."""
         now = {relative(found.folder, one.path): one.size for one in found.files}
         before = {name: ranges[-1][1].end for name, ranges in self.ranges.items()}
         return [
@@ -53,10 +55,11 @@ class EarlierPlan:
         ]
 
     def kept(self, found: Selection, seed: int) -> Shards | None:
-        """The same shards with the files as they are now: a file that grew or shrank does so at its end, and a new one
-        is read by the shard that reads the file before it.
+        """The earlier shards, with the files as they are now.
 
-        None where that is no good plan: the files come in another order, or there is far more or hardly anything.
+        A file is taken to grow or shrink at its end, and a new file is read by the shard that reads the file before it.
+        Returns None if that makes no good plan: the files come in another order, the first shard would be empty, or the
+        largest shard would become more than `_GROWTH` times larger.
         """
         plan: Shards = [[] for _ in range(self.count)]
         at = 0

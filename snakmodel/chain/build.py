@@ -1,11 +1,11 @@
-"""The chain of a run: every stage, its commands and what each reads and writes, declared in order.
+"""Declares the chain of a run: every stage, its commands, and what each command reads and writes, in order.
 
 prepare -> dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
                                                      \\-> dedup-report   \\-> tokenize -> merge-tokens -> index --\\
 convert -> verify -> shard --------------------------------------------------------------------------------> train
-train -> merge -> export-hf -> verify-export -> push, one task an exported iteration
+train -> merge -> export-hf -> verify-export -> push, with one task per exported iteration
 
-export-text and join-text are left out where the recipe says `text: {export: false}`.
+export-text and join-text are left out if the recipe says `text: {export: false}`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ STAGES = [
 def build(
     config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs, selected: Sequence[str] = STAGES
 ) -> Chain:
-    """Declare the stages of a run: all of them, or as many as can be declared where no more are selected.
+    """Declare the stages of a run.
 
-    Raises UserError when the base model or the tokenizer is not what it should be and a selected stage needs it.
+    Declaring stops before the first group of stages for which the base model or the tokenizer is not what it should be.
+    Raises UserError in that case if a stage in `selected` belongs to that group or comes after it.
     """
     c = Context(config, root, shards, inputs)
     stages = text_stages(c)

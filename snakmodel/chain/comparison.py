@@ -1,4 +1,8 @@
-"""Whether what the shards of a run were made from is still in the raw files: by digests, or by the documents."""
+"""Finds out whether the text that the shards of a run were made from is still in the raw files.
+
+Digests of the raw files are compared where a shard's done marker has them, and the documents themselves where it has
+none.
+"""
 
 from __future__ import annotations
 
@@ -24,28 +28,31 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Result:
-    """Digests of a part."""
+    """The digest of a part of a raw file when its shard was made, and the digest now."""
 
     part: Part
     read: str | None
-    """Of what its shard was made from; None where that is not known."""
+    """The digest of what the part's shard was made from; None if it is not known."""
     now: str
     in_marker: bool = True
-    """Whether the first is in the shard's done marker, and need not be remembered."""
+    """Whether `read` comes from the shard's done marker, so that it need not be remembered elsewhere."""
 
 
 class Comparison:
-    """Finds out whether what shards have read of their files is still there."""
+    """Compares what the shards have read of their files with what the files hold now."""
 
     def __init__(self, root: Path, data: Data, *, trust_old_markers: bool) -> None:
-        """`trust_old_markers`: a marker without digests speaks for files that are no newer than itself."""
+        """`trust_old_markers`: take files that are no newer than a marker without digests as unchanged."""
         self.root = root
         self.reading = Reading(data.document, data.errors, data.key)
         self.cleaning = Cleaning(data.clean.trim, data.clean.nfc, data.clean.min_characters)
         self.trusts_old_markers = trust_old_markers
 
     def of_all(self, wanted: Mapping[int, Sequence[Part]], shards: Sequence[Sequence[Part]]) -> Iterator[Result]:
-        """The results of some parts: shard -> those that are wanted of it."""
+        """Compare the parts in `wanted` (index of a shard -> parts of that shard), and yield a result for each.
+
+        `shards` holds all parts of every shard. Shards about which nothing can or need be said yield no results.
+        """
         total = sum(part.end - part.start for parts in wanted.values() for part in parts)
         with ThreadPoolExecutor(_THREADS) as pool, progress("comparing input files", total, "bytes") as advance:
             found = pool.map(lambda index: self._of(index, shards[index], wanted[index]), wanted)
@@ -54,7 +61,11 @@ class Comparison:
                 advance(sum(part.end - part.start for part in parts))
 
     def _of(self, index: int, parts: Sequence[Part], wanted: Sequence[Part]) -> list[Result]:
-        """Nothing about a shard that nobody has read, or that was read as other parts: its key says so already."""
+        """Compare some parts of one shard.
+
+        The list is empty if nothing was made from the shard yet, or if it was made from other parts: then its key has
+        changed already.
+        """
         marker = Marker.read(self._marker(index))
         if marker is None:
             return [Result(part, None, self._digest(part)) for part in wanted] if self._used(index) else []
@@ -75,7 +86,7 @@ class Comparison:
         return [Result(part, now if same else None, now, in_marker=False) for part, now in found]
 
     def _same_documents(self, index: int, parts: Sequence[Part]) -> bool:
-        """Whether a shard's parts still hold its documents."""
+        """Whether the parts of a shard, when they are read again, give exactly the documents in its Arrow file."""
         try:
             with open_stream(self.root / "arrow" / f"{shard_name(index)}.arrow") as stored:
                 now = batches(parts, self.reading, self.cleaning, Counts())
@@ -87,12 +98,12 @@ class Comparison:
         return marker_path(self.root, "prepare", index)
 
     def _used(self, index: int) -> bool:
-        """Whether anything was made from a shard, whose own marker may have been lost."""
+        """Whether a later stage has used the shard, which shows that it existed even if its own marker was lost."""
         stages = (("dedup-signatures", index), ("dedup-filter", index), ("dedup-components", 0))
         return any(marker_path(self.root, *one).exists() for one in stages)
 
     def _digest(self, part: Part) -> str:
         try:
             return part_digest(part, self.reading)
-        except (OSError, ValueError) as error:  # pyarrow's errors are among these; `prepare` names the fault
+        except (OSError, ValueError) as error:  # also what pyarrow raises; `prepare` will name the fault
             return f"unreadable: {type(error).__name__}"

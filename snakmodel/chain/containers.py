@@ -1,4 +1,4 @@
-"""The `container:` of cluster.yaml as the task list has it, and srun's flags for pyxis."""
+"""Turns the `container:` section of cluster.yaml into the task list's form, and into srun's flags for pyxis."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def container_spec(config: Config, root: Path, resources: Resources) -> ContainerSpec | None:
-    """What a stage's commands run in, or None. Folders that the chain reads and writes are bound under their names.
+    """The container that a stage's commands run in, or None if they run without one.
 
-    Raises UserError where a folder's name stands in the way.
+    The folders that the chain reads and writes are bound under their own names. Raises UserError if the path of one of
+    them holds a colon or a comma, which would end the path in a bind.
     """
     from snakmodel.config.sections import PROJECT
 
@@ -44,7 +45,7 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
 
 
 def check_local(cluster: Cluster) -> None:
-    """Refuse, without Slurm, a container that only srun can start."""
+    """Raise UserError if any stage uses pyxis, which only srun can start: for runs without Slurm."""
     named = [
         cluster.container,
         cluster.defaults.container,
@@ -59,7 +60,7 @@ def _full(bind: str) -> str:
 
 
 def srun_flags(container: ContainerSpec | None, project: str) -> list[str]:
-    """What pyxis adds to srun; nothing for the other runtimes."""
+    """The flags that srun needs for pyxis; an empty list for the other runtimes."""
     if container is None or container.runtime != "pyxis":
         return []
     mounts = ",".join(container.binds)

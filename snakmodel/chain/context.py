@@ -1,4 +1,4 @@
-"""What the declarations of the chain share: the settings, the run's paths, and how a flag is spelled."""
+"""What the declarations of all stages share: the settings, the run's paths, and the spelling of flags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 
 
 class Context:
-    """The settings that the stages share while they are declared."""
+    """The settings, paths, shards and input files that the stages share while they are declared."""
 
     def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
         self.recipe = config.recipe
@@ -35,13 +35,13 @@ class Context:
 
     @cached_property
     def _base(self) -> dict[str, Any]:
-        """The base model's config.json. Raises UserError when it is not what it should be."""
+        """The base model's config.json. Raises UserError if the base model is not set or its config.json is unfit."""
         _check_set("model.base", self.recipe.model.base)
         return _base_config(self.recipe.model.base)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Embeddings of the base model. Raises UserError when the tokenizer has more pieces."""
+        """The number of embeddings of the base model. Raises UserError if the tokenizer has more pieces than that."""
         size, pieces = int(self._base["vocab_size"]), _pieces(self.recipe.tokenizer)
         if pieces > size:
             raise UserError(
@@ -51,17 +51,17 @@ class Context:
         return size
 
     def check_base(self) -> None:
-        """Raise UserError unless the base model is there and the tokenizer fits it."""
+        """Raise UserError unless the base model exists and the tokenizer fits it."""
         _ = self.vocabulary, self.vocab_size
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the base model's output layer is its embedding."""
+        """Whether the base model uses its embedding matrix as its output layer too."""
         return bool(self._base.get("tie_word_embeddings", self.recipe.model.family == "falcon"))
 
     @cached_property
     def vocabulary(self) -> list[Any]:
-        """What stands for the tokenizer in the keys of tasks. Raises UserError when there is none."""
+        """What stands for the tokenizer in the keys of tasks. Raises UserError if there is no usable tokenizer."""
         _check_set("tokenizer.file", self.recipe.tokenizer.file)
         if not self.recipe.tokenizer.file.is_file():
             raise UserError(
@@ -73,7 +73,7 @@ class Context:
         return found
 
     def path(self, name: str) -> str:
-        """The absolute path of an artefact of the run."""
+        """The absolute path of a file or folder of the run."""
         return f"{self.root}/{name}"
 
     def stage(self, name: str, tasks: Sequence[Task], **more: Any) -> Stage:
@@ -85,13 +85,13 @@ class Context:
         return Stage(name, tuple(tasks), resources, environment=threads, **more)
 
     def tokenizer_flags(self) -> tuple[str, ...]:
-        """Which tokenizer, in the engine's flags."""
+        """The engine's flags that name the tokenizer."""
         t = self.recipe.tokenizer
         return flags(tokenizer_type=t.type, vocab_file=t.file)
 
 
 def flags(**values: object) -> tuple[str, ...]:
-    """Keyword arguments as `--name value` words; True is a flag alone, False and None are left out."""
+    """Keyword arguments as `--name value` words; True gives the flag alone, and False and None are left out."""
     words: list[str] = []
     for name, value in values.items():
         if value is True:
@@ -104,18 +104,18 @@ def flags(**values: object) -> tuple[str, ...]:
 def shard_task(
     argv: tuple[str, ...], prefix: str, *suffixes: str, inputs: tuple[Input, ...] = (), outside: Any = None
 ) -> Task:
-    """A task that writes PREFIX with these suffixes, and its counts PREFIX.json."""
+    """A task that writes one file PREFIX + suffix for each of the suffixes, and its counts to PREFIX.json."""
     counts = f"{prefix}.json"
     return Task(argv, (*(prefix + suffix for suffix in suffixes), counts), inputs, counts, outside=outside)
 
 
 def token_files(prefix: str) -> tuple[str, ...]:
-    """The files of tokenised text."""
+    """The files in which the engine stores a tokenised dataset."""
     return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json")
 
 
 def _base_config(base: Path) -> dict[str, Any]:
-    """The base model's config.json, with an integer vocab_size in it."""
+    """The base model's config.json. Raises UserError if it does not exist or holds no integer vocab_size."""
     path = base / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -131,19 +131,22 @@ def _base_config(base: Path) -> dict[str, Any]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
-    """What decides the ids; a tokenizer.json leaves it to tokenizer_config.json to name the end of a document."""
+    """The files that decide which ids a text becomes.
+
+    A tokenizer.json does not name the end-of-document token itself; the tokenizer_config.json beside it does.
+    """
     beside = tokenizer.file.with_name("tokenizer_config.json")
     return [tokenizer.file, beside] if tokenizer.type == "HuggingFaceTokenizer" else [tokenizer.file]
 
 
 def _check_set(key: str, path: Path) -> None:
-    """Raise UserError where a path still holds a variable that the environment lacks."""
+    """Raise UserError if a path still holds a variable that the environment lacks."""
     if unset := VARIABLE.search(str(path)):
         raise UserError(f"{key}: {not_set(unset[1])}")
 
 
 def _pieces(tokenizer: Tokenizer) -> int:
-    """How many pieces the tokenizer has. Raises UserError for a file that is not of the type."""
+    """The number of pieces of the tokenizer. Raises UserError if the file is not of the type that the recipe names."""
     path = tokenizer.file
     return _json_pieces(path) if tokenizer.type == "HuggingFaceTokenizer" else _model_pieces(path)
 

@@ -1,4 +1,4 @@
-"""The stages from raw text to one token file: every function declares one of them."""
+"""The stages from raw text to one tokenised dataset and the order of its samples; each function declares one stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ _BUILD_INDEX = ("python", "Megatron-LLM/tools/build_index.py")
 
 
 TEXT_EXPORT = ("export-text", "join-text")
-"""Stages that the recipe can leave out."""
+"""The stages that the recipe can leave out."""
 
 
 def text_stages(c: Context) -> list[Stage]:
-    """Raw text to deduplicated shards and the joined text files, in order. They need neither model nor tokenizer."""
+    """The stages from raw text to deduplicated shards and the joined text files, in order.
+
+    They need neither the base model nor the tokenizer.
+    """
     return [
         prepare(c),
         dedup_signatures(c),
@@ -33,12 +36,12 @@ def text_stages(c: Context) -> list[Stage]:
 
 
 def token_stages(c: Context) -> list[Stage]:
-    """Deduplicated shards to the tokens and the order of samples, in order."""
+    """The stages from deduplicated shards to the tokens and the order of samples, in order."""
     return [tokenize(c), merge_tokens(c), index(c)]
 
 
 def prepare(c: Context) -> Stage:
-    """Raw text to Arrow shards."""
+    """Declare the stage that turns raw text into Arrow shards."""
     data, wanted = c.recipe.data, c.recipe.data.clean
     settings = flags(
         document=data.document,
@@ -60,7 +63,7 @@ def prepare(c: Context) -> Stage:
 
 
 def dedup_signatures(c: Context) -> Stage:
-    """A shard's documents to its band keys."""
+    """Declare the stage that computes the band keys of each shard's documents."""
     d = c.recipe.dedup
     settings = flags(
         column="text",
@@ -87,7 +90,10 @@ def dedup_signatures(c: Context) -> Stage:
 
 
 def dedup_buckets(c: Context) -> Stage:
-    """A range of every shard's keys to links, verified against the texts if the recipe asks for it."""
+    """Declare the stage that links documents which share a key, with one task per range of the key space.
+
+    If the recipe asks for it, links are verified against the texts.
+    """
     verify = c.recipe.dedup.verify_jaccard
     sources = ("dedup-signatures", "prepare") if verify else ("dedup-signatures",)
     reads = tuple(Input(source, full=False) for source in sources)
@@ -103,7 +109,7 @@ def dedup_buckets(c: Context) -> Stage:
 
 
 def dedup_components(c: Context) -> Stage:
-    """All links to clusters and removal lists."""
+    """Declare the stage that turns all links into clusters, and writes each shard's list of documents to remove."""
     paths = flags(
         signatures=c.path("dedup/signatures"),
         buckets=c.path("dedup/buckets"),
@@ -117,7 +123,7 @@ def dedup_components(c: Context) -> Stage:
 
 
 def dedup_filter(c: Context) -> Stage:
-    """A shard without its removed documents."""
+    """Declare the stage that writes each shard without the documents on its removal list."""
 
     def task(index: int) -> Task:
         name = shard_name(index)
@@ -130,7 +136,7 @@ def dedup_filter(c: Context) -> Stage:
 
 
 def dedup_report(c: Context) -> Stage:
-    """What was removed, as JSON and PNG; nothing waits for it."""
+    """Declare the stage that reports, as JSON and PNG, what was removed; no other stage waits for it."""
     output = "dedup/report"
     paths = flags(
         texts=c.path("arrow"), shards=len(c.shards), components=c.path("dedup/components"), output=c.path(output)
@@ -141,7 +147,7 @@ def dedup_report(c: Context) -> Stage:
 
 
 def export_text(c: Context) -> Stage:
-    """A kept shard to jsonl and txt."""
+    """Declare the stage that writes each deduplicated shard as a .jsonl and a .txt file."""
 
     def task(index: int) -> Task:
         name = shard_name(index)
@@ -154,14 +160,14 @@ def export_text(c: Context) -> Stage:
 
 
 def join_text(c: Context) -> Stage:
-    """The text files of all shards to one of each kind."""
+    """Declare the stage that joins the text files of all shards into one .jsonl and one .txt file."""
     paths = flags(input=c.path("text/shards"), shards=len(c.shards), output=c.path("text/corpus"))
     task = shard_task((*_EXPORT_TEXT, "join", *paths), "text/corpus", ".jsonl", ".txt", inputs=(Input("export-text"),))
     return c.stage("join-text", [task])
 
 
 def tokenize(c: Context) -> Stage:
-    """A kept shard to token ids."""
+    """Declare the stage that tokenises each deduplicated shard."""
     workers = flags(workers=c.cluster.resources("tokenize").cpus)
     t = c.recipe.tokenizer
     settings = flags(no_new_tokens=True, append_eod=t.append_eod, prepend_bos=t.prepend_bos)
@@ -178,14 +184,14 @@ def tokenize(c: Context) -> Stage:
 
 
 def merge_tokens(c: Context) -> Stage:
-    """The tokens of all shards to one dataset."""
+    """Declare the stage that merges the tokens of all shards into one dataset."""
     paths = flags(input=c.path("tokens/shards"), output_prefix=c.path(CORPUS))
     task = Task((*_MERGE_DATASETS, *paths), token_files(CORPUS), (Input("tokenize"),), f"{CORPUS}.json")
     return c.stage("merge-tokens", [task])
 
 
 def index(c: Context) -> Stage:
-    """The order of the training run's samples, built once for all ranks."""
+    """Declare the stage that computes the order of the training samples, once for all ranks."""
     t = c.recipe.training
     settings = flags(
         split=t.split,

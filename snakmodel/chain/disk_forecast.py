@@ -1,19 +1,23 @@
-"""How much disk a run will need, from the input's bytes, the base model's size and the recipe: an upper estimate.
+"""Forecasts, as an upper estimate, the disk that a run will need: from its input, the base model and the recipe.
 
-With B bytes of raw text in the recipe's sources (three times the size of compressed files), D documents (B over the
-mean length in the first megabyte), P parameters, W bytes a weight (2 for bf16 and fp16, 4 for fp32) and E exported
-iterations:
+With B bytes of raw text in the recipe's sources (compressed files count three times their size), D documents (B divided
+by the mean length of a document in the first megabyte of the largest file), P parameters, W bytes per weight (2 for
+bf16 and fp16, 4 for fp32) and E exported iterations, the parts of a run take:
 
-    arrow       1.1 B              one copy of the text with `source` and offsets
-    dedup       1.1 B + 24 D b     the kept shards, nothing removed at worst; b bands, 24 bytes each a document
-    text        4 B                jsonl and txt, a shard and joined; none with `text: {export: false}`
-    tokens      2 t B / 3          a shard and merged; t = 2 bytes an id under 65,500 pieces, else 4; 3 bytes a token
-    index       p (4 D + 7 B / L)  order of the training samples: p passes at 5 bytes a token, L tokens a sample
-    weights     2 P W              converted, then sharded
-    checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments; n = saves that are kept, one half-written
-    exports     3 E P W            merged, Hugging Face, and pushed to a folder (2 E P W when pushed to the Hub)
+    arrow       1.1 B              one copy of the text, with `source` and offsets
+    dedup       1.1 B + 24 D b     the kept shards (at worst nothing is removed), and 24 bytes per document and band;
+                                   b is the number of bands
+    text        4 B                jsonl and txt, each per shard and joined; nothing with `text: {export: false}`
+    tokens      2 t B / 3          tokens per shard and merged, at 3 bytes of text per token;
+                                   t is 2 bytes per id with fewer than 65,500 pieces, and 4 otherwise
+    index       p (4 D + 7 B / L)  the order of the training samples, for p passes over the corpus (at 5 bytes of text
+                                   per token) and L tokens per sample
+    weights     2 P W              the converted and the sharded weights
+    checkpoints 12 P (n + 1)       fp32 weights and two fp32 moments, in the n checkpoints that are kept and one that is
+                                   being written
+    exports     3 E P W            merged, in Hugging Face format, and pushed to a folder (2 E P W if pushed to the Hub)
 
-P is the size of the base model's weight files over the bytes a weight that its config.json names.
+P is the size of the base model's weight files, divided by the bytes per weight that its config.json names.
 """
 
 from __future__ import annotations
@@ -36,13 +40,13 @@ _SMALL_VOCABULARY = 65_500
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes that each part of a run will take at its end."""
+    """The number of bytes that each part of a run will take at its end."""
 
     parts: dict[str, int]
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """The bytes of all parts together."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
@@ -50,7 +54,11 @@ class Forecast:
 
 
 def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary: int, bands: int) -> Forecast:
-    """The formula above. `files`: raw text files and their bytes that the run reads."""
+    """Apply the formula in the module's docstring.
+
+    `files` maps the raw text files that the run reads to their bytes of text; `parameters` is the number of parameters
+    of the base model, `vocabulary` its number of embeddings, and `bands` the number of bands of a MinHash signature.
+    """
     recipe = config.recipe
     training = recipe.training
     text = sum(files.values())
@@ -73,7 +81,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
 
 
 def forecast_plan(plan: Plan) -> Forecast:
-    """The forecast of a planned run."""
+    """The forecast for a planned run."""
     recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
     files = {one.path: one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares)}
     parameters = Parameters(dedup.num_perm, dedup.threshold, b=dedup.b, r=dedup.r)
@@ -83,22 +91,22 @@ def forecast_plan(plan: Plan) -> Forecast:
 
 
 def used(root: Path) -> int:
-    """Bytes that a run's folder takes already."""
+    """The number of bytes that a run's folder takes already."""
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def free(folder: Path) -> int:
-    """Bytes that this user may still write to the file system of a folder. A quota does not show here."""
+    """The number of bytes that this user may still write to a folder's file system. A quota does not show here."""
     return shutil.disk_usage(folder).free
 
 
 def gigabytes(size: int) -> str:
-    """Bytes for people."""
+    """A number of bytes in a form for users, in GB or MB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def _kept(recipe: Recipe) -> int:
-    """How many checkpoints there are at the most: all that are saved, or those that keep_last and keep_every leave."""
+    """The number of checkpoints that are kept: all saved ones, or those that keep_last and keep_every leave."""
     t = recipe.training
     saved = {*range(t.save_interval, t.train_iters, t.save_interval), t.train_iters}
     if t.keep_last is None:

@@ -1,7 +1,7 @@
 """Asks the engine, before anything runs, whether it would refuse the run's commands, and how large the training is.
 
-The engine checks its own flags and files: `Megatron-LLM/tools/check_run.py` gets the command lines of the stages that
-are still to be done, so that no rule of the engine is written down a second time here.
+The engine checks its own flags and files: `Megatron-LLM/tools/check_run.py` receives the command lines of the stages
+that are still to be done. Therefore no rule of the engine has to be written down a second time here.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from snakmodel.config.sections import PROJECT
 _COMMAND = "Megatron-LLM/tools/check_run.py"
 _DEVICE = re.compile(r"gpu:([A-Za-z]\w*)")
 DEFAULT_DEVICE = "a100"
-"""The GPU that GPU-hours are told for where cluster.yaml does not name one."""
+"""The GPU for which GPU-hours are computed if cluster.yaml does not name one."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the engine says of the model and its training."""
+    """What the engine reports about the model and its training."""
 
     parameters: int
     training_flops: float
-    """Model FLOPs of the whole training; 0 when it is not among the checked stages."""
+    """Model FLOPs of the whole training; 0 if training is not among the checked stages."""
     peak_tflops: float | None
-    """The GPU's peak in half precision, None when its name is not known."""
+    """The GPU's peak in half precision, in TFLOP/s; None if the GPU's name is not known."""
 
 
 def device_of(resources: Resources) -> str:
@@ -44,9 +44,9 @@ def device_of(resources: Resources) -> str:
 
 
 def ask_engine(chain: Chain, config: Config, stages: Sequence[str]) -> Facts | None:
-    """Check the commands of these stages; None when none of them is the engine's.
+    """Let the engine check the commands of these stages; returns None if none of them is a command of the engine.
 
-    Raises UserError with every problem that the engine finds.
+    Only the first task of each stage is checked. Raises UserError with every problem that the engine finds.
     """
     commands = {}
     for name in stages:
@@ -70,7 +70,7 @@ def ask_engine(chain: Chain, config: Config, stages: Sequence[str]) -> Facts | N
 
 
 def _answer(request: str) -> dict[str, Any]:
-    """What the engine's command says to a request. Raises UserError when it says nothing."""
+    """The engine's answer to a request in JSON. Raises UserError if its command gives no answer."""
     command = [sys.executable, str(PROJECT / _COMMAND)]
     answer = subprocess.run(command, input=request, check=False, capture_output=True, text=True)
     try:

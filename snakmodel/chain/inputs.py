@@ -1,12 +1,13 @@
-"""What stands for the content of files from outside a run in the keys of its tasks, and what is remembered of them.
+"""Keeps track of the files from outside a run, and gives what stands for their content in the keys of the run's tasks.
 
-`inputs.json` holds for each file its size, its modification time, and the fingerprint that it was first planned with.
-While size and time are the same, nothing is read. Where they changed, a digest of what each shard reads of the file is
-compared with the one that `prepare` left in the shard's done marker: if they are equal, the file was only copied or
-touched and all keys stay; if not, the digest takes the fingerprint's place in the keys of just these shards.
+`inputs.json` holds each file's size, its modification time, and the fingerprint with which it was first planned. As
+long as size and time are the same, nothing is read. If they changed, a digest of what each shard reads of the file is
+compared with the digest that `prepare` left in the shard's done marker. If the two are equal, the file was only copied
+or touched, and all keys stay; if they differ, the new digest takes the place of the fingerprint, in the keys of just
+these shards.
 
-Runs of earlier versions have no such file, and no digests in their markers. Their fingerprints hold for what is no
-newer than the marker; of what is newer, the documents are compared with those in the shard.
+Runs of earlier versions have no such file, and no digests in their markers. There the fingerprint of a file that is no
+newer than the marker is trusted; of a newer file, the documents are compared with those in the shard.
 """
 
 from __future__ import annotations
@@ -29,30 +30,31 @@ if TYPE_CHECKING:
 
 _WHOLE = "whole"
 _SMALL = 1 << 26
-"""Files of up to so many bytes are digested by the launcher itself: tokenizers, and a model's small files."""
+"""The size, in bytes, up to which the launcher digests a file itself: tokenizers, and the small files of a model."""
 
 Token = list[Any]
-"""What stands for the content of a file, or of a part of it, in a key."""
+"""What stands for the content of a file, or of a part of a file, in a key."""
 
 
 @dataclass
 class _File:
-    """What is remembered of a file."""
+    """What is remembered about one file."""
 
     size: int
     mtime_ns: int
     token: Token
-    """Its fingerprint when it was first planned."""
+    """The file's fingerprint when it was first planned."""
     parts: dict[str, list[str | None]] = field(default_factory=dict)
-    """Range (or `whole`) -> the digest that the token stands for (None: unknown), and that of the present content."""
+    """Maps a byte range (or `whole`) to two digests: the one that `token` stands for (None if unknown), and the present
+    one."""
 
     @property
     def version(self) -> tuple[int, int]:
-        """What changes with the file."""
+        """Size and modification time, which change when the file does."""
         return self.size, self.mtime_ns
 
     def token_of(self, place: str, name: str) -> Token:
-        """What stands for a part: the first fingerprint as long as its content is the same."""
+        """What stands for a part in a key: the first fingerprint, as long as the part's content is the same."""
         first, now = self.parts.get(place, (None, None))
         return self.token if first == now else [name, now]
 
@@ -62,18 +64,18 @@ def _place(part: Part) -> str:
 
 
 class Inputs:
-    """The files from outside a run, as remembered and as they are now."""
+    """The files from outside a run, both as they are remembered and as they are now."""
 
     def __init__(self, root: Path, files: dict[str, _File], others: dict[str, _File], *, check: bool = False) -> None:
         self.root = root
         self.files = files
-        """Raw text, by its name below the data folder."""
+        """The files of raw text, by their names below the data folder."""
         self.others = others
-        """The base model and the tokenizer, by path."""
+        """The files of the base model and the tokenizer, by path."""
         self.check = check
-        """Compare the digests of everything, not only of what looks changed."""
+        """Whether to compare the digests of all files, not only of those that look changed."""
         self.changes: list[str] = []
-        """What is different from what was remembered, for people."""
+        """Sentences for users about files whose content differs from what was remembered."""
         self.notes: list[str] = []
         self._names: dict[str, str] = {}
 
@@ -83,7 +85,7 @@ class Inputs:
 
     @classmethod
     def read(cls, root: Path, *, check: bool = False) -> Inputs:
-        """What `inputs.json` remembers; nothing, if there is none. Raises UserError if it cannot be understood."""
+        """What `inputs.json` remembers, or nothing if it does not exist. Raises UserError if it is not understood."""
         path = RunPaths(root).inputs
         try:
             raw = json.loads(path.read_bytes()) if path.exists() else {"files": {}, "others": {}}
@@ -96,18 +98,18 @@ class Inputs:
         return cls(root, files, others, check=check)
 
     def write(self, skipped: Mapping[str, Sequence[str]]) -> None:
-        """Remember the files as they are now, and what is not read of the data folder and why."""
+        """Write `inputs.json`: the files as they are now, and what is not read of the data folder and why."""
         kinds = {"files": self.files, "others": self.others}
         value = {kind: {name: asdict(one) for name, one in files.items()} for kind, files in kinds.items()}
         if not self._path.exists() or json.loads(self._path.read_bytes()) != {**value, "skipped": skipped}:
             write_json(self._path, {**value, "skipped": skipped})
 
     def token(self, part: Part) -> Token:
-        """What stands for the content of a part of a raw file."""
+        """What stands for the content of a part of a raw file in a key."""
         return self.files[self._names[part.file]].token_of(_place(part), Path(part.file).name)
 
     def look(self, found: Selection, shards: Sequence[Sequence[Part]], data: Data) -> None:
-        """Compare the raw files with what is remembered of them."""
+        """Compare the raw files with what is remembered of them, and note the changes."""
         self._names = {str(one.path): relative(found.folder, one.path) for one in found.files}
         before, self.files = self.files, {}
         touched: set[str] = set()
@@ -124,7 +126,7 @@ class Inputs:
         }
         if not wanted or not (self.root / "markers").is_dir():
             return
-        from snakmodel.chain.comparison import Comparison  # with pyarrow, for which no other launch has to wait
+        from snakmodel.chain.comparison import Comparison  # imports pyarrow, so only when needed
 
         trust = not before and not self.check
         for result in Comparison(self.root, data, trust_old_markers=trust).of_all(wanted, shards):
@@ -141,9 +143,10 @@ class Inputs:
             parts[place] = [first, result.now]
 
     def whole(self, path: Path, read: str | None = None) -> Token:
-        """What stands for the content of another file.
+        """What stands in a key for the content of a file that is not raw text.
 
-        `read`: the digest of what was read of it, where a marker says that. The launcher digests small files itself.
+        `read` is the digest of what a task has read of the file, if a done marker holds one. The launcher digests small
+        files itself. Raises UserError if the file cannot be read.
         """
         try:
             found = path.stat()

@@ -19,7 +19,7 @@ _SAMPLE_TEXT = f"arrow/{shard_name(0)}.arrow"
 
 
 def weight_stages(c: Context) -> list[Stage]:
-    """The base model to the layout that training loads, behind a gate."""
+    """Declare the stages that convert the base model, verify the result, and shard it for training."""
     m, t = c.recipe.model, c.recipe.training
     c.check_base()
     size = (f"--size={m.size}",) if m.size else ()
@@ -53,7 +53,10 @@ def weight_stages(c: Context) -> list[Stage]:
 
 
 def _files(base: Path) -> list[Path]:
-    """The files of a model's folder. Raises UserError on a link whose target is gone, as in a half-emptied cache."""
+    """The files in a model's folder.
+
+    Raises UserError if one is a link whose target does not exist, as in a cache from which files were removed.
+    """
     for path in base.iterdir():
         if not path.exists():
             raise UserError(f"model.base: {path} is a link to {path.readlink()}, which is not there; download it again")
@@ -61,7 +64,7 @@ def _files(base: Path) -> list[Path]:
 
 
 def train_stages(c: Context) -> list[Stage]:
-    """The training job, alone. Raises UserError when its ranks are not a multiple of the parallel sizes."""
+    """Declare the training stage. Raises UserError if its number of ranks is not a multiple of the parallel sizes."""
     _check_ranks(c)
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
@@ -92,7 +95,7 @@ def _check_ranks(c: Context) -> None:
 
 
 def export_stages(c: Context) -> list[Stage]:
-    """Every exported iteration to a Hugging Face folder, verified and pushed."""
+    """Declare the stages that turn each exported iteration into a Hugging Face folder, verify it and push it."""
     every = list(enumerate(c.recipe.exported_iterations))
     return [
         c.stage("merge", [_merge(c, iteration) for _, iteration in every]),
@@ -199,6 +202,6 @@ def _training_flags(c: Context) -> tuple[str, ...]:
 
 
 def _model_flags(c: Context) -> tuple[str, ...]:
-    """What the recipe's base is like, for readers of the command: the engine asks the checkpoint."""
+    """Flags that describe the base model. They are for readers of the command line; the engine asks the checkpoint."""
     llama = c.recipe.model.family != "falcon"
     return flags(use_rms_norm=llama, glu_activation="swiglu" if llama else None, no_tie_embed_logits=not c.tied)

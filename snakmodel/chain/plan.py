@@ -1,7 +1,8 @@
-"""Configuration -> what is left to do: the chain, its packs, and which packs have no verified done marker yet.
+"""Plans a run: builds its chain and packs from the configuration, and finds the packs without a valid done marker.
 
-run.yaml freezes the resolved recipe and a key of each stage at the first submission. A later change of the recipe or
-of the input files is refused with the stages it touches, unless the run is told to start again from the first of them.
+At the first submission, run.yaml freezes the resolved recipe and a key of each stage. A later change of the recipe or
+of the input files is refused, with the stages that it touches, unless the user asks to start again from the first of
+them.
 """
 
 from __future__ import annotations
@@ -32,31 +33,31 @@ from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
 _SAID = 3
-"""Tasks of a stage for which it is said why they are done again."""
+"""The number of tasks per stage for which a note says why they are done again."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run consists of and what is missing of it."""
+    """What a run consists of, and which parts of it are still missing."""
 
     config: Config
     paths: RunPaths
     chain: Chain
     packs: dict[str, list[list[int]]]
-    """Stage -> pack (array index) -> tasks."""
+    """Maps each stage to its packs; the index of a pack is its array index, and a pack is a list of task indices."""
     missing: dict[str, list[int]]
-    """Selected stage -> packs without a verified marker, in chain order."""
+    """Maps each selected stage to its packs without a valid marker; the stages are in chain order."""
     facts: Facts | None
-    """What the engine says of the model and its training; None where none of its commands is missing."""
+    """What the engine reports about the model and its training; None if none of its commands is missing."""
     notes: list[str]
-    """Markers that were there but did not count, and input files that are not read, and why."""
+    """Notes for users: why existing markers did not count, and which files of the data folder are not read and why."""
 
     def logs(self, stage: str) -> Path:
-        """Folder of a stage's logs."""
+        """The folder of a stage's logs."""
         return self.config.cluster.logs / self.paths.name / stage
 
     def write_task_list(self, stage: Stage, python: str) -> Path:
-        """Write the file that the stage's jobs read; return its path."""
+        """Write the task list that the stage's jobs read, and return its path."""
         cluster, resources = self.config.cluster, self.config.cluster.with_defaults(stage.resources)
         container = container_spec(self.config, self.paths.root, resources)
         specs = [
@@ -111,9 +112,9 @@ def make_plan(
 ) -> Plan:
     """Build the chain, compare it with what the run was frozen with, and find what is missing.
 
-    The engine is asked whether it would refuse a missing command before anything is written. `check_inputs` compares
-    the content of all files from outside the run, not only of those that look changed. `fit` gives the shards that an
-    array element of a new run takes (default: what cluster.yaml says).
+    Before anything is written, the engine is asked whether it would refuse a missing command. `dry`: write nothing.
+    `check_inputs`: compare the content of all files from outside the run, not only of those that look changed. `fit`
+    returns the number of shards per array element for a new run; without it, cluster.yaml decides.
     """
     paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
@@ -137,21 +138,21 @@ def make_plan(
         write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
         _freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
         inputs.write(found.skipped)
-    for stage in chain.stages:  # whatever would keep a container from starting is said now
+    for stage in chain.stages:  # raise now whatever would keep a container from starting
         container_spec(config, root, config.cluster.with_defaults(stage.resources))
     return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
-"""Settings of `data` that say which bytes make up a shard."""
+"""The settings of `data` that decide which bytes make up a shard."""
 
 
 def _shards(
     paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
 ) -> list[list[Part]]:
-    """The shards that the run has, with the files as they are now, or new ones."""
+    """The shards that the run has already, adapted to the files as they are now, or else newly planned ones."""
     now = data.model_dump(mode="json")
-    before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs do not name it
+    before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs have no such key
     earlier = read_plan(paths.shards) if all(now[name] == before.get(name, "") for name in _CUTS) else None
     if earlier is None:
         return cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
@@ -161,7 +162,7 @@ def _shards(
 
 
 def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequence[str]) -> None:
-    """Raise UserError where stages are asked for that the recipe leaves out of the chain."""
+    """Raise UserError if the user asks for stages that the recipe leaves out of the chain."""
     names = {stage.name for stage in chain.stages}
     absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
     if absent:
@@ -169,7 +170,7 @@ def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequen
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
-    """Array index -> tasks; fixed for the life of a run."""
+    """The task indices of each pack, by the pack's array index. They never change during a run's life."""
     size = shards_per_job if stage.per_shard else 1
     every = list(range(len(stage.tasks)))
     return [every[start : start + size] for start in range(0, len(every), size)]
@@ -194,7 +195,7 @@ def _missing(
 
 
 def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
-    """Some stages and all that wait for them, directly or not."""
+    """These stages, and all stages that wait for them directly or indirectly."""
     found = list(first)
     for stage in chain.stages:
         if stage.name not in found and any(other in found for other in stage.waits):
@@ -203,9 +204,10 @@ def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
 
 
 def _forget(chain: Chain, again: Sequence[str], touched: Sequence[str]) -> None:
-    """Remove the markers of stages that are done again; of touched ones the tasks' keys say which.
+    """Remove the markers of the stages in `again`.
 
-    The outputs of resumable stages among both are moved aside.
+    The markers of stages in `touched` stay: the keys of their tasks say which ones are out of date. The output folders
+    of resumable stages in either list are moved aside.
     """
     for name in again:
         remove(chain.root / "markers" / name)
@@ -228,7 +230,7 @@ def _read_frozen(path: Path) -> dict[str, Any] | None:
 
 
 def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, before: dict[str, str]) -> None:
-    """Write run.yaml. Keys of stages in `before` that were not declared this time stay."""
+    """Write run.yaml. Keys in `before` of stages that were not declared this time are kept."""
     value = {
         "recipe": config.recipe.model_dump(mode="json"),
         "shards_per_job": shards_per_job,
@@ -242,7 +244,10 @@ def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, befor
 
 
 def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
-    """Stages that would do something else now; one that the run did not have before is new, and touches nothing."""
+    """The stages that would now do something else than when they were frozen.
+
+    A stage that the run did not have before is new, and does not count as touched.
+    """
     keys = chain.stage_keys()
     return [name for name in keys if frozen["stage_keys"].get(name, keys[name]) != keys[name]]
 
@@ -277,7 +282,7 @@ def _refuse_unless_restarted(
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version froze, with the keys that it did not know."""
+    """A recipe that an earlier version froze, completed with the defaults of the keys that it did not know."""
     try:
         return Recipe.model_validate(recipe).model_dump(mode="json")
     except ValidationError:
@@ -295,7 +300,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def select(names: Sequence[str], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
-    """The stages that --from, --until and --only leave."""
+    """The stages that --from (`first`), --until (`last`) and --only leave. Raises UserError if a name is unknown."""
     for name in (first, last, *only):
         if name is not None and name not in names:
             raise UserError(f"there is no stage {name}. {suggest(name, names)}")

@@ -1,8 +1,8 @@
-"""Tasks, stages and their keys: what is to be run, what it needs, and when a done marker still speaks of it.
+"""Tasks, stages and their keys: what has to be run, what it needs, and which done markers are still valid.
 
-A task is a command line with the files it reads and writes. A stage is an array of tasks with their resources and the
-stages it waits for. A task's key digests the meaning of its command line, the inputs from outside the run, and the
-keys of the tasks it reads from; so a key changes exactly when the outputs may.
+A task is a command line with the files that it reads and writes. A stage is an array of tasks with their resources and
+the stages that it waits for. A task's key is a digest of the meaning of its command line, of its inputs from outside
+the run, and of the keys of the tasks that it reads from; so a key changes exactly when the outputs may change.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from snakmodel.run.markers import judge, marker_path
 
 @dataclass(frozen=True)
 class Input:
-    """What a task reads of another stage, and how much of it is verified before the task starts."""
+    """What a task reads from another stage, and how much of it is verified before the task starts."""
 
     stage: str
     index: int | None = None
-    """One task of that stage, or all of them."""
+    """The index of the task whose outputs are read; None stands for all tasks of the stage."""
     only: tuple[str, ...] = ()
-    """Outputs that are read; all when empty."""
+    """The outputs that are read; empty stands for all."""
     full: bool = True
-    """Compare checksums; False where the reader checks what it reads by itself."""
+    """Whether checksums are compared; False if the reader itself checks what it reads."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One command line; paths in `outputs` and `counts` are relative to the run's folder."""
+    """One command line; the paths in `outputs` and `counts` are relative to the run's folder."""
 
     argv: tuple[str, ...]
     outputs: tuple[str, ...]
     inputs: tuple[Input, ...] = ()
     counts: str | None = None
-    """JSON file among the outputs whose content goes into the done marker."""
+    """The JSON file among the outputs whose content is copied into the done marker."""
     unkeyed: tuple[str, ...] = ()
     """Further arguments that do not change the outputs (workers, devices)."""
     outside: Any = None
-    """What stands for inputs from outside the run, and anything else the outputs depend on."""
+    """A value that stands for the inputs from outside the run and for anything else that the outputs depend on."""
     reads: tuple[str, ...] = ()
     """Files from outside the run of which the done marker keeps a digest."""
 
@@ -59,11 +59,11 @@ class Stage:
     tasks: tuple[Task, ...]
     resources: Resources
     per_shard: bool = False
-    """Has one task a shard: several may share one array element."""
+    """Whether the stage has one task per shard, so that several tasks may share one array element."""
     resumable: bool = False
-    """Saves its state when signalled, and exits 75."""
+    """Whether the command saves its state when it is signalled, and then exits with 75."""
     progress: str | None = None
-    """File with the number that grows as a resumable task gets further."""
+    """A file with a number that grows as a resumable task gets further."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -84,17 +84,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Chain:
-    """All stages of a run in an order in which they can be done, and the keys of their tasks."""
+    """All stages of a run, in an order in which they can be done, and the keys of their tasks."""
 
     root: Path
     """The run's folder."""
     stages: tuple[Stage, ...]
     keys: Mapping[str, tuple[str, ...]]
-    """Stage name -> key of each task."""
+    """Maps the name of a stage to the keys of its tasks."""
 
     @classmethod
     def of(cls, root: Path, stages: Sequence[Stage]) -> Chain:
-        """Check that every stage waits only for earlier ones and has what it reads, and compute the keys."""
+        """Check that every stage waits only for earlier ones and for all that it reads, and compute the keys.
+
+        Raises ValueError if the declarations contradict each other.
+        """
         keys: dict[str, tuple[str, ...]] = {}
         sizes = {stage.name: len(stage.tasks) for stage in stages}
         for stage in stages:
@@ -110,16 +113,19 @@ class Chain:
         return next(stage for stage in self.stages if stage.name == name)
 
     def stage_keys(self) -> dict[str, str]:
-        """One key a stage."""
+        """One key per stage: a digest of the keys of its tasks."""
         return {name: _digest(list(keys)) for name, keys in self.keys.items()}
 
     def marker_problem(self, stage: str, index: int) -> str | None:
-        """Why a task does not count as done, or None if it does. Compares key, existence and sizes, not checksums."""
+        """Why a task does not count as done, or None if it does.
+
+        Compares the key, and whether the outputs exist with the right sizes, but not their checksums.
+        """
         path = marker_path(self.root, stage, index)
         return judge(path, self.root, self.keys[stage][index]).problem if path.exists() else "no marker"
 
     def marker_problems(self, stage: str) -> list[str | None]:
-        """The same of every task of a stage; what has no marker costs nothing."""
+        """The `marker_problem` of every task of a stage; no file is opened for tasks without a marker."""
         folder = marker_path(self.root, stage, 0).parent
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         paths = ((index, marker_path(self.root, stage, index)) for index in range(len(self.keys[stage])))
@@ -130,7 +136,10 @@ class Chain:
 
 
 def _key(root: Path, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
-    """The key of a task; this machine's folders are taken out of its arguments, so that a moved run keeps its keys."""
+    """The key of a task.
+
+    The folders of this machine are taken out of its arguments, so that a moved run keeps its keys.
+    """
     read: list[str] = []
     for source in task.inputs:
         read += keys[source.stage] if source.index is None else [keys[source.stage][source.index]]
@@ -138,7 +147,7 @@ def _key(root: Path, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def meaning(root: Path, task: Task) -> str:
-    """What a task does, as a digest: the part of its key that does not come from other tasks."""
+    """A digest of what a task does: the part of its key that does not come from other tasks."""
     return _digest(_own(root, task))
 
 
@@ -156,9 +165,10 @@ _SAMPLE = 1 << 16
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """Name, size and a digest of the first, middle and last 64 KiB of a file from outside the run.
+    """The name, the size and a digest of the first, middle and last 64 KiB of a file from outside the run.
 
-    Cheap enough for terabytes on a login node, and unmoved by copying or touching the file.
+    This is cheap enough for terabytes on a login node, and copying or touching the file does not change it. Raises
+    UserError if the file cannot be read.
     """
     try:
         size = path.stat().st_size

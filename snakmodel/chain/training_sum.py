@@ -1,4 +1,7 @@
-"""What a run trains: tokens, epochs of the corpus, GPU-hours and disk, told before it is submitted and by status."""
+"""Sums up the training of a run: its tokens, epochs of the corpus, GPU-hours and disk.
+
+The launcher prints the sums before it submits the run, and status shows them later.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,19 @@ from snakmodel.prepare.input_files import input_files
 from snakmodel.run.paths import RunPaths
 
 MANY_EPOCHS = 4
-"""Up to so many epochs, repeated text is almost as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+"""The number of epochs up to which repeated text is almost as good as new text (Muennighoff et al. 2023,
+arXiv:2305.16264)."""
 USUAL_MFU = 0.4
-"""Share of a GPU's peak that trainings of this kind reach."""
+"""The share of a GPU's peak that trainings of this kind usually reach."""
 _BYTES_A_TOKEN = 3
-"""Of raw text; the same as in the forecast of the disk."""
+"""Bytes of raw text per token, as in the disk forecast."""
 _CORPUS = "tokens/corpus_text_document.json"
 
 
 def lines(plan: Plan, *, dry: bool) -> list[str]:
-    """What the missing training of a plan comes to: tokens, epochs, GPU-hours and disk.
+    """Lines that tell what a plan's missing training will take: tokens, epochs, GPU-hours and disk.
 
-    Unless it is a dry run, what cannot be worked out again later is kept in the run's folder, for status.
+    Unless `dry`, those of them that cannot be computed again later are stored in the run's folder, for status.
     """
     recipe, resources = plan.config.recipe, plan.config.cluster.resources("train")
     text = sum(one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares))
@@ -39,10 +43,13 @@ def lines(plan: Plan, *, dry: bool) -> list[str]:
 
 
 def remembered(paths: RunPaths) -> list[str]:
-    """The same for a run that was started, with epochs of the tokens that there are by now; empty where unknown."""
+    """The same lines for a run that was started; the epochs are of the tokens that exist by now.
+
+    What is not known any more is left out.
+    """
     try:
         recipe = Recipe.model_validate(yaml.safe_load(paths.frozen.read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # an older version's, or damaged
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # written by an older version, or damaged
         return []
     try:
         kept = json.loads(paths.training_sum.read_text(encoding="utf-8"))
@@ -53,7 +60,7 @@ def remembered(paths: RunPaths) -> list[str]:
 
 
 def corpus_tokens(root: Path) -> int | None:
-    """Tokens of the run's corpus, None before it is tokenised."""
+    """The number of tokens in the run's corpus; None before it is tokenised."""
     try:
         return int(json.loads((root / _CORPUS).read_text(encoding="utf-8"))["tokens"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -61,9 +68,9 @@ def corpus_tokens(root: Path) -> int | None:
 
 
 def tokens_and_epochs(recipe: Recipe, root: Path, text_bytes: int | None) -> list[str]:
-    """What is trained on, and a warning where the corpus would be repeated too often.
+    """Lines about the tokens and epochs of the training, with a warning if the corpus would be repeated too often.
 
-    `text_bytes` is the size of the raw text, from which the epochs are estimated while there are no tokens yet.
+    `text_bytes` is the size of the raw text; as long as there are no tokens, the epochs are estimated from it.
     """
     t = recipe.training
     total = t.train_iters * t.global_batch_size * t.seq_length
@@ -88,7 +95,7 @@ def tokens_and_epochs(recipe: Recipe, root: Path, text_bytes: int | None) -> lis
 
 
 def gpu_hours(facts: Facts, device: str) -> str:
-    """The GPU-hours of the training at the usual share of the GPU's peak; empty where the peak is not known."""
+    """The GPU-hours of the training at the usual share of the GPU's peak, as a line; empty if the peak is not known."""
     if not facts.training_flops or not facts.peak_tflops:
         return ""
     hours = facts.training_flops / (facts.peak_tflops * 1e12 * USUAL_MFU) / 3600
@@ -99,7 +106,10 @@ def gpu_hours(facts: Facts, device: str) -> str:
 
 
 def disk(recipe: Recipe, needs: Forecast) -> list[str]:
-    """The disk that the run needs at most, and a hint where it is mostly checkpoints that nobody asked to keep."""
+    """Lines about the disk that the run needs at most.
+
+    They hold a hint if most of it is checkpoints and the recipe does not limit how many are kept.
+    """
     t, checkpoints = recipe.training, needs.parts["checkpoints"]
     lines = [f"disk: {gigabytes(needs.total)} at most, {gigabytes(checkpoints)} of it for checkpoints"]
     saves = -(-t.train_iters // t.save_interval)

@@ -1,1 +1,1 @@
-"""What users write: cluster.yaml and recipes, checked key by key."""
+"""The files that users write: cluster.yaml and recipes, checked key by key."""

@@ -12,9 +12,9 @@ from snakmodel.config.sbatch_options import Words, check_sbatch_args, check_srun
 from snakmodel.config.sections import PROJECT, ProjectPath, Section, suggest
 
 SIGNAL_EARLY_SECONDS = 60
-"""Slurm may send the notice of the time limit so much earlier than asked."""
+"""The number of seconds by which Slurm may send the notice of the time limit earlier than asked."""
 START_SECONDS = 30
-"""The least that start-up and two steps of training take."""
+"""The least number of seconds that start-up and two steps of training take."""
 
 
 SbatchArgs = Annotated[list[str], AfterValidator(check_sbatch_args)]
@@ -25,7 +25,10 @@ _CLOCK = re.compile(r"\d+(?::\d+){0,2}")
 
 
 def minutes_of(text: str) -> int:
-    """The minutes of a time limit as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; seconds are rounded up."""
+    """The minutes of a time limit in sbatch's spelling: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    Seconds are rounded up to a minute. Raises ValueError if it is none of these.
+    """
     if match := _DAYS.fullmatch(text.strip()):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     elif _CLOCK.fullmatch(text.strip()):
@@ -40,19 +43,22 @@ def minutes_of(text: str) -> int:
 
 
 class Container(Section):
-    """The container that each rank's command runs in. The run's and the project's folders and the recipe's input
-    paths are always visible inside, under their own names."""
+    """The container in which each rank's command runs.
+
+    The folders of the run and of the project and the recipe's input paths are always visible inside, under their own
+    names.
+    """
 
     runtime: Literal["apptainer", "pyxis", "docker", "none"] = "none"
-    """apptainer and docker wrap the command; pyxis is a plugin of srun."""
+    """The runtime: apptainer and docker wrap the command, and pyxis is a plugin of srun."""
     image: str | None = None
-    """What the runtime takes: a .sif or .sqsh file, or docker://…, or a name."""
+    """The image, as the runtime takes it: a .sif or .sqsh file, or docker://…, or a name."""
     binds: list[str] = Field(default=[])
-    """Further folders to show inside: SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro."""
+    """Further folders that are visible inside: SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro."""
     shm_size: str | None = None
-    """Size of /dev/shm in docker, such as 8g; the other runtimes share the node's."""
+    """The size of /dev/shm in docker, such as 8g; the other runtimes share that of the node."""
     python: str = "python3"
-    """Python inside the image, with the toolkit's packages."""
+    """The Python interpreter inside the image, which has the toolkit's packages."""
 
     @model_validator(mode="after")
     def _complete(self) -> Container:
@@ -69,24 +75,26 @@ class Container(Section):
 
 
 class Resources(Section):
-    """What one job of a stage asks for."""
+    """The resources that one job of a stage asks for."""
 
     nodes: int = Field(default=1, ge=1)
     ranks_per_node: int = Field(default=1, ge=1)
-    """Processes on each node (one a GPU where there are GPUs)."""
+    """The number of processes on each node: one per GPU if there are GPUs."""
     cpus: int = Field(default=1, ge=1)
-    """Cores of each process."""
+    """The number of cores of each process."""
     mem_gb: float | None = Field(default=None, gt=0)
-    """Memory of each node; the partition's default when absent."""
+    """The memory of each node, in GB; the partition's default if absent."""
     gpus_per_node: int = Field(default=0, ge=0)
     gres: Words | None = None
-    """Generic resources of each node in Slurm's spelling, such as gpu:a100:4; GPUs either here or above."""
+    """Generic resources of each node in Slurm's spelling, such as gpu:a100:4. Ask for GPUs either here or in
+    `gpus_per_node`."""
     minutes: int = Field(default=120, ge=2)
-    """Time limit: a number of minutes, or Slurm's spelling, such as 24:00:00 or 2-12 (two days and twelve hours)."""
+    """The time limit: a number of minutes, or Slurm's spelling, such as 24:00:00 or 2-12 (two days and twelve
+    hours)."""
     mem_per_cpu: str | None = Field(default=None, pattern=r"^[0-9]+[KMGT]?$")
-    """Memory of each core in Slurm's spelling, such as 4G; memory either here or above."""
+    """The memory of each core in Slurm's spelling, such as 4G. Ask for memory either here or in `mem_gb`."""
     partition: Words | None = None
-    """Partition, where it differs from `slurm.partition`; the same for the keys below."""
+    """The partition, if it differs from `slurm.partition`. The keys below override those of `slurm` in the same way."""
     account: Words | None = None
     qos: Words | None = None
     constraint: Words | None = None
@@ -98,13 +106,13 @@ class Resources(Section):
     switches: Words | None = None
     nice: int | None = None
     sbatch_args: SbatchArgs | None = None
-    """Further options of sbatch instead of those of `slurm.sbatch_args`."""
+    """Further options of sbatch, in place of those in `slurm.sbatch_args`."""
     setup: list[str] | None = None
-    """Shell lines instead of those of `slurm.setup`."""
+    """Shell lines, in place of those in `slurm.setup`."""
     srun_args: SrunArgs | None = None
-    """Arguments of srun instead of those of `slurm.srun_args`."""
+    """Arguments of srun, in place of those in `slurm.srun_args`."""
     container: Container | None = None
-    """Container instead of the run's; `{runtime: none}` for none."""
+    """The container, in place of the run's; `{runtime: none}` stands for no container."""
 
     @field_validator("mem_per_cpu", "switches", mode="before")
     @classmethod
@@ -118,12 +126,12 @@ class Resources(Section):
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """The number of processes over all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property
     def has_gpus(self) -> bool:
-        """Whether GPUs are asked for, in either spelling."""
+        """Whether the stage asks for GPUs, in either of the two spellings."""
         return self.gpus_per_node > 0 or (self.gres or "").startswith("gpu")
 
     @model_validator(mode="after")
@@ -147,7 +155,7 @@ MAIL_TYPES = ("BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE
 
 
 class Slurm(Section):
-    """How jobs are handed to Slurm."""
+    """The settings with which jobs are handed to Slurm."""
 
     account: Words | None = None
     partition: Words | None = None
@@ -156,32 +164,33 @@ class Slurm(Section):
     exclude: Words | None = None
     reservation: Words | None = None
     exclusive: bool | Literal["user", "mcs"] | None = None
-    """Whole nodes: true, or Slurm's user or mcs."""
+    """Whether jobs get whole nodes: true, or Slurm's words user or mcs."""
     wckey: Words | None = None
     licenses: Words | None = None
-    """In Slurm's spelling, such as matlab:2."""
+    """Licences in Slurm's spelling, such as matlab:2."""
     switches: Words | None = None
-    """The most switches that a job's nodes may hang on, and how long to wait for that: 1@60."""
+    """The largest number of switches that a job's nodes may be connected to, and how long to wait for that: 1@60."""
     nice: int | None = None
-    """Taken off the priority."""
+    """The number that is taken off the job's priority."""
     clusters: Words | None = None
-    """The cluster to submit to, where several share one accounting; one, as jobs cannot wait for those of another."""
+    """The cluster to submit to, if several share one accounting. It is a single one, as jobs cannot wait for jobs of
+    another."""
     sbatch_args: SbatchArgs = Field(default=[])
-    """Any other option of sbatch, one an entry, such as --tmp=10G."""
+    """Any other options of sbatch, one per entry, such as --tmp=10G."""
     array_parallelism: int = Field(default=256, ge=1)
-    """Tasks of one array that may run at once (the `%N` of `--array`)."""
+    """The number of elements of one array that may run at the same time (the `%N` of `--array`)."""
     signal_seconds: int = Field(default=120, ge=1)
-    """Notice before the time limit at which a training job saves and requeues itself."""
+    """The number of seconds before the time limit at which a training job is signalled, saves and requeues itself."""
     setup: list[str] = Field(default=[])
-    """Shell lines before the job's command: modules, conda, exports."""
+    """Shell lines that run before the job's command: modules, conda, exports."""
     srun_args: SrunArgs = Field(default=[])
     """Further arguments of srun."""
     mail_type: str | None = None
-    """When Slurm writes a mail: BEGIN, END, FAIL, REQUEUE, …, separated by commas."""
+    """The events for which Slurm sends a mail: BEGIN, END, FAIL, REQUEUE, …, separated by commas."""
     mail_user: Words | None = None
-    """Who receives it; the person who submits when absent."""
+    """The user who receives the mail; the one who submits if absent."""
     interface: str | None = None
-    """Network interface for rank-to-rank traffic; by default the libraries choose."""
+    """The network interface for traffic between ranks; if absent, the libraries choose it."""
 
     @field_validator("switches", mode="before")
     @classmethod
@@ -206,22 +215,22 @@ class Slurm(Section):
 
 
 class Local(Section):
-    """The embedded scheduler."""
+    """The settings of the embedded scheduler."""
 
     cpus: int | None = Field(default=None, ge=1)
-    """Cores that tasks may use together; all that this process may use when absent."""
+    """The number of cores that tasks may use together; if absent, all that this process may use."""
 
 
 class Retries(Section):
-    """When a job that did not finish is started again."""
+    """The rules by which a job that did not finish is started again."""
 
     without_progress: int = Field(default=3, ge=1)
-    """Attempts in a row that got nothing further before the stage fails."""
+    """The number of attempts in a row without progress after which the stage fails."""
     crashes: int = Field(default=5, ge=0)
-    """Crashes allowed although each attempt got further."""
+    """The number of crashes that are allowed even if each attempt got further."""
     hung_minutes: float = Field(default=30, gt=0)
-    """A step is killed and started again when for so long its log and its iteration have not moved (nor, for a single
-    process, has its processor time)."""
+    """The number of minutes without a sign of life after which a step is killed and started again. Signs of life are
+    its log and its iteration and, for a single process, its processor time."""
 
 
 _PER_STAGE = (
@@ -231,37 +240,37 @@ _PER_STAGE = (
 
 
 class Cluster(Section):
-    """WHERE a run happens. May change between submissions without touching what is done."""
+    """WHERE a run happens. These settings may change between submissions without affecting what is done already."""
 
     scheduler: Literal["auto", "local", "slurm"] = "auto"
     runs: ProjectPath = PROJECT / "runs"
-    """Folder that holds the runs; shared by all nodes."""
+    """The folder that holds the runs; all nodes have to share it."""
     logs: ProjectPath = PROJECT / "logs"
     python: str | None = None
-    """Python that jobs run; the launcher's own when absent."""
+    """The Python interpreter of the jobs; the launcher's own if absent."""
     shards_per_job: int = Field(default=1, ge=1)
-    """Shards that one array element works through; fixed at a run's first submission."""
+    """The number of shards that one array element works through; fixed at a run's first submission."""
     slurm: Slurm = Slurm()
     container: Container = Container()
     local: Local = Local()
     retries: Retries = Retries()
     defaults: Resources = Resources()
     stages: dict[str, dict[str, Any]] = Field(default={})
-    """Resources of single stages, by stage name, over `defaults`."""
+    """Resources of single stages, by the name of the stage; they override `defaults`."""
 
     def resources(self, stage: str) -> Resources:
-        """The resources of a stage: `defaults` with that stage's own values over them."""
+        """The resources of a stage: `defaults`, overridden by the stage's own values."""
         return Resources.model_validate({**self.defaults.model_dump(), **self.stages.get(stage, {})})
 
     def with_defaults(self, resources: Resources) -> Resources:
-        """The same with everything that the stage leaves open taken from `slurm` and `container`."""
+        """The resources, with everything that the stage leaves open taken from `slurm` and `container`."""
         general = {name: getattr(self.slurm, name) for name in _PER_STAGE} | {"container": self.container}
         return resources.model_copy(
             update={name: value for name, value in general.items() if getattr(resources, name) is None}
         )
 
     def check_time_limit(self, stage: str) -> None:
-        """Refuse a time limit in which a stage that saves when signalled could not get two steps further."""
+        """Raise UserError if the time limit of a stage that saves when signalled is too short for two further steps."""
         minutes, notice = self.resources(stage).minutes, self.slurm.signal_seconds
         needed = notice + SIGNAL_EARLY_SECONDS + START_SECONDS
         if minutes * 60 < needed:

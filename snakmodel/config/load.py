@@ -1,8 +1,8 @@
-"""cluster.yaml (where) and a recipe (what) -> one validated, frozen Config; unknown keys are refused by name.
+"""Loads cluster.yaml (where) and a recipe (what) into one validated, frozen Config; unknown keys are refused by name.
 
-Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths are taken from the project's
-folder. In the sections of a recipe that only some stages use, a variable that is not set stays as it is written; the
-stages that need it refuse it.
+Strings may use `${NAME}` and `${NAME:-default}` from the environment. Relative paths start from the project's folder.
+In the sections of a recipe that only some stages use, a variable that is not set stays as it is written, and the stages
+that need it refuse it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from snakmodel.config.yaml_file import read_yaml
 
 
 class Config(Section):
-    """Both files together."""
+    """A recipe and a cluster.yaml together."""
 
     recipe: Recipe
     cluster: Cluster
 
 
 def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Config:
-    """Read and validate both files. Raises UserError that names the file, the key, what was found and what is valid."""
+    """Read and validate both files. `stage_names` are the valid names of stages.
+
+    Raises UserError that names the file, the key, what was found and what is valid.
+    """
     config = Config(recipe=_read(recipe, Recipe), cluster=_read(cluster, Cluster))
     for name, values in config.cluster.stages.items():
         if name not in stage_names:
@@ -40,7 +43,7 @@ def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Conf
 
 
 def load_cluster(path: Path) -> Cluster:
-    """cluster.yaml alone, for commands that need no recipe."""
+    """Read and validate cluster.yaml alone, for commands that need no recipe."""
     return _read(path, Cluster)
 
 
@@ -93,18 +96,18 @@ def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[S
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _USED_BY_SOME = ("tokenizer", "model")
-"""Sections of a recipe that preparation and deduplication do not use."""
+"""The sections of a recipe that preparation and deduplication do not use."""
 
 
 def not_set(name: str) -> str:
-    """What is said of a variable that a file uses and the environment lacks."""
+    """The message about a variable that a file uses but the environment lacks."""
     return f"${{{name}}} is not set in the environment. Set it, or write a default after :-"
 
 
 def _expand(value: Any, key: str, path: Path, lenient: bool) -> Any:
-    """Replace `${NAME}` and `${NAME:-default}` in every string below `value`, which is that of `key`.
+    """Replace `${NAME}` and `${NAME:-default}` in every string in `value`, which is the value of `key`.
 
-    `lenient` leaves variables that are not set as they are; else UserError.
+    With `lenient`, variables that are not set stay as they are; without it, they raise UserError.
     """
     if isinstance(value, dict):
         return {name: _expand(item, f"{key}.{name}", path, lenient) for name, item in value.items()}

@@ -10,18 +10,18 @@ from snakmodel.config.sections import ProjectPath, Section
 
 
 class Clean(Section):
-    """Cleaning of the documents; what it changes and leaves out is counted."""
+    """How documents are cleaned. The documents that cleaning changes or leaves out are counted."""
 
     trim: bool = False
-    """Take white space from both ends."""
+    """Whether white space is removed from both ends."""
     nfc: bool = False
-    """Compose characters: Unicode normal form C."""
+    """Whether characters are composed: Unicode normal form C."""
     min_characters: int = Field(default=0, ge=0)
-    """Leave out shorter documents."""
+    """The number of characters below which a document is left out."""
 
 
 def _check_source(entry: Any) -> None:
-    """Refuse an entry of `data.sources` that is neither a name nor `NAME: SHARE`."""
+    """Raise ValueError if an entry of `data.sources` is neither a name nor `NAME: SHARE`."""
     if isinstance(entry, str):
         return
     pairs = list(entry.items()) if isinstance(entry, dict) else []
@@ -38,25 +38,28 @@ class Data(Section):
     """The raw text and how it is cut into documents and shards."""
 
     path: ProjectPath
-    """Folder of .txt and .jsonl files (.gz and .zst too), .parquet files, Hugging Face datasets; each sub-folder is a
-    source."""
+    """The folder of the raw text: .txt and .jsonl files (.gz and .zst too), .parquet files and Hugging Face datasets.
+    Each sub-folder is a source."""
     sources: list[str | dict[str, float]] | None = None
-    """Sources to take, in this order; all of them in name order when absent. `NAME: 0.5` takes half of one."""
+    """The sources to take, in this order; if absent, all of them in the order of their names. `NAME: 0.5` takes half of
+    one."""
     seed: int = 8446
-    """Decides which documents of a source are taken, where only a share of them is."""
+    """The seed that decides which documents of a source are taken if only a share of them is."""
     document: Literal["line", "blank-line", "file"] = "line"
-    """What one document of a text file is."""
+    """The unit of a text file that is one document."""
     key: str = "text"
-    """JSON key, or column, that holds a document in other files."""
+    """The JSON key or the column that holds a document in files other than text files."""
     encoding: Literal["utf-8", "utf-16", "utf-16-le", "utf-16-be"] = "utf-8"
-    """Encoding of text and JSON lines; utf-16 is for files that begin with a byte order mark."""
+    """The encoding of text and JSON lines; utf-16 is for files that begin with a byte order mark."""
     errors: Literal["error", "replace", "skip"] = "error"
-    """What to do with a document that is not UTF-8 or has a NUL, and (but for `replace`) with one that is no string."""
+    """What happens to a document that is not UTF-8 or holds a NUL character. A document that is not a string is left
+    out with `skip`, and is an error otherwise."""
     clean: Clean = Clean()
     shards: int | None = Field(default=None, ge=1)
-    """Number of shards; by default the input's bytes over `shard_mb`. Fewer where compressed files are larger."""
+    """The number of shards; if absent, the input's bytes divided by `shard_mb`. There are fewer if single compressed
+    files are larger than a shard."""
     shard_mb: int = Field(default=512, ge=1)
-    """Size of a shard in MB of input as it lies on disk, where `shards` is absent."""
+    """The size of a shard, in MB of input as it lies on disk; used if `shards` is absent."""
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -70,7 +73,7 @@ class Data(Section):
 
     @property
     def shares(self) -> dict[str, float] | None:
-        """Source -> share of its documents, in order; None for all of everything."""
+        """Maps each source to the share of its documents, in order; None stands for all of everything."""
         if self.sources is None:
             return None
         pairs = ({entry: 1.0} if isinstance(entry, str) else entry for entry in self.sources)
@@ -81,27 +84,30 @@ class Dedup(Section):
     """Near-deduplication by MinHash, with the clusters of text-dedup."""
 
     num_perm: int = Field(default=64, ge=2)
-    """Permutations in a signature."""
+    """The number of permutations in a signature."""
     threshold: float = Field(default=0.85, gt=0, lt=1)
-    """Jaccard similarity from which documents count as duplicates."""
+    """The Jaccard similarity from which documents count as duplicates."""
     ngram: int = Field(default=5, ge=1)
-    """Words in an n-gram."""
+    """The number of words in an n-gram."""
     min_length: int = Field(default=5, ge=0)
-    """Documents with fewer words are short: see `short_docs`."""
+    """The number of words below which a document is short; see `short_docs`."""
     hash_func: Literal["sha1", "xxh3"] = "sha1"
-    """Hash of an n-gram. xxh3 is faster; its clusters are others."""
+    """The hash of an n-gram. xxh3 is faster, but finds different clusters than sha1."""
     b: int | None = Field(default=None, ge=1)
-    """Bands of a signature: one that agrees links two documents. The best number for the threshold if not given."""
+    """The number of bands of a signature; two documents that agree in one band are linked. If absent, the best number
+    for the threshold."""
     r: int | None = Field(default=None, ge=1)
-    """Values in a band; given together with `b`."""
+    """The number of values in a band; has to be given together with `b`."""
     compat: Literal["text-dedup-0.4.0", "text-dedup-0.3.1"] = "text-dedup-0.4.0"
-    """The version of text-dedup whose clusters these are; 0.3.1 cuts words at letters beyond a-z."""
+    """The version of text-dedup whose clusters are reproduced; 0.3.1 cuts words at letters other than a-z."""
     verify_jaccard: bool = False
-    """Link only documents whose true Jaccard similarity reaches the threshold; reads their texts again."""
+    """Whether only documents whose true Jaccard similarity reaches the threshold are linked; their texts are read
+    again."""
     ranges: int = Field(default=16, ge=1)
-    """Hash ranges that the bands are joined in: more means less memory a task."""
+    """The number of ranges into which the keys of all bands are cut; more ranges mean less memory per task."""
     short_docs: Literal["exact", "keep", "drop", "collapse"] = "exact"
-    """Short documents: deduplicate identical ones, keep all, drop all, or collapse them into one."""
+    """What happens to short documents: identical ones are deduplicated (exact), all are kept, all are dropped, or all
+    are collapsed into one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Dedup:
@@ -115,22 +121,25 @@ class Dedup(Section):
 
 
 class Text(Section):
-    """The deduplicated text as files for people and other programs; no stage of the chain reads them."""
+    """The deduplicated text as files for users and other programs; no stage of the chain reads them."""
 
     export: bool = True
-    """Write it as jsonl and txt, a pair for each shard and one of all: four times the size of the text."""
+    """Whether the text is written as jsonl and txt, one pair per shard and one for the whole. They take four times the
+    size of the text."""
 
 
 class Tokenizer(Section):
-    """How text becomes token ids."""
+    """The tokenizer, which turns text into token ids."""
 
     type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer"] = "SentencePieceTokenizer"
     file: ProjectPath
-    """The base model's tokenizer.model; for a HuggingFaceTokenizer its tokenizer.json, beside tokenizer_config.json."""
+    """The base model's tokenizer.model or, for a HuggingFaceTokenizer, its tokenizer.json with tokenizer_config.json
+    beside it."""
     append_eod: bool = True
-    """End every document with the end-of-document id. The published run did not: its documents run into each other."""
+    """Whether every document ends with the end-of-document id. In the published run it did not, and documents run into
+    each other."""
     prepend_bos: bool = False
-    """Begin every document with the beginning-of-sentence id."""
+    """Whether every document begins with the beginning-of-sentence id."""
 
 
 class Model(Section):
@@ -138,66 +147,67 @@ class Model(Section):
 
     family: Literal["llama", "llama2", "codellama", "mistral", "falcon"] = "llama2"
     base: ProjectPath
-    """Folder of the base model in Hugging Face format."""
+    """The folder of the base model in Hugging Face format."""
     size: int | None = None
-    """Billions of parameters, checked against the folder when given."""
+    """The number of parameters in billions; if given, it is checked against the folder."""
 
 
 class Training(Section):
     """Hyper-parameters of the training run, in Megatron-LLM's names."""
 
     train_iters: int = Field(ge=1)
-    """Optimizer steps."""
+    """The number of optimizer steps."""
     global_batch_size: int = Field(ge=1)
-    """Samples a step, over all ranks."""
+    """The number of samples per step, over all ranks."""
     micro_batch_size: int = Field(default=1, ge=1)
-    """Samples a rank takes at once."""
+    """The number of samples that a rank takes at once."""
     seq_length: int = Field(ge=2)
-    """Tokens a sample."""
+    """The number of tokens per sample."""
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
     lr_wsd_decay_iters: int | None = Field(default=None, ge=0)
-    """WSD (warm-up, stable, decay): steps of the decay at the end."""
+    """WSD (warm-up, stable, decay): the number of steps of the decay at the end."""
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] | None = None
-    """WSD: shape of that decay; Megatron-LM's, exponential, when absent."""
+    """WSD: the shape of that decay; if absent, exponential as in Megatron-LM."""
     lr_warmup_iters: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_grad: float = Field(default=1.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     skip_spikes: float | None = Field(default=None, gt=0)
-    """Make no update from a loss or gradient norm so many standard deviations above its mean; OLMo uses 6."""
+    """Make no update if the loss or the gradient norm is this many standard deviations above its mean; OLMo uses 6."""
     seed: int = 8446
     split: str = "969,30,1"
-    """Proportions of the documents for training, validation and test."""
+    """The proportions of the documents for training, validation and test."""
     reset_position_ids: bool = False
-    """Positions begin again at each document. This and the next two need tokenizer.append_eod."""
+    """Whether positions begin again at each document. This key and the next two need tokenizer.append_eod."""
     reset_attention_mask: bool = False
-    """Attention does not reach over to the documents before."""
+    """Whether attention is kept from reaching back to the documents before."""
     eod_mask_loss: bool = False
-    """What follows the end of a document is not counted in the loss."""
+    """Whether the prediction after the end of a document is left out of the loss."""
     save_interval: int = Field(ge=1)
-    """Steps between checkpoints."""
+    """The number of steps between checkpoints."""
     keep_last: int | None = Field(default=None, ge=1)
-    """Newest checkpoints that stay; all of them when absent. May be changed while a run is under way."""
+    """The number of newest checkpoints that are kept; all if absent. May be changed while a run is under way."""
     keep_every: int | None = Field(default=None, ge=1)
-    """With keep_last: checkpoints of iterations divisible by this stay too."""
+    """With keep_last: checkpoints of iterations that this number divides are kept too."""
     eval_interval: int = Field(default=100, ge=1)
     eval_iters: int = Field(default=10, ge=0)
     log_interval: int = Field(default=1, ge=1)
     wandb_project: str | None = None
-    """Send the numbers to this Weights & Biases project too; the key comes from WANDB_API_KEY or `wandb login`."""
+    """The Weights & Biases project to which the numbers are sent too; the key comes from WANDB_API_KEY or `wandb
+    login`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Compute precision; master weights and reductions are always fp32. fp16 (with loss scaling) is for GPUs without
-    bf16."""
+    """The precision of the computation; master weights and reductions are always fp32. fp16 (with loss scaling) is for
+    GPUs without bf16."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """Ranks that share each layer's matrices, with sequence parallelism."""
+    """The number of ranks that share each layer's matrices, with sequence parallelism."""
     pipeline_parallel: int = Field(default=1, ge=1)
-    """Ranks that hold different layers. What remains of the ranks is data parallel."""
+    """The number of ranks that hold different layers. The remaining factor of the ranks is data parallel."""
     recompute_granularity: Literal["selective", "full"] | None = None
     threads: int = Field(default=1, ge=1)
-    """CPU threads of a rank. Part of the recipe because it changes the last bits of the result."""
+    """The number of CPU threads of a rank. It is part of the recipe because it changes the last bits of the result."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -220,29 +230,32 @@ class Training(Section):
 
 
 class Export(Section):
-    """Which checkpoints become Hugging Face folders, and how closely they must agree with the engine."""
+    """The checkpoints that become Hugging Face folders, and how closely these must agree with the engine."""
 
     iterations: list[int] | Literal["all"] | None = None
-    """Iterations to export; `all` that are saved; the last one when absent."""
+    """The iterations to export; `all` stands for all that are saved, and the last one is exported if the key is
+    absent."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Data type of the exported weights; the training's when absent."""
+    """The data type of the exported weights; that of the training if absent."""
     verify_batches: int = Field(default=2, ge=1)
-    """Batches of real tokens in each logits gate."""
+    """The number of batches of real tokens in each comparison of logits."""
     tolerance: float = Field(default=0.01, gt=0)
-    """Mean absolute logit error that the gates allow."""
+    """The mean absolute error of the logits that the gates allow."""
 
 
 class Push(Section):
-    """Where the exported folders go: a Hub repository, or a folder of the run when none is named."""
+    """The place where the exported folders go: a Hub repository or, if none is named, a folder of the run."""
 
     repository: str | None = None
-    """ORG/NAME on the Hugging Face Hub. The last iteration goes to its main branch, others to branches of their own."""
+    """ORG/NAME on the Hugging Face Hub. The last iteration goes to the main branch, and each other one to a branch of
+    its own."""
     license: str | None = None
-    """Licence of the exported model, in the Hub's spelling (llama2, apache-2.0, other, …); needed with a repository."""
+    """The licence of the exported model in the Hub's spelling (llama2, apache-2.0, other, …); needed with a
+    repository."""
     language: str | list[str] | None = None
-    """Language of the model for its card: codes such as da, or [da, en]."""
+    """The language of the model for its card: codes such as da, or [da, en]."""
     base_model: str | None = None
-    """ORG/NAME of the base model on the Hub, for the card, where model.base is not in the Hub's own cache."""
+    """ORG/NAME of the base model on the Hub, for the card; needed if model.base is not in the Hub's own cache."""
     public: bool = False
     """Whether a repository that does not exist yet is made public."""
     max_shard_size: str = "2GB"
@@ -261,7 +274,7 @@ class Recipe(Section):
     """WHAT a run does."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names the run's folder, its logs and its jobs."""
+    """The name of the run's folder, its logs and its jobs."""
     data: Data
     dedup: Dedup = Dedup()
     text: Text = Text()
@@ -273,7 +286,7 @@ class Recipe(Section):
 
     @property
     def exported_iterations(self) -> list[int]:
-        """Iterations that become Hugging Face folders."""
+        """The iterations that become Hugging Face folders."""
         last = self.training.train_iters
         if self.export.iterations == "all":
             return [*range(self.training.save_interval, last, self.training.save_interval), last]

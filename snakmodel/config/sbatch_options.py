@@ -1,5 +1,7 @@
-"""What cluster.yaml may say to sbatch and srun beyond the keys of its own: options in Slurm's spelling, and values that
-fit into a line of a batch file."""
+"""Checks the options that cluster.yaml gives to sbatch and srun beyond its own keys.
+
+The options are in Slurm's spelling, and their values have to fit into one line of a batch file.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _CHAIN = (
     "array", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "open-mode", "output", "parsable",
     "requeue", "signal", "test-only", "wait", "wrap",
 )  # fmt: skip
-"""Options of sbatch by which the launcher chains, finds, logs and requeues its jobs."""
+"""The options of sbatch by which the launcher chains, finds, logs and requeues its jobs."""
 _KEYS = {
     "account": "account", "clusters": "slurm.clusters", "constraint": "constraint", "cpus-per-task": "cpus",
     "exclude": "exclude", "exclusive": "exclusive", "gpus-per-node": "gpus_per_node", "gres": "gres",
@@ -22,21 +24,22 @@ _KEYS = {
     "ntasks-per-node": "ranks_per_node", "partition": "partition", "qos": "qos", "reservation": "reservation",
     "switches": "switches", "time": "minutes", "wckey": "wckey",
 }  # fmt: skip
-"""Option of sbatch -> the key of cluster.yaml that says it."""
+"""Maps an option of sbatch to the key of cluster.yaml that stands for it."""
 _OPTION = re.compile(r"--([a-z0-9][a-z0-9-]*)(?:=(.*))?", re.DOTALL)
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
-"""What sbatch does not take from a batch file's line as it is: the end of a line, and the backslash, which it drops."""
+"""Characters that sbatch does not read unchanged from a line of a batch file: line ends, other control characters, and
+the backslash, which it drops."""
 
 
 def one_line(value: str) -> str:
-    """The value, if sbatch reads it from a batch file as it is. Raises ValueError."""
+    """The value, if sbatch reads it unchanged from a batch file; otherwise raises ValueError."""
     if match := _UNFIT.search(value):
         raise ValueError(f"found {value!r}, which sbatch cannot read because of its {match[0]!r}; leave that out")
     return value
 
 
 def pattern_of(path: str) -> str:
-    """A path as the value of --output, in which Slurm replaces what begins with %. Raises ValueError."""
+    """A path as the value of --output, with % doubled because Slurm replaces what begins with %. Raises ValueError."""
     return one_line(path).replace("%", "%%")
 
 
@@ -45,7 +48,10 @@ Words = Annotated[str, AfterValidator(one_line)]
 
 
 def options(args: Sequence[str]) -> dict[str, str | bool]:
-    """`--name=value` or `--name` -> name: value or True. Raises ValueError for what is neither, or breaks the chain."""
+    """Turn options `--name=value` or `--name` into a mapping from the name to the value or True.
+
+    Raises ValueError if one is neither, breaks the chain, or has a key of its own in cluster.yaml.
+    """
     found: dict[str, str | bool] = {}
     for arg in args:
         match = _OPTION.fullmatch(arg)
@@ -64,13 +70,16 @@ def options(args: Sequence[str]) -> dict[str, str | bool]:
 
 
 def check_sbatch_args(args: list[str] | None) -> list[str] | None:
-    """For `sbatch_args`. Raises ValueError."""
+    """Return the `sbatch_args` as they are. Raises ValueError if one of them is not allowed."""
     options(args or ())
     return args
 
 
 def check_srun_args(args: list[str] | None) -> list[str] | None:
-    """For `srun_args`: the ranks need the environment of their job. Raises ValueError."""
+    """Return the `srun_args` as they are.
+
+    Raises ValueError if an --export would keep the job's environment from the ranks, which need it.
+    """
     words = list(args or ())
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""What recipes and cluster.yaml are made of: sections that are frozen and know their keys."""
+"""The base class of the sections of recipes and cluster.yaml, which are frozen and know their keys."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ProjectPath = Annotated[Path, AfterValidator(_from_project)]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, and closed to keys it does not know."""
+    """A group of settings, which is frozen and refuses keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def suggest(found: str, valid: Iterable[str]) -> str:
-    """A sentence with the nearest valid name, if any, and all valid ones."""
+    """A message with the nearest valid name, if there is one, and all valid names."""
     names = list(valid)
     near = difflib.get_close_matches(found, names, n=1)
     return (f"Did you mean {near[0]}? " if near else "") + f"Valid: {', '.join(names)}."

@@ -1,7 +1,8 @@
-"""Reads the YAML files that users write: no key twice, and no value that YAML 1.1 would silently turn into another.
+"""Reads the YAML files that users write, more strictly than YAML 1.1.
 
-YAML 1.1, which PyYAML follows, reads `24:00:00` as the number 86400, `010` as 8 and `no` (a source of Norwegian text)
-as false. Here they stay the text that was written, as in YAML 1.2.
+No key may be there twice, and no value is silently turned into another one. YAML 1.1, which PyYAML follows, reads
+`24:00:00` as the number 86400, `010` as 8 and `no` (a source of Norwegian text) as false. Here they stay the text that
+was written, as in YAML 1.2.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _INT, _BOOL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the rules of this module."""
+    """PyYAML's safe loader, with the rules of this module."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping. Raises a YAML error with both lines when a key is there twice."""
+        """Construct a mapping. Raises a YAML error that names both lines if a key is there twice."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = str(getattr(key, "value", key)), key.start_mark.line + 1
@@ -43,7 +44,7 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("(true|True|TRUE|false|False|FAL
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a file. Raises FileNotFoundError, or UserError that names the file and the lines."""
+    """The content of a file. Raises FileNotFoundError, or UserError that names the file and the lines at fault."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:

@@ -1,1 +1,1 @@
-"""Near-deduplication by MinHash, one module a step."""
+"""Near-deduplication by MinHash, with one module per step."""

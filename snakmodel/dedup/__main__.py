@@ -1,14 +1,15 @@
-"""Near-duplicate removal in steps that any number of machines can share, or in one command on one machine.
+"""Removes near-duplicates, in steps that any number of machines can share or in one command on one machine.
 
-  signatures   a shard's documents -> its band keys, sorted and cut into P ranges of the key space   (one task a shard)
-  buckets      range p of every shard -> documents that share a key, as few links as connect them    (one task a range)
+  signatures   a shard's documents -> its band keys, sorted and cut into P ranges of the key space   (a task per shard)
+  buckets      range p of every shard -> the fewest links that connect documents which share a key   (a task per range)
   components   all links -> the lowest document number of every cluster, and each shard's removals   (one task)
-  filter       a shard and its removals -> the documents kept                                        (one task a shard)
+  filter       a shard and its removals -> the documents that are kept                               (a task per shard)
   report       what was removed: sources, clusters, excerpts, as JSON and PNG                        (one task)
 
-Documents are numbered through the shards in order. The lowest number of a cluster survives, so the result depends
-neither on the number of shards nor on that of ranges. Every file names the texts and parameters it was made from.
-Without the name of a step the command takes text-dedup's flags and does the first four itself: dedup_command.py.
+Documents are numbered through all shards in order. The document with the lowest number of a cluster survives, so the
+result depends neither on the number of shards nor on the number of ranges. Every file names the texts and the
+parameters from which it was made. Without the name of a step, the command takes text-dedup's flags and does the first
+four steps itself: see one_machine.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STEPS = ("signatures", "buckets", "components", "filter", "report")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of the sub-commands; outputs are given without their suffix."""
+    """Parse the flags of the sub-commands; outputs are given without their suffix."""
     parser = argparse.ArgumentParser(prog="snakmodel.dedup", description="near-duplicate removal, one step at a time")
     steps = parser.add_subparsers(dest="step", required=True)
     step = steps.add_parser("signatures", help="a shard's documents -> its band keys")
@@ -62,12 +63,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def shard_files(folder: Path, shards: int) -> list[Rows]:
-    """The Arrow shards of a folder."""
+    """The Arrow shards in a folder. Raises InputsMissing or UserError if they are not exactly `shards` many."""
     return [Rows(path) for path in numbered(folder, "shard", ".arrow", shards, "--shards")]
 
 
 def run_step(args: argparse.Namespace) -> dict[str, Any]:
-    """Run one step for one shard or range; return its counts."""
+    """Run one step, for one shard or range if the step has several tasks, and return its counts."""
     if args.step == "signatures":
         from snakmodel.dedup.signatures import signatures
 

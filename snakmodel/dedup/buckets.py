@@ -1,4 +1,4 @@
-"""A range of every shard's keys -> the documents that share a key, as few links as connect them."""
+"""Links the documents that share a key of one range, with as few links as connect them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from snakmodel.shards.arrow_stream import Rows
 from snakmodel.shards.progress import progress
 
 _BYTES_A_KEY = 64
-"""Peak memory: keys and numbers 24, their order and the sorted keys 16, those that are shared at most 24."""
+"""Bytes of memory per key at the peak: 24 for keys and numbers, 16 for their order and the sorted keys, and at most 24
+for the keys that are shared."""
 
 
 def buckets(
     folder: Path, shards: int, part: int, output: Path, texts: list[Rows] | None = None, column: str = "text"
 ) -> dict[str, Any]:
-    """Write the links of one range: `output`.npy, int64 (k, 2), and `output`.json. Holds that range in memory.
+    """Write the links of one range, `output`.npy, int64 (k, 2), and its counts `output`.json; return the counts.
 
-    With the texts, a link needs a Jaccard similarity of at least the threshold.
+    Holds the range in memory. With `texts`, documents are linked only if their Jaccard similarity reaches the
+    threshold. Raises UserError if the signature files have no such range.
     """
     corpus = Corpus.open(folder, shards)
     if not 0 <= part < corpus.ranges:
@@ -48,7 +50,10 @@ def buckets(
 
 
 def shared(corpus: Corpus, part: int, total: int) -> tuple[Numbers, Numbers]:
-    """The documents of keys that several share, (m,), bucket after bucket, and where each bucket starts, (b,)."""
+    """The documents of the keys that several documents share, and the start of each bucket.
+
+    The documents, (m,), are sorted bucket by bucket; the starts, (b,), are positions among them.
+    """
     keys, low, numbers = np.empty(total, np.uint64), np.empty(total, np.uint64), np.empty(total, np.int64)
     first = 0
     with progress("reading", len(corpus.files), "shards") as advance:
@@ -63,9 +68,10 @@ def shared(corpus: Corpus, part: int, total: int) -> tuple[Numbers, Numbers]:
 
 
 def group(keys: NDArray[np.uint64], low: NDArray[np.uint64], numbers: Numbers) -> tuple[Numbers, Numbers]:
-    """The buckets of two documents or more; keys are given in two halves.
+    """The buckets of two or more documents: the documents, (m,), and the start of each bucket, (b,).
 
-    One half is sorted: hardly two different keys of a corpus agree in it; only where they do is the other sorted too.
+    The keys are given in two halves. Only one half is sorted, because hardly any two different keys of a corpus agree
+    in it; if some do, the other half is sorted too.
     """
     order = np.argsort(keys)
     same = keys[order[1:]] == keys[order[:-1]]
@@ -79,14 +85,17 @@ def group(keys: NDArray[np.uint64], low: NDArray[np.uint64], numbers: Numbers) -
 
 
 def several(order: Numbers, same: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
-    """What has an equal neighbour, given which entries equal the one before; and where each run of equals starts."""
+    """The entries of `order` that have an equal neighbour, and the start of each run of equal entries.
+
+    `same` says which entries, from the second on, equal the one before.
+    """
     first, last = np.concatenate([[True], ~same]), np.concatenate([~same, [True]])
     member = ~(first & last)[: len(order)]
     return order[member], np.flatnonzero(first[: len(order)][member])
 
 
 def chained(documents: Numbers, starts: Numbers) -> tuple[Numbers, Numbers]:
-    """Links of every document of a bucket to the bucket's first."""
+    """Links from every document of a bucket to the first document of the bucket."""
     others = np.ones(len(documents), bool)
     others[starts] = False
     sizes = np.diff(starts, append=len(documents))
@@ -96,7 +105,7 @@ def chained(documents: Numbers, starts: Numbers) -> tuple[Numbers, Numbers]:
 def verify(
     documents: Numbers, starts: Numbers, texts: Texts, corpus: Corpus
 ) -> tuple[Numbers, Numbers, dict[str, int]]:
-    """The links between documents of a bucket that are as similar as the threshold asks, and the counts of pairs."""
+    """Links between documents of a bucket that reach the threshold, and the counts of verified links."""
     verifier = Verifier(texts, corpus.files[0].header["parameters"])
     found: list[tuple[int, int]] = []
     with progress("verifying", len(starts), "buckets") as advance:
@@ -108,9 +117,12 @@ def verify(
 
 
 def forest(left: Numbers, right: Numbers) -> Numbers:
-    """As few links as connect what these connect: (k, 2), a document and the lowest number it is connected to."""
+    """The fewest links that connect what these links connect, (k, 2).
+
+    Each is a document, and the lowest number to which it is connected.
+    """
     nodes = np.sort(np.concatenate([left, right]))
-    nodes = nodes[np.diff(nodes, prepend=-1) > 0]  # np.unique hashes, which is several times slower
+    nodes = nodes[np.diff(nodes, prepend=-1) > 0]  # np.unique uses a hash table, which is several times slower
     parent = np.arange(len(nodes))
     union(parent, np.searchsorted(nodes, left), np.searchsorted(nodes, right))
     roots = find(parent, np.arange(len(nodes)))
@@ -119,7 +131,7 @@ def forest(left: Numbers, right: Numbers) -> Numbers:
 
 
 def find(parent: Numbers, nodes: Numbers) -> Numbers:
-    """The root of each node, (k,); the paths walked are shortened in `parent`."""
+    """The root of each node, (k,). The paths on the way are shortened in `parent`."""
     while True:
         up = parent[nodes]
         top = parent[up]
@@ -129,7 +141,7 @@ def find(parent: Numbers, nodes: Numbers) -> Numbers:
 
 
 def union(parent: Numbers, left: Numbers, right: Numbers) -> None:
-    """Join the sets of left[i] and right[i]; a root is always the lowest number of its set."""
+    """Join the sets of left[i] and right[i] for all i. A root is always the lowest number of its set."""
     while True:
         left, right = find(parent, left), find(parent, right)
         apart = left != right

@@ -1,4 +1,4 @@
-"""All links -> the lowest document number of every cluster, each shard's removals, and the statistics."""
+"""Turns all links into clusters: the lowest document number of each, the removals of each shard, and statistics."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from snakmodel.dedup.signature_file import ROW, Corpus, Numbers, numbered, read_
 from snakmodel.shards.progress import progress
 
 DROPPED = -1
-"""The label of a short document removed by `short_docs: drop`."""
+"""The label of a short document that `short_docs: drop` removes."""
 _BLOCK = 1 << 20
-"""Documents at a time, where a step needs more than its labels."""
+"""The number of documents that are handled at a time in steps that need more memory than the labels."""
 _LARGEST = 20
 
 
 def components(folder: Path, links: Path, shards: int, ranges: int, output: Path) -> dict[str, Any]:
-    """Publish the folder `output`: labels.npy int64 (n,), removed/shard-*.{npy,json}, stats.json.
+    """Publish the folder `output`: labels.npy int64 (n,), removed/shard-*.{npy,json} and stats.json.
 
-    A label is the lowest document number of the cluster, or -1 for a dropped short document. Removal lists are the
-    local rows, uint32, ascending. Memory: 8 bytes a document, one shard's documents and the links of one range.
+    A label is the lowest document number of the document's cluster, or -1 for a dropped short document. Removal lists
+    hold the rows within the shard, uint32, ascending. Returns the statistics. Takes memory for 8 bytes per document,
+    one shard's documents and the links of one range. Raises UserError if the files do not belong together.
     """
     corpus = Corpus.open(folder, shards)
     if corpus.ranges != ranges:
@@ -57,7 +58,10 @@ def components(folder: Path, links: Path, shards: int, ranges: int, output: Path
 
 
 def all_links(corpus: Corpus, folder: Path, ranges: int) -> Iterator[tuple[Numbers, dict[str, Any]]]:
-    """The links of every range and what is said about them. Raises UserError if they do not belong together."""
+    """Yield the links of every range, and the content of the .json beside them.
+
+    Raises UserError if the files do not belong together.
+    """
     verified = None
     for part, path in enumerate(numbered(folder, "range", ".npy", ranges, "--ranges")):
         links, about = read_array(path)
@@ -70,13 +74,13 @@ def all_links(corpus: Corpus, folder: Path, ranges: int) -> Iterator[tuple[Numbe
 
 
 def blocks(start: int, stop: int) -> Iterator[Numbers]:
-    """The numbers from start to stop, some at a time."""
+    """The numbers from start to stop (exclusive), in arrays of at most _BLOCK."""
     for first in range(start, stop, _BLOCK):
         yield np.arange(first, min(first + _BLOCK, stop))
 
 
 def write_removed(corpus: Corpus, labels: Numbers, shard: int, folder: Path) -> int:
-    """Settle one shard's labels and write its removal list; return its length."""
+    """Make one shard's labels final, write its removal list, and return the list's length."""
     file, base, end = corpus.files[shard], int(corpus.bases[shard]), int(corpus.bases[shard + 1])
     found = [np.empty(0, ROW)]
     for numbers in blocks(base, end):
@@ -92,7 +96,7 @@ def write_removed(corpus: Corpus, labels: Numbers, shard: int, folder: Path) -> 
 
 
 def statistics(corpus: Corpus, removed: int, labels: Numbers) -> dict[str, Any]:
-    """The counts of a run. Clusters are those of two documents or more; `labels` is used up."""
+    """The statistics of a run. Only clusters of two or more documents are counted. Overwrites `labels`."""
     headers = [file.header for file in corpus.files]
     dropped = sum(header["dropped"] for header in headers)
     sizes, largest = cluster_sizes(labels)
@@ -113,10 +117,10 @@ def statistics(corpus: Corpus, removed: int, labels: Numbers) -> dict[str, Any]:
 
 
 def cluster_sizes(labels: Numbers) -> tuple[Counter[int], list[tuple[int, int]]]:
-    """How many clusters there are of each size, and the largest ones: (size, -lowest number), in that order.
+    """The number of clusters of each size, and the largest clusters in order as (size, -lowest document number).
 
-    Counts in place, so that a corpus takes no more memory than its labels: a survivor's label becomes -1 - its
-    cluster's size, which no label is.
+    The clusters are counted in place, so that a corpus takes no more memory than its labels: the label of a survivor is
+    replaced by -1 minus the size of its cluster, a value that no label has.
     """
     for numbers in blocks(0, len(labels)):
         labels[numbers[labels[numbers] == numbers]] = -2

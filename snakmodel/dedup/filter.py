@@ -1,4 +1,4 @@
-"""A shard and its removals -> the documents kept."""
+"""Writes the documents of a shard that are not on its removal list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snakmodel.shards.counts import bounded
 
 
 def filter_shard(source: Rows, removed: Path, output: Path) -> dict[str, Any]:
-    """Write the documents kept, with all columns, as `output`.arrow, and their counts by source as `output`.json."""
+    """Write the documents that are kept, with all columns, as `output`.arrow, and their counts as `output`.json."""
     with open_stream(source.path) as reader:
         rows = removal_list(removed, source)
         counts: dict[str, Any] = {"documents": 0, "removed": len(rows), "sources": {}}
@@ -29,7 +29,7 @@ def filter_shard(source: Rows, removed: Path, output: Path) -> dict[str, Any]:
 
 
 def removal_list(path: Path, source: Rows) -> NDArray[Any]:
-    """The rows to remove from a shard. Raises InputsMissing if there is no list, UserError if it is another shard's."""
+    """The rows to remove from a shard. Raises InputsMissing if there is no list, UserError if it is of other texts."""
     rows, about = read_array(path)
     if about.get("input") != source.identity():
         raise UserError(f"{path} was made for other texts than {source.path}; run dedup again from signatures on")
@@ -39,7 +39,7 @@ def removal_list(path: Path, source: Rows) -> NDArray[Any]:
 
 
 def kept_batches(found: Iterator[Any], rows: NDArray[Any], counts: dict[str, Any]) -> Iterator[Any]:
-    """Each record batch without the rows removed; `counts` grows as they are made."""
+    """Yield each record batch without the rows to remove. `counts` grows as the batches are made."""
     first = 0
     for batch in found:
         low, high = np.searchsorted(rows, [first, first + batch.num_rows])
@@ -57,6 +57,9 @@ def kept_batches(found: Iterator[Any], rows: NDArray[Any], counts: dict[str, Any
 
 
 def mask(keep: NDArray[np.bool_]) -> Any:
-    """A `pyarrow.BooleanArray`; `pyarrow.array` would do it too, but loads pandas: 40 MB and half a second."""
+    """The mask as a `pyarrow.BooleanArray`.
+
+    `pyarrow.array` would make it too, but it loads pandas, which takes 40 MB and half a second.
+    """
     bits = pa.py_buffer(np.packbits(keep, bitorder="little"))
     return pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, bits])

@@ -1,4 +1,4 @@
-"""The flags that decide what counts as a near-duplicate, which both ways of running deduplication take."""
+"""The flags that decide what counts as a near-duplicate; both ways of running deduplication have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from snakmodel.dedup.minhash.parameters import COMPATIBILITIES, HASH_FUNCTIONS, 
 
 
 def add_parameters(parser: Any, num_perm: int, threshold: float) -> None:
-    """The flags that decide what counts as a near-duplicate, with these defaults."""
+    """Add the flags that decide what counts as a near-duplicate, with these defaults."""
     add = parser.add_argument
     add("--num_perm", type=int, default=num_perm, help="values in a signature (default %(default)s)")
     add("--threshold", type=float, default=threshold, help="Jaccard similarity (default %(default)s)")
@@ -23,5 +23,5 @@ def add_parameters(parser: Any, num_perm: int, threshold: float) -> None:
 
 
 def parameters_of(args: argparse.Namespace, **instead: Any) -> Parameters:
-    """The parameters given as flags. Raises UserError on values without a meaning."""
+    """The parameters given as flags; `instead` replaces some. Raises UserError on values that make no sense."""
     return Parameters(**{**{field.name: getattr(args, field.name) for field in fields(Parameters)}, **instead})

@@ -1,6 +1,6 @@
-"""Hugging Face datasets for the one-machine command: read where they lie, written without a copy.
+"""Reads Hugging Face datasets where they lie, and writes them without a copy, for the command on one machine.
 
-`datasets` is imported where it is needed: it takes a second, which the processes of the pool do not need to spend.
+`datasets` is imported only where it is needed: that takes a second, which the processes of the pool need not spend.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from snakmodel.dedup.signatures import count_rows
 from snakmodel.shards.arrow_stream import Rows, write_stream
 
 _LEAST, _MOST = 10_000, 1 << 18
-"""Documents a task, and a file of the output."""
+"""The least and the largest number of documents per task, which is also that of a file of the output."""
 
 
 def load_dataset(args: argparse.Namespace) -> Any:
-    """The `datasets.Dataset` that the flags name. Raises UserError if it cannot be read."""
+    """The `datasets.Dataset` that the flags name.
+
+    Raises UserError if it cannot be read, has no rows, or lacks the split or the column.
+    """
     import datasets
 
     if not sys.stdout.isatty():
@@ -58,9 +61,9 @@ def load_dataset(args: argparse.Namespace) -> Any:
 
 
 def cut(data: Any, processes: int, work: Path) -> list[Rows]:
-    """Ranges of rows of the dataset's Arrow files, in order, several a process.
+    """Cut the rows of the dataset's Arrow files into ranges, in order and several per process.
 
-    A dataset that is not simply all rows of its files (a slice, one in memory) is written to `work` first.
+    A dataset that does not consist of all rows of its files (a slice, or one in memory) is written to `work` first.
     """
     files = [Path(file["filename"]) for file in data.cache_files]
     counts = [count_rows(Rows(file)) for file in files]
@@ -79,8 +82,11 @@ def cut(data: Any, processes: int, work: Path) -> list[Rows]:
 
 
 def save_dataset(data: Any, files: list[Path], target: Path) -> None:
-    """Make a folder that `datasets.load_from_disk` opens of Arrow files with this dataset's columns, moving them."""
-    data.select(range(0)).save_to_disk(str(target))  # which writes features, format and split for us
+    """Make a folder that `datasets.load_from_disk` opens, from Arrow files with this dataset's columns.
+
+    The files are moved into the folder.
+    """
+    data.select(range(0)).save_to_disk(str(target))  # writes features, format and split
     state_file = target / "state.json"
     state = json.loads(state_file.read_text(encoding="utf-8"))
     for entry in state["_data_files"]:

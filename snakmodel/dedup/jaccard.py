@@ -1,9 +1,9 @@
-"""The second pass over buckets: documents that share a key are linked only if their similarity reaches the threshold.
+"""The second pass over buckets: documents that share a key are linked only if they are similar enough.
 
-Similarity is the Jaccard index of the documents' sets of n-grams, cut by the tokens of the signature. What is linked in
-the end equals the connected components of all pairs of a bucket that pass, without comparing all pairs: see
-dedup_similar.py. The counts are therefore of links, not of comparisons: without the texts n - 1 links would connect a
-bucket of n documents; some of them are kept.
+Similarity is the Jaccard index of the documents' sets of n-grams, which are cut from the same tokens as the
+signature's. The final result equals the connected components of all pairs of a bucket that reach the threshold, without
+comparing all pairs; see similar.py. The counts are therefore of links and not of comparisons: without the texts, n - 1
+links would connect a bucket of n documents, and some of them are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_WORD = {"text-dedup-0.4.0": re.compile(r"\W"), "text-dedup-0.3.1": re.compil
 
 
 class Texts:
-    """Documents by their number, read from disk when they are asked for."""
+    """The documents by their numbers; they are read from disk when they are asked for."""
 
     def __init__(self, bases: Sequence[int], shards: Sequence[Rows], column: str) -> None:
         self.bases = bases
@@ -44,7 +44,7 @@ class Texts:
         return str(values[batch][row - firsts[batch]].as_py())
 
     def _open(self, shard: int) -> tuple[list[int], list[Any]]:
-        """The first row of each batch of a shard, and the batches, mapped."""
+        """The first row of each batch of a shard, and the batches, which are mapped into memory."""
         values = list(columns(self.shards[shard], self.column))
         firsts = np.cumsum([0, *map(len, values)]).tolist()
         documents = self.bases[shard + 1] - self.bases[shard]
@@ -68,9 +68,10 @@ class Verifier:
         self.counts = {"checked": 0, "kept": 0, "rejected": 0}
 
     def links(self, documents: Numbers) -> list[tuple[int, int]]:
-        """As few links as connect what passes in one bucket (ascending numbers).
+        """The fewest links that connect the similar documents of one bucket, whose numbers have to be ascending.
 
-        Short documents, which have no signature, share a key by `short_docs` alone and are linked as they are.
+        Short documents have no signature. They share a key only because of `short_docs`, and are linked without a
+        comparison.
         """
         numbers = documents.tolist()
         first = self.tokens(self.texts[numbers[0]])
@@ -99,11 +100,11 @@ class Verifier:
         return found
 
     def tokens(self, text: str) -> list[str]:
-        """The words that the signature is made of."""
+        """The words from which the signature is made."""
         return _NO_WORD[self.compat].split(text.lower() if self.compat == "text-dedup-0.4.0" else text)
 
     def grams(self, text: str) -> NDArray[np.uint64]:
-        """The set of n-grams: their xxh3-64, ascending."""
+        """The set of n-grams, as their xxh3-64 in ascending order."""
         words = self.tokens(text)
         count = max(1, len(words) - self.ngram + 1)
         grams = {" ".join(words[first : first + self.ngram]) for first in range(count)}

@@ -1,8 +1,8 @@
 """python -m snakmodel.dedup --path P --local --split train --output O --column text --num_perm 64 --threshold 0.85 …
 
-The whole of near-deduplication on one machine, with text-dedup's flags: a dataset is cut into ranges of rows, a pool of
-processes runs the steps of dedup.py over them, and a dataset with all columns comes out. The texts are read where they
-lie, from the dataset's own Arrow files; only the rows kept are written.
+Does all of near-deduplication on one machine, with text-dedup's flags. A dataset is cut into ranges of rows, a pool of
+processes runs the package's steps over them, and the result is a dataset with all columns. The texts are read where
+they lie, from the dataset's own Arrow files; only the rows that are kept are written.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from snakmodel.shards.arrow_stream import Rows
 
 _SHORT_DEFAULT = {"text-dedup-0.4.0": "drop", "text-dedup-0.3.1": "collapse"}
 _RANGE = 1 << 20
-"""Keys a hash range, which takes 70 MB of memory then."""
+"""The number of keys per range of the key space, which then takes 70 MB of memory."""
 _PAD = 32
 
 
 def deduplicate(argv: Sequence[str]) -> None:
-    """Read, deduplicate and write one dataset. Raises UserError; nothing is published then."""
+    """Read, deduplicate and write one dataset. If it raises UserError, nothing is published."""
     args = parse_arguments(argv)
     parameters = parameters_of(args, short_docs=args.short_docs or _SHORT_DEFAULT[args.compat])
     bands, rows = parameters.banding()
@@ -72,7 +72,7 @@ def run_steps(
     parameters: Parameters,
     work: Path,
 ) -> dict[str, Any]:
-    """Signatures, buckets, components and filter, each over all shards; return the statistics."""
+    """Run signatures, buckets, components and filter, each over all shards, and return the statistics."""
     signed, linked, joined, kept = (work / name for name in ("signatures", "buckets", "components", "kept"))
     names = [f"shard-{number:05d}" for number in range(len(shards))]
     keys = sum(count_rows(shard) for shard in shards) * parameters.banding()[0]
@@ -92,7 +92,7 @@ def run_steps(
 
 
 def write_clusters(data: Any, idx_column: str | None, labels: Path, path: Path) -> None:
-    """clusters.parquet: document number, cluster number (null if dropped as short), and the `idx_column`."""
+    """Write clusters.parquet: document number, cluster number (null if dropped as short), and the `idx_column`."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -107,7 +107,7 @@ def write_clusters(data: Any, idx_column: str | None, labels: Path, path: Path) 
 
 
 class Timer:
-    """Seconds of each step, as text-dedup reports them."""
+    """The seconds that each step takes, as text-dedup reports them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -120,7 +120,7 @@ class Timer:
         self.seconds[name] = time.monotonic() - started
 
     def report(self, counts: dict[str, Any]) -> None:
-        """Print the seconds and these counts."""
+        """Print the seconds of all steps, and these counts."""
         for name, seconds in self.seconds.items():
             print(f"{name:<{_PAD}}: {seconds:.2f}s")
         for name, count in counts.items():
@@ -128,7 +128,7 @@ class Timer:
 
 
 def refuse(args: argparse.Namespace, output: Path) -> None:
-    """Raise UserError for what this command cannot do; say what has no effect."""
+    """Raise UserError for flags that this command cannot follow, and print a note about a seed, which has no effect."""
     if args.hash_bits != 64:
         raise UserError(
             f"--hash_bits {args.hash_bits}: only 64 is supported, text-dedup's default; with 32 the signatures are "
@@ -146,7 +146,7 @@ def refuse(args: argparse.Namespace, output: Path) -> None:
 
 
 def boolean(word: str) -> bool:
-    """A flag's value: true or false."""
+    """The value of a flag that is true or false. Raises argparse.ArgumentTypeError if it is neither."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if word.lower() not in known:
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
@@ -154,7 +154,7 @@ def boolean(word: str) -> bool:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """text-dedup's flags and defaults, and ours."""
+    """Parse text-dedup's flags, with its defaults, and our own."""
     parser = argparse.ArgumentParser(
         prog="python -m snakmodel.dedup",
         description="Near-deduplicate one dataset on one machine. One step at a time, for job arrays: "

@@ -1,4 +1,4 @@
-"""A pool of processes for the steps of the one-machine command."""
+"""A pool of processes for the steps of the command on one machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from snakmodel.shards.progress import progress
 
 
 class Run:
-    """Runs a function over tasks (tuples of arguments) in the pool."""
+    """Runs a function in the pool, once for each task (a tuple of arguments)."""
 
     def __init__(self, executor: ProcessPoolExecutor, processes: int) -> None:
         self.executor = executor
         self.processes = processes
 
     def __call__(self, what: str, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> None:
-        """Raises what a task raises."""
+        """Run `function` for all tasks, with `what` as the words of the progress bar. Raises what a task raises."""
         with progress(what, len(tasks), "tasks") as advance:
             for done in as_completed([self.executor.submit(function, *task) for task in tasks]):
                 done.result()
@@ -35,9 +35,10 @@ class Run:
 
 @contextmanager
 def pool(processes: int) -> Iterator[Run]:
-    """Yield what runs tasks. The processes come from a server that has loaded the steps, and share its memory.
+    """Yield a `Run`. Its processes are forked from a server that has loaded the steps, and share the server's memory.
 
-    The server starts at once, so that it loads while the caller does.
+    The server starts at once, so that it loads while the caller does other work. Raises UserError if a process is
+    killed or the user interrupts.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snakmodel.dedup.process_pool_preload"])
@@ -56,7 +57,7 @@ def pool(processes: int) -> Iterator[Run]:
 
 @contextmanager
 def workers(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes. When the body raises they are killed, whatever they are at."""
+    """Yield a pool of processes. If the body raises, they are killed, whatever they are doing."""
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start)
     try:
@@ -70,7 +71,7 @@ def workers(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecuto
 
 
 def _start() -> None:
-    """In a new process: the parent shows the progress and answers Ctrl-C, and nobody outlives it."""
+    """Prepare a new process: the parent shows the progress and answers Ctrl-C, and the process ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

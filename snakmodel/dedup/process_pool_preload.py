@@ -1,6 +1,7 @@
-"""What a pool's processes have in common: the server that they are forked from imports this, and so loads it once.
+"""The modules that a pool's processes share.
 
-CAUTION: only that server may import it, since it prepares the kernel when it is imported.
+The server from which the processes are forked imports this module, and so loads them once. CAUTION: only that server
+may import it, since importing it prepares the kernel.
 """
 
 import gc
@@ -12,5 +13,5 @@ from snakmodel.dedup.minhash.parameters import Parameters
 
 __all__ = ["buckets", "dedup_filter", "signatures"]
 
-engine(Parameters(b=4, r=15))  # given both, it need not load SciPy to find them
-gc.freeze()  # what is here stays shared: the collector of a forked process does not write to it
+engine(Parameters(b=4, r=15))  # with both given, SciPy need not be loaded to find them
+gc.freeze()  # keeps the memory shared: the garbage collector of a forked process will not write to it

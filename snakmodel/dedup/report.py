@@ -1,7 +1,7 @@
-"""What deduplication removed: documents and bytes by source, which sources repeat each other, the largest clusters.
+"""Reports what deduplication removed: documents and bytes by source, duplicates between sources, the largest clusters.
 
-Walks the shards once for lengths and sources, without reading the texts; memory is 4 bytes a document, and the labels,
-which are mapped. Nothing in the chain waits for it.
+Walks through the shards once for the lengths and sources, without reading the texts. Takes 4 bytes of memory per
+document, and the labels, which are mapped. No stage of the chain waits for the report.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _EXCERPT = 160
 
 
 def report(shards: list[Rows], column: str, components: Path, output: Path) -> dict[str, Any]:
-    """Write `output`.json and `output`.png; return the counts of documents.
+    """Write `output`.json and `output`.png, and return the counts of documents.
 
-    Raises UserError if the components are of other texts.
+    Raises InputsMissing if `components` is not complete, UserError if it belongs to other texts.
     """
     for name in ("stats.json", "labels.npy"):
         if not (components / name).is_file():
@@ -68,7 +68,7 @@ def report(shards: list[Rows], column: str, components: Path, output: Path) -> d
 
 
 def described(shard: Rows, column: str) -> Iterator[tuple[list[str], Numbers, Numbers]]:
-    """Batch by batch the names of sources, and of each document the position of its own and the length in bytes."""
+    """Yield for each batch the names of its sources, and each document's place among them and size in bytes."""
     with open_stream(shard.path) as reader:
         index = column_index(reader, column, shard.path)
         for batch in batches(reader, shard):
@@ -78,7 +78,10 @@ def described(shard: Rows, column: str) -> Iterator[tuple[list[str], Numbers, Nu
 
 
 class Tally:
-    """Sums over documents, which come in the order of their numbers, by source or, of too many, of all together."""
+    """Sums over documents, by source; with too many sources, over all documents together.
+
+    The documents have to come in the order of their numbers.
+    """
 
     def __init__(self, labels: NDArray[Any]) -> None:
         self.labels = labels
@@ -89,7 +92,7 @@ class Tally:
         self.pairs: dict[tuple[int, int], int] = {}
 
     def add(self, names: list[str], places: Numbers, lengths: Numbers) -> None:
-        """A batch of documents: the names of sources, and of each document the place of its own and its bytes."""
+        """Add a batch of documents: the names of sources, and each document's place among them and size in bytes."""
         first, self.documents = self.documents, self.documents + len(lengths)
         if self.documents > len(self.labels):
             return
@@ -107,7 +110,7 @@ class Tally:
             self.pairs[survivor, removed] = self.pairs.get((survivor, removed), 0) + count
 
     def number(self, names: list[str]) -> Numbers:
-        """The numbers of these sources, new ones among them."""
+        """The numbers of these sources; new sources get the next numbers."""
         if MANY_SOURCES not in self.names:
             for name in names:
                 self.names.setdefault(name, len(self.names))
@@ -119,12 +122,12 @@ class Tally:
         return np.array([self.names.get(name, 0) for name in names])
 
     def by_source(self) -> dict[str, dict[str, int]]:
-        """Documents and bytes, before and after, of each source."""
+        """The documents and bytes of each source, before and after deduplication."""
         names = ("documents", "bytes", "kept_documents", "kept_bytes")
         return {name: dict(zip(names, self.sums[:, code].tolist(), strict=True)) for name, code in self.names.items()}
 
     def matrix(self) -> dict[str, dict[str, int]]:
-        """Source of the survivor -> source of the removed duplicate -> documents; zeros are left out."""
+        """Maps the survivor's source to the removed duplicate's source to the number of documents, without zeros."""
         names = list(self.names)
         found: dict[str, dict[str, int]] = {}
         for (survivor, removed), count in sorted(self.pairs.items()):
@@ -133,6 +136,6 @@ class Tally:
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a document on one line."""
+    """The beginning of a document, on one line."""
     line = " ".join(text[: 4 * _EXCERPT].split())
     return line if len(line) <= _EXCERPT and len(text) <= 4 * _EXCERPT else f"{line[:_EXCERPT]}…"

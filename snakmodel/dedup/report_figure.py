@@ -1,4 +1,4 @@
-"""The picture of a deduplication report."""
+"""Draws the picture of a deduplication report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 _SOURCES = 20
-"""Sources that are shown each by itself, those with the most documents; the others are summed up."""
+"""The number of bars for sources. The sources with the most documents have one each, and the others are summed up."""
 _OTHERS = "all others"
 _KEPT, _REMOVED = "#2a6f97", "#e07a3f"
 _CLUSTERS = 8
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw what `dedup_report.report` found as a PNG."""
+    """Draw what `report.report` found, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -68,7 +68,7 @@ def shown(
 
 
 def bars(axes: Any, sources: dict[str, dict[str, int]], key: str, label: str, unit: int) -> None:
-    """Kept and removed of each source, one above the other."""
+    """Draw what was kept and removed of each source, one bar per source."""
     places = np.arange(len(sources))
     before = np.array([sums[key] for sums in sources.values()]) / unit
     kept = np.array([sums[f"kept_{key}"] for sums in sources.values()]) / unit
@@ -86,7 +86,7 @@ def bars(axes: Any, sources: dict[str, dict[str, int]], key: str, label: str, un
 
 
 def histogram(axes: Any, sizes: list[list[int]]) -> None:
-    """How many clusters there are of each size, in bins that double."""
+    """Draw the number of clusters of each size, in bins whose sizes double."""
     axes.set_title("Clusters by size")
     axes.spines[["top", "right"]].set_visible(False)
     if not sizes:
@@ -107,13 +107,13 @@ def histogram(axes: Any, sizes: list[list[int]]) -> None:
 
 
 def edges(place: int) -> str:
-    """The sizes in a bin."""
+    """The smallest and the largest size in a bin, as a label."""
     low, high = 1 << place, (2 << place) - 1
     return f"{low:,}-{high:,}"
 
 
 def heat(axes: Any, names: list[str], pairs: dict[tuple[str, str], int]) -> None:
-    """Which source's documents were removed for which source's."""
+    """Draw how many documents of each source were removed in favour of each source."""
     table = np.array([[pairs.get((survivor, removed), 0) for removed in names] for survivor in names], float)
     table = table.reshape(len(names), len(names))
     axes.set_title("Duplicates removed, by source")
@@ -135,7 +135,7 @@ def heat(axes: Any, names: list[str], pairs: dict[tuple[str, str], int]) -> None
 
 
 def largest(axes: Any, clusters: list[dict[str, Any]]) -> None:
-    """The largest clusters: their sizes and how their survivors begin."""
+    """Write the sizes of the largest clusters and the beginnings of their survivors."""
     axes.set_axis_off()
     axes.set_title("Largest clusters", loc="left")
     for place, cluster in enumerate(clusters):
@@ -146,5 +146,5 @@ def largest(axes: Any, clusters: list[dict[str, Any]]) -> None:
 
 
 def short(name: str) -> str:
-    """A source's name, cut to what fits."""
+    """A source's name, shortened so that it fits."""
     return name if len(name) <= 24 else f"{name[:23]}…"

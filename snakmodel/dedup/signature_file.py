@@ -1,8 +1,9 @@
-"""Signature files: what a shard's documents are linked by, sorted and cut into ranges of the key space.
+"""Signature files: the keys that link a shard's documents, sorted and cut into ranges of the key space.
 
-A file is written run by run, so that a writer holds `RUN` records at most, and read range by range. Layout,
-little-endian: magic; for each run P segments of records (one a range, sorted by key) and one of dropped rows; an index
-with an entry of SEGMENT each; a JSON header; its length and the xxh3-64 of index and header, uint64; magic.
+A file is written run by run, so that a writer holds at most `RUN` records, and is read range by range. Its layout,
+little-endian: the magic; for each run P segments of records (one per range, sorted by key) and one segment of dropped
+rows; an index with an entry of type SEGMENT for each segment; a JSON header; the length of the header and the xxh3-64
+of index and header, uint64; the magic again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Numbers = NDArray[np.int64]
 
 MAGIC = b"SNAKSIG2"
 SEGMENT = np.dtype([("offset", "<u8"), ("length", "<u8"), ("checksum", "<u8")])
-"""Where a segment lies, in bytes, and its xxh3-64."""
+"""The place and length of a segment, in bytes, and its xxh3-64."""
 ROW = np.dtype("<u4")
 RUN = 1 << 21
-"""Records that are sorted at a time: 42 MB of them, about 150 MB of memory with what sorting takes."""
+"""The number of records that are sorted at a time. They take 42 MB, or about 150 MB with what sorting takes."""
 _TAIL = 16 + len(MAGIC)
 
 
@@ -36,13 +37,14 @@ class SignatureFile:
 
     path: Path
     header: dict[str, Any]
-    """parameters, fingerprint, ranges, runs, documents, short_documents, dropped, input (names the texts)."""
+    """The header: parameters, fingerprint, ranges, runs, documents, short_documents, dropped, and input, which names
+    the texts."""
     index: NDArray[np.void]
-    """(runs, ranges + 1) of SEGMENT."""
+    """The index, (runs, ranges + 1) of SEGMENT."""
 
     @classmethod
     def open(cls, path: Path) -> SignatureFile:
-        """Read header and index. Raises UserError if the file is foreign, damaged or truncated."""
+        """Read the header and the index. Raises UserError if the file is of another kind, damaged or cut off."""
         with path.open("rb") as file:
             start, size = file.read(len(MAGIC)), file.seek(0, 2)
             try:
@@ -69,11 +71,11 @@ class SignatureFile:
         return int(self.index["length"][:, part].sum()) // RECORD.itemsize
 
     def read(self, part: int) -> NDArray[np.void]:
-        """The records of a range, a sorted run after the other, checksums compared."""
+        """The records of a range, one sorted run after the other. Raises UserError if a checksum does not match."""
         return self._read(part, RECORD)
 
     def dropped(self) -> NDArray[Any]:
-        """The rows of the dropped short documents, ascending."""
+        """The rows of the dropped short documents, ascending. Raises UserError if a checksum does not match."""
         return self._read(self.header["ranges"], ROW)
 
     def _read(self, column: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -89,7 +91,7 @@ class SignatureFile:
 
 
 class SignatureWriter:
-    """Takes records in document order and writes them run by run; `finish` completes the file."""
+    """Takes records in the order of documents, and writes them run by run; `finish` completes the file."""
 
     def __init__(self, file: BinaryIO, ranges: int) -> None:
         self.file = file
@@ -102,7 +104,7 @@ class SignatureWriter:
         self._held = 0
 
     def add(self, records: NDArray[np.void], dropped: NDArray[Any]) -> None:
-        """Records, and the rows of documents that are to be dropped."""
+        """Add records, and the rows of documents that are to be dropped."""
         self._records.append(records)
         self._rows.append(dropped.astype(ROW))
         self._held += len(records) + len(dropped)
@@ -120,7 +122,7 @@ class SignatureWriter:
             self._offset += self.file.write(content)
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Write what is held, the index and the header."""
+        """Write the records that are still held, the index, and a header with the entries of `about`."""
         if self._held:
             self._write_run()
         table = np.array(self._index, SEGMENT).tobytes()
@@ -131,8 +133,9 @@ class SignatureWriter:
 
 
 def cut_ranges(records: NDArray[np.void], ranges: int) -> list[NDArray[np.void]]:
-    """Sort records by the upper half of the key, in document order where it is equal, and cut them where it passes
-    p·2⁶⁴/P, p = 1 … P-1.
+    """Sort records by the upper half of the key, and cut them into ranges at p·2⁶⁴/P for p = 1 … P-1.
+
+    Records with the same upper half stay in the order of documents.
     """
     records = records[np.argsort(records["hi"], kind="stable")]
     borders = np.array([-(-(part << 64) // ranges) for part in range(1, ranges)], np.uint64)
@@ -145,13 +148,17 @@ class Corpus:
 
     files: tuple[SignatureFile, ...]
     bases: Numbers
-    """(S + 1,): the number of each shard's first document; the last entry is the number of documents."""
+    """The number of each shard's first document, (S + 1,); the last entry is the number of all documents."""
     digest: str
-    """Names the texts, the parameters and how they are cut into shards and ranges."""
+    """A digest that identifies the texts, the parameters, and how they are cut into shards and ranges."""
 
     @classmethod
     def open(cls, folder: Path, shards: int) -> Corpus:
-        """Raises InputsMissing if a shard is absent, UserError if one is too many or of other parameters."""
+        """Open the signature files of all shards.
+
+        Raises InputsMissing if a shard is absent, UserError if there are too many files or they have different
+        parameters.
+        """
         files = tuple(SignatureFile.open(path) for path in numbered(folder, "shard", ".sig", shards, "--shards"))
         first = files[0]
         for file in files:
@@ -167,12 +174,12 @@ class Corpus:
 
     @property
     def ranges(self) -> int:
-        """Ranges that the files are cut into."""
+        """The number of ranges into which the files are cut."""
         return int(self.files[0].header["ranges"])
 
 
 def numbered(folder: Path, stem: str, suffix: str, count: int, flag: str) -> list[Path]:
-    """The paths stem-00000 … in a folder. Raises InputsMissing or UserError if there are fewer or more than `count`."""
+    """The paths stem-00000 … in a folder. Raises InputsMissing if one is absent, UserError if there are others."""
     if count < 1:
         raise UserError(f"{flag} {count}: must be 1 or more")
     paths = [folder / f"{stem}-{number:05d}{suffix}" for number in range(count)]
@@ -186,13 +193,13 @@ def numbered(folder: Path, stem: str, suffix: str, count: int, flag: str) -> lis
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Save an array under exactly this name."""
+    """Save an array under exactly this name (`np.save` would add a suffix to a path)."""
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
 def read_array(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
-    """An array and the JSON object beside it. Raises InputsMissing or UserError."""
+    """An array and the JSON object beside it. Raises InputsMissing if one is absent, UserError if one is damaged."""
     about = path.with_suffix(".json")
     if missing := [str(file) for file in (path, about) if not file.is_file()]:
         raise InputsMissing(f"{' and '.join(missing)} missing; run the step that writes it first")

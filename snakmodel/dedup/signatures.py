@@ -1,4 +1,4 @@
-"""A shard's documents -> its band keys, sorted and cut into P ranges of the key space."""
+"""Computes the band keys of a shard's documents, sorted and cut into P ranges of the key space."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from snakmodel.shards.progress import progress
 
 
 def signatures(source: Rows, output: Path, column: str, ranges: int, parameters: Parameters) -> dict[str, Any]:
-    """Write `output`.sig and its counts `output`.json.
+    """Write `output`.sig and its counts `output`.json, and return the counts.
 
-    Holds a batch of documents and `signature_file.RUN` records, however large the shard is.
+    Holds one batch of documents and `signature_file.RUN` records in memory, however large the shard is.
     """
     if ranges < 1:
         raise UserError(f"--ranges {ranges}: must be 1 or more")
@@ -41,7 +41,7 @@ def signatures(source: Rows, output: Path, column: str, ranges: int, parameters:
 
 
 def count_rows(source: Rows) -> int:
-    """The number of rows; for a whole file it is read from the headers of its batches."""
+    """The number of rows; for a whole file, it is read from the headers of its batches."""
     if source.stop is not None:
         return source.stop - source.start
     with open_stream(source.path) as reader:

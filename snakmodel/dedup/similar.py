@@ -1,14 +1,14 @@
-"""Sets of hashes -> as few pairs as connect the sets whose Jaccard index reaches a threshold.
+"""Finds the fewest pairs that connect the sets of hashes whose Jaccard index reaches a threshold.
 
-The result is exact, and hardly any pair is compared. Two sets that are similar enough share one of their rarest members
-(prefix filtering, as in PPJoin: Xiao et al., "Efficient similarity joins for near-duplicate detection", 2011): at the
-threshold t one of the n - ceil(2t / (1 + t) n) + 1 rarest of the smaller set's n members is among the
-m - ceil(t m) + 1 rarest of the larger set's m. So a set meets only those that have such a member in common, and of a
-group that is connected already no more than it takes for one to pass.
+The result is exact, although hardly any pair is compared. Two sets that are similar enough share one of their rarest
+members (prefix filtering, as in PPJoin: Xiao et al., "Efficient similarity joins for near-duplicate detection", 2011):
+at the threshold t, one of the n - ceil(2t / (1 + t) n) + 1 rarest members of the smaller set, which has n, is among the
+m - ceil(t m) + 1 rarest members of the larger set, which has m. So a set is compared only with sets that have such a
+member in common, and in a group that is connected already, only until one of the group reaches the threshold.
 
-The work grows in proportion to the sets where what tells them apart is rare, as in copies of a form that are each
-filled in otherwise. It grows with the square of their number only where many sets share
-the members in which they differ and still no pair passes.
+The work grows in proportion to the number of sets if the members that distinguish them are rare, as in copies of a form
+that are filled in differently. It grows with the square of that number only if many sets share the members in which
+they differ and still no pair reaches the threshold.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from snakmodel.dedup.signature_file import Numbers
 Hashes = NDArray[np.uint64]
 _SLOTS = 1 << 24
 _AT_ONCE = 1 << 8
-"""Sets that are compared with another in one step."""
+"""The number of sets that are compared with a set in one step."""
 _SLACK = 1e-6
-"""For the rounding of a bound, which is then a little too low: that costs a comparison and changes no result."""
+"""A margin for the rounding of a bound. It makes the bound a little too low, which costs a comparison and changes no
+result."""
 
 
 def similar_pairs(sets: Sequence[Hashes], threshold: float) -> list[tuple[int, int]]:
-    """Pairs of positions. `sets`: distinct ones, each of ascending members, the smaller sets first."""
+    """The pairs of positions in `sets` that connect similar sets.
+
+    The sets have to be distinct, with ascending members, and the smaller sets have to come first.
+    """
     if len(sets) < 3:  # by far the most buckets
         return [(1, 0)] if len(sets) == 2 and _similar(sets[0], sets[1], threshold) else []
     join = _Join(sets, threshold)
@@ -44,7 +48,7 @@ def _similar(one: Hashes, other: Hashes, threshold: float) -> bool:
 
 
 class _Join:
-    """The sets met so far, by their rarest members."""
+    """The sets that were met so far, by their rarest members."""
 
     def __init__(self, sets: Sequence[Hashes], threshold: float) -> None:
         self.sets = sets
@@ -52,20 +56,21 @@ class _Join:
         self.sizes = np.array([len(one) for one in sets])
         self.slots = min(_SLOTS, 2 << int(self.sizes.sum()).bit_length())
         self.counts = np.zeros(self.slots, np.uint32)
-        """How many sets have a member in a slot: one, if it is nobody else's; never fewer than have the member."""
+        """The number of sets that have any member in each slot. For a member's slot, it is 1 if no other set may have
+        the member, and it is never smaller than the number of sets that have the member."""
         for one in sets:
             self.counts[self._slot(one)] += 1
         self.common = np.array([int(np.count_nonzero(self.counts[self._slot(one)] > 1)) for one in sets])
-        """Members that another set may have too."""
+        """The number of members of each set that another set may have too."""
         self.marked = np.zeros(self.slots, np.bool_)
         self.met = np.full(len(sets), -1)
-        """The last set that each was compared with."""
+        """For each set, the last set that it was compared with."""
         self.parent = list(range(len(sets)))
         self.having: dict[int, dict[int, list[int]]] = {}
-        """Member -> group (its root) -> the group's sets that have it among their rarest."""
+        """Maps a member to a group (by its root) to those sets of the group that have the member among their rarest."""
 
     def partners(self, new: int) -> Iterator[int]:
-        """One similar set of each group that the next set joins."""
+        """Yield one similar set from each group that the set `new` joins. The sets have to be passed in order."""
         members, size = self.sets[new], len(self.sets[new])
         slots = self._slot(members)
         counts = self.counts[slots]
@@ -88,8 +93,11 @@ class _Join:
         return slots
 
     def _candidates(self, new: int, rarest: Sequence[int]) -> Iterator[Numbers]:
-        """The sets to compare: the smallest and the largest of every group, four times as many each time, until no
-        group is left apart. Sets too small for this one are passed over.
+        """Yield arrays of sets to compare with the set `new`, at most _AT_ONCE in each.
+
+        They are the smallest and the largest sets of every group, four times as many in each round, until no group is
+        left that the new set has not joined and that has further sets. Sets that are too small for the new one are
+        passed over.
         """
         first = int(np.searchsorted(self.sizes, self.threshold * len(self.sets[new]) - _SLACK))
         groups = [(sets, bisect_left(sets, first), len(sets)) for member in rarest for sets in self._groups(member)]
@@ -106,7 +114,7 @@ class _Join:
             count *= 4
 
     def _groups(self, member: int) -> Iterator[list[int]]:
-        """The sets that have a member among their rarest, ascending, group by group as they are connected by now."""
+        """The sets that have a member among their rarest, ascending, with one list per group as connected by now."""
         groups = self.having.get(member, {})
         for root in [root for root in groups if self.parent[root] != root]:
             moved, there = groups.pop(root), groups.get(self._root(root), [])
@@ -117,7 +125,7 @@ class _Join:
         return iter(groups.values())
 
     def _similar(self, new: int, others: Numbers) -> Iterator[int]:
-        """Those that reach the threshold; of a group that one of them has joined, no other."""
+        """Yield those of the other sets that reach the threshold, but none from a group that the new set has joined."""
         starts = np.cumsum(self.sizes[others]) - self.sizes[others]
         shared = self.marked[self._slot(np.concatenate([self.sets[other] for other in others]))]
         most = np.add.reduceat(shared, starts, dtype=np.int64)  # different members may share a slot
@@ -126,7 +134,7 @@ class _Join:
                 yield other
 
     def _reaches(self, new: int, others: Numbers, both: Numbers) -> NDArray[np.bool_]:
-        """Whether the threshold is reached with so many members in common."""
+        """A mask of the other sets that reach the threshold if they have `both` members in common with the new one."""
         reached: NDArray[np.bool_] = both / (self.sizes[new] + self.sizes[others] - both) >= self.threshold
         return reached
 

@@ -1,1 +1,1 @@
-"""Raw text of any form to Arrow shards."""
+"""Turns raw text of any form into Arrow shards."""

@@ -1,7 +1,8 @@
-"""Raw text -> Arrow shards with the columns `text` and `source`.
+"""Turns raw text into Arrow shards with the columns `text` and `source`.
 
-sources.py (the plan: which bytes of which files make up a shard) -> readers.py (the documents in them, whatever the
-format) -> documents.py (which of them are kept, and how) -> one file a shard, its counts beside it.
+input_files.py makes the plan: which bytes of which files make up a shard. readers.py reads the documents in them,
+whatever the format. shard_writer.py decides which documents are kept, cleans them and writes them. The result is one
+file per shard, with its counts beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bytes of a raw file, compressed or not, in blocks of whole lines."""
+"""Reads the bytes of a raw file, compressed or not, in blocks of whole lines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UTF_8 = "utf-8"
 BOM = b"\xef\xbb\xbf"
 BLOCK = 1 << 21
 END = sys.maxsize
-"""The end of a range that reaches to the end of a compressed file, whatever its content's length is."""
+"""The end of a byte range that reaches to the end of a compressed or converted file, however long its content is."""
 _READ = 1 << 17
 _ZSTD_WINDOW = 1 << 31
-"""The largest window there is (zstd --long=31): a file that was made with it needs so much memory."""
+"""The largest window of zstd (--long=31), in bytes: a file that was made with it needs this much memory."""
 
 
 class _Unpacked(io.RawIOBase):
@@ -39,7 +39,7 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, short only at the end."""
+        """Fill the buffer and return the number of bytes; it is less than the buffer's size only at the end."""
         filled = 0
         while filled < len(buffer):
             if not self._block and (block := next(self._blocks, None)) is not None:
@@ -54,14 +54,15 @@ class _Unpacked(io.RawIOBase):
 
 
 def _unpack(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of all members of a .gz, or all frames of a .zst.
+    """Yield the content of all members of a .gz file or all frames of a .zst file.
 
-    Raises EOFError where the file ends within one, which the readers of both libraries may take for a good end.
+    Raises EOFError if the file ends within a member or frame, which the file readers of both libraries may take for a
+    proper end.
     """
     frame, packed, first = begin(), b"", True
     while packed := packed or file.read(_READ):
         if frame is None:
-            packed = packed.lstrip(b"\0")  # gzip allows padding after a member
+            packed = packed.lstrip(b"\0")  # gzip allows zeros after a member
             frame = begin() if packed else None
             continue
         yield frame.decompress(packed)
@@ -74,7 +75,10 @@ def _unpack(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The content of a file, without compression. Raises UserError if it cannot be read or unpacked."""
+    """Open the uncompressed content of a file.
+
+    Raises UserError if the content cannot be unpacked, and OSError if the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
@@ -94,19 +98,19 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A raw file of lines, whose content is UTF-8: unpacked, and converted where it has another encoding."""
+    """A raw file of lines whose content is read as UTF-8: unpacked, and converted if the file has another encoding."""
 
     path: Path
     encoding: str = UTF_8
 
     @contextmanager
     def open(self) -> Iterator[io.BufferedReader]:
-        """The content. Raises UserError if the file cannot be read, unpacked or converted."""
+        """Open the content. Raises UserError if it cannot be unpacked or converted, OSError if it cannot be read."""
         with open_bytes(self.path) as file:
             yield file if self.encoding == UTF_8 else io.BufferedReader(_Unpacked(self._converted(file)), _READ)
 
     def _converted(self, file: BinaryIO) -> Iterator[bytes]:
-        """The content as UTF-8; half a surrogate pair becomes three bytes that are not."""
+        """The content converted to UTF-8. Half a surrogate pair becomes three bytes that are not valid UTF-8."""
         decoder = codecs.getincrementaldecoder(self.encoding)("surrogatepass")
         try:
             while block := file.read(_READ):
@@ -119,7 +123,7 @@ class TextFile:
             ) from error
 
     def line(self, offset: int) -> int:
-        """The number, from 1, of the line that holds a byte of the content."""
+        """The number, counted from 1, of the line that holds the byte at `offset` of the content."""
         line = 1
         with self.open() as file:
             while offset and (block := file.read(min(offset, BLOCK))):
@@ -127,15 +131,16 @@ class TextFile:
         return line
 
     def byte(self, position: int, at: int) -> str:
-        """Where byte `at` of what begins at `position` is, for people."""
+        """The place of byte `at` of a piece of content that begins at `position`, in words for users."""
         converted = "" if self.encoding == UTF_8 else ", once converted,"
         return f"{self.path}: byte {position + at} (line {self.line(position + at)}){converted}"
 
 
 def first_line(file: io.BufferedReader, start: int) -> tuple[int, int]:
-    """Move to the first line that begins at `start` or later; give its offset, and that of the file's first byte.
+    """Move to the first line that begins at `start` or later.
 
-    Of a compressed file only the start can be asked for: it is not sought in.
+    Returns the offset of that line and the offset of the file's first byte after a byte order mark. For a compressed
+    file, `start` has to be the beginning, because it is not possible to seek in it.
     """
     origin = len(BOM) if file.peek(len(BOM)).startswith(BOM) else 0
     file.read(origin)
@@ -146,9 +151,9 @@ def first_line(file: io.BufferedReader, start: int) -> tuple[int, int]:
 
 
 def line_blocks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of blocks of whole lines: those that begin before `end`.
+    """Yield (offset, bytes) of blocks of whole lines; the lines are those that begin before `end`.
 
-    A block is longer than BLOCK only by the rest of its last line.
+    A block exceeds BLOCK only by the rest of its last line.
     """
     while position < end and (block := file.read(min(BLOCK, end - position))):
         if not block.endswith(b"\n") and (rest := file.readline()):
@@ -158,7 +163,7 @@ def line_blocks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, 
 
 
 def lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Start and size of each line of a block without its end, and whether that was CRLF rather than LF."""
+    """For each line of a block: its start, its size without the line end, and whether it ends in CRLF, not LF."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     if not block.endswith(b"\n"):
@@ -170,7 +175,7 @@ def lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[n
 
 
 def one_by_one(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of each line, its end included."""
+    """Yield (offset, bytes) of each line, including its end."""
     for line in io.BytesIO(block):
         yield offset, line
         offset += len(line)

@@ -1,4 +1,4 @@
-"""What the readers of raw files give: documents as Arrow arrays, and a policy for what is not text."""
+"""The form in which the readers of raw files return documents, Arrow arrays, and the policy for what is not text."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ CHUNK_DOCUMENTS = 1 << 14
 CHUNK_BYTES = 1 << 22
 REPLACEMENT = "\ufffd"
 BOM = "\ufeff"
-"""The byte order mark, which says at a file's beginning how its text is encoded, and is no part of the text."""
+"""The byte order mark. At the beginning of a file it says how the text is encoded, and it is not part of the text."""
 _GO_ON = "set errors to replace or skip to go on without such characters or documents"
 
 Chunk = tuple[Any, NDArray[np.int64]]
-"""A pyarrow.LargeStringArray of documents, and the position of each in its file: a byte or a row."""
+"""A pyarrow.LargeStringArray of documents, and the position of each document in its file: a byte or a row."""
 
 
 @dataclass
 class Faults:
-    """What was done about documents that were not text."""
+    """The policy for documents that are not text, and counts of what was done about them."""
 
     policy: str
     replaced: int = 0
     skipped: int = 0
     invalid: dict[str, int] = field(default_factory=dict)
-    """Replaced and skipped documents by the first fault found in them."""
+    """The numbers of replaced and skipped documents, by the first fault that was found in them."""
     byte_order_marks: int = 0
-    """Byte order marks that were removed although they did not begin a file: files were put together with them."""
+    """The number of byte order marks that were removed although they did not begin a file. They stem from files that
+    were joined together with their marks."""
 
     def leave_out(self, reason: str, message: Callable[[], str]) -> None:
-        """Count a document that cannot be used. Raises UserError unless the policy is to skip such ones."""
+        """Count a document that is left out because it cannot be used. Raises UserError unless the policy is `skip`."""
         if self.policy != "skip":
             raise UserError(message())
         self.invalid[reason] = self.invalid.get(reason, 0) + 1
         self.skipped += 1
 
     def replace(self, reason: str, message: Callable[[], str]) -> bool:
-        """Whether to replace what is not a character; if not, the document is left out or UserError raised."""
+        """Whether to replace what is not a character. If not, the document is left out, or UserError is raised."""
         if self.policy != "replace":
             self.leave_out(reason, message)
             return False
@@ -53,7 +54,7 @@ class Faults:
         return True
 
     def decode(self, raw: bytes, where: Callable[[int], str]) -> str | None:
-        """The text of a document, or None if it is left out. `where` tells where a byte of it is."""
+        """The text of a document, or None if it is left out. `where` says in words where one of its bytes is."""
         problem, at = "is NUL, which text does not hold; mend the file", raw.find(0)
         try:
             text = raw.decode("utf-8")
@@ -69,19 +70,19 @@ class Faults:
         return raw.decode("utf-8", errors="replace").replace("\0", REPLACEMENT)
 
     def without_nul(self, text: str, message: Callable[[], str]) -> str | None:
-        """A document without NUL characters, or None if it is left out."""
+        """A document without NUL characters (they are replaced), or None if it is left out."""
         if "\0" not in text:
             return text
         return text.replace("\0", REPLACEMENT) if self.replace("NUL", message) else None
 
     def without_marks(self, text: str) -> str:
-        """A document without the byte order marks of files that were put together; they are counted."""
+        """A document without the byte order marks of files that were joined together. The marks are counted."""
         self.byte_order_marks += text.count(BOM)
         return text.replace(BOM, "")
 
 
 def packed(documents: Iterable[tuple[int, str]]) -> Iterator[Chunk]:
-    """Chunks of bounded size of (position, document) that come one by one."""
+    """Gather pairs (position, document) that come one by one into chunks of bounded size."""
     texts: list[str] = []
     positions: list[int] = []
     size = 0
@@ -111,7 +112,7 @@ def are_utf8(texts: Any) -> bool:
 
 
 def holds_nul(texts: Any) -> bool:
-    """Whether a string of a LargeStringArray holds the NUL character."""
+    """Whether any string of a LargeStringArray holds the NUL character."""
     borders, content = texts.buffers()[1:]
     if not len(texts) or content is None:
         return False
@@ -120,6 +121,6 @@ def holds_nul(texts: Any) -> bool:
 
 
 def strings(offsets: NDArray[np.int64], content: bytes) -> Any:
-    """A LargeStringArray over a buffer."""
+    """A LargeStringArray whose string i is content[offsets[i] : offsets[i + 1]], without a copy."""
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(content)]
     return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)

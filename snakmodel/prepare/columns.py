@@ -1,4 +1,4 @@
-"""The documents of a column of Parquet files and of the Arrow streams that `datasets` saves."""
+"""Reads the documents in a column of Parquet files and of the Arrow streams that `datasets` saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from snakmodel.shards.arrow_stream import END_OF_STREAM, column_index
 
 @contextmanager
 def _understood(path: Path) -> Iterator[None]:
-    """Turn pyarrow's complaints about a file into one that names it."""
+    """Turn the errors that pyarrow raises about a file into a UserError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -29,7 +29,7 @@ def _understood(path: Path) -> Iterator[None]:
 
 
 def parquet_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
-    """A column of the row groups that begin in the part."""
+    """Yield the documents of a column, from the row groups that begin in the part."""
     path = Path(part.file)
     with _understood(path), pyarrow.parquet.ParquetFile(path) as file:
         index = column_index(file.schema_arrow.empty_table(), key, path)
@@ -48,7 +48,7 @@ def parquet_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
 
 
 def arrow_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
-    """A column of the record batches that begin in the part."""
+    """Yield the documents of a column, from the record batches that begin in the part."""
     path = Path(part.file)
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(END_OF_STREAM)))

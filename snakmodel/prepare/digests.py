@@ -1,7 +1,8 @@
-"""A digest of what a shard reads of a file, the same where the file is only copied, touched or changed elsewhere.
+"""Computes a digest of what a shard reads of a file.
 
-It is of the bytes of the lines, paragraphs, row groups or record batches that begin in the part, to their ends, and of
-where the first one begins.
+The digest stays the same if the file is only copied, touched or changed elsewhere. It covers the bytes of the lines,
+paragraphs, row groups or record batches that begin in the part, up to their ends, and the position at which the first
+of them begins.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from snakmodel.prepare.input_files import TEXT, Part, is_compressed, suffix
 from snakmodel.prepare.readers import Reading
 
 Span = tuple[int, int]
-"""Where bytes that are read begin and end."""
+"""The positions at which bytes that are read begin and end."""
 
 _BLOCK = 1 << 20
-"""Small enough to stay in a core's cache between reading and digesting."""
+"""The size of a block in bytes. It is small enough that a block stays in a core's cache between reading and
+digesting."""
 
 
 def part_digest(part: Part, reading: Reading) -> str:
-    """The digest of a part, in hexadecimal. Raises OSError, or pyarrow's errors, where the file cannot be read."""
+    """The digest of a part in hexadecimal, or words saying that the file is shorter than the part.
+
+    Raises OSError, or an error of pyarrow, if the file cannot be read.
+    """
     path = Path(part.file)
     kind = suffix(path.name) or TEXT[0]
     with path.open("rb") as file:
@@ -58,7 +63,10 @@ def _blocks(file: BinaryIO, start: int, stop: int) -> Iterator[memoryview]:
 
 
 def _lines(file: BinaryIO, part: Part, document: str, size: int) -> tuple[list[Span], Any]:
-    """The span of the lines, or paragraphs, that begin in a part of a file of text, and what those before say."""
+    """The span of the lines or paragraphs that begin in a part of a text file, and what is known of the text before.
+
+    The latter is the position of the first line and, for paragraphs, whether the line before it holds text.
+    """
     if document == "file" or part.end == 0:
         return [(0, size)] if part.start == 0 else [], None
     first = 0
@@ -95,7 +103,7 @@ def _line_before(file: BinaryIO, end: int) -> bytes:
 
 
 def _row_groups(path: Path, part: Part, key: str) -> tuple[list[Span], Any]:
-    """The bytes of the column in the row groups that begin in a part, and what the footer says of these."""
+    """The spans of the column's bytes in the row groups that begin in a part, and what the footer says about them."""
     spans: list[Span] = []
     about: list[Any] = []
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -117,7 +125,10 @@ def _begin(column: Any) -> int:
 
 
 def _record_batches(path: Path, part: Part) -> tuple[list[Span], Any]:
-    """The bytes of the record batches that begin in a part, the columns, and the number of the first row."""
+    """The span of the record batches that begin in a part, and what is known about them.
+
+    The latter is the names and types of the columns, and the number of the first row.
+    """
     begin = stop = part.start
     row = first = 0
     found = False

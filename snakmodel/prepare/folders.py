@@ -1,7 +1,7 @@
-"""What lies below a folder of raw text: each entry is a file, or is refused or passed over with the reason.
+"""Lists what lies below a folder of raw text: each entry is a file, or is refused or skipped with a reason.
 
-Nothing is left out without a word: links are followed, and a link that leads nowhere, a folder that cannot be listed
-and anything that is neither a file nor a folder become entries of their own.
+Nothing is left out silently. Links are followed; a link that leads nowhere, a folder that cannot be listed, and
+anything that is neither a file nor a folder become entries of their own.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ HIDDEN = "hidden, as its name starts with a dot"
 LOOP = "a link to a folder that it lies in"
 NO_FILE = "neither a file nor a folder"
 NAMED = 5
-"""Names that a message gives of many."""
+"""The number of names that a message gives at most."""
 
 _Identity = tuple[int, int]
-"""Device and inode of a folder."""
+"""The device and inode of a folder."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One name in a folder, after following links."""
+    """One name in a folder, after links have been followed."""
 
     path: Path
     kind: Literal["file", "folder", "skipped", "refused"]
     reason: str = ""
-    """Why it is skipped or refused."""
+    """The reason why the entry is skipped or refused."""
     size: int = 0
     mtime_ns: int = 0
     identity: _Identity = (0, 0)
 
 
 def entries(folder: Path, above: frozenset[_Identity] = frozenset()) -> list[Entry]:
-    """What a folder holds, in name order. `above`: the folders that it lies in, and itself. Raises OSError."""
+    """The entries of a folder, in the order of their names. Raises OSError.
+
+    `above` holds the folders that it lies in, and the folder itself.
+    """
     with os.scandir(folder) as found:
         names = sorted(one.name for one in found)
     return [_entry(folder / name, above) for name in names]
 
 
 def below(folder: Entry, above: frozenset[_Identity]) -> Iterator[Entry]:
-    """Everything that is no folder, to any depth and in name order."""
+    """All entries below a folder that are not folders themselves, to any depth and in the order of their names."""
     inside = above | {folder.identity}
     try:
         found = entries(folder.path, inside)
@@ -59,7 +62,7 @@ def below(folder: Entry, above: frozenset[_Identity]) -> Iterator[Entry]:
 
 
 def identity(folder: Path) -> _Identity:
-    """Device and inode, by which a folder is known again under another name."""
+    """The device and inode of a folder, by which it is recognised under another name."""
     found = folder.stat()
     return found.st_dev, found.st_ino
 
@@ -81,13 +84,13 @@ def _entry(path: Path, above: frozenset[_Identity]) -> Entry:
 
 
 def checked_record(one: Entry) -> Entry:
-    """An entry as it is, or refused if it is the record of a dataset of which files are missing."""
+    """The entry as it is, or refused if it is the record (state.json) of a dataset some of whose files are missing."""
     if one.path.name != "state.json" or one.kind != "file":
         return one
     try:
         names = [data["filename"] for data in json.loads(one.path.read_text(encoding="utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError):
-        return one  # of something else; beside an Arrow file, `dataset_files` complains
+        return one  # not a dataset's record; beside an Arrow file, `dataset_files` refuses it
     missing = [name for name in names if not (one.path.parent / name).is_file()]
     if not missing:
         return one
@@ -97,7 +100,10 @@ def checked_record(one: Entry) -> Entry:
 
 
 def dataset_files(path: Path) -> Iterable[str]:
-    """The data files in the folder of an Arrow file. `datasets` leaves the results of map and filter beside them."""
+    """The names of the data files of the dataset that an Arrow file belongs to.
+
+    `datasets` leaves the results of map and filter beside them. Raises UserError if the dataset's state.json is unfit.
+    """
     state = path.with_name("state.json")
     if not state.is_file():
         return () if path.name.startswith("cache-") else (path.name,)
@@ -110,5 +116,5 @@ def dataset_files(path: Path) -> Iterable[str]:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first few of some names, for a message."""
+    """The first few of these names, for a message."""
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

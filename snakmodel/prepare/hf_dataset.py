@@ -1,7 +1,8 @@
-"""Raw text -> Hugging Face datasets on one machine: what the published preprocess_to_hf.py makes.
+"""Turns raw text into Hugging Face datasets on one machine, as the published preprocess_to_hf.py does.
 
-Each named source, and `all` for the named ones together, becomes OUTPUT/NAME/train/train, which text_dedup's --path
-takes. `datasets.load_from_disk` opens it, OUTPUT/NAME/train (a dictionary with the split `train`) and OUTPUT/NAME.
+Each named source, and `all` for the named ones together, becomes OUTPUT/NAME/train/train, which text_dedup accepts as
+its --path. `datasets.load_from_disk` opens this folder, OUTPUT/NAME/train (a dictionary with the split `train`) and
+OUTPUT/NAME.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _DATA_FILE_BYTES = 4 * 10**9
 def write_datasets(
     folder: Path, names: Sequence[str], output: Path, reading: Reading, cleaning: Cleaning
 ) -> dict[str, Counts]:
-    """Write a dataset for each name and return its path and counts; `all` alone stands for every source.
+    """Write a dataset for each name, and return a mapping from the datasets' paths to their counts.
 
-    Raises UserError if a name is unknown or a dataset would have no documents.
+    `all` alone stands for every source. Raises UserError if a name is unknown or a dataset would have no documents.
     """
     sources = [name for name in dict.fromkeys(names) if name != ALL]
     if ALL in names and ALL in (known := source_names(folder)):
@@ -70,7 +71,11 @@ def _cores() -> int:
 def _write_dataset(
     folder: Path, name: str, output: Path, write: Callable[..., Iterator[Counts]], encoding: str
 ) -> Counts:
-    """Write the dataset of one source; `write` takes the parts of data files and their paths, and works in parallel."""
+    """Write the dataset of one source.
+
+    `write` maps, in parallel, the parts of the data files and the files' paths to counts. Raises UserError if no
+    document can be kept.
+    """
     plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES, encoding=encoding)
     if len(plan) < _cores():
         plan = plan_shards(folder, {name: 1.0}, _cores(), 1, encoding=encoding)
@@ -87,7 +92,7 @@ def _write_dataset(
 
 
 def _write_concatenation(output: Path, parts: dict[str, Counts]) -> Counts:
-    """Write OUTPUT/all from the datasets beside it; their files are copied as they are."""
+    """Write OUTPUT/all from the datasets beside it, by copying their files as they are."""
     files = [path for name in parts for path in sorted((output / name / _SPLIT).glob("*.arrow"))]
     counts = Counts()
     with publishing(output / ALL) as (made,):
@@ -107,13 +112,13 @@ def _data_file(number: int, of: int) -> str:
 
 
 def _describe(folder: Path, files: Sequence[str]) -> None:
-    """Write what `datasets` keeps beside the data, for the split and for the folder as a whole."""
+    """Write the files that `datasets` keeps beside the data, for the split and for the folder as a whole."""
     features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in SCHEMA}
     for place, below in ((folder, f"{_SPLIT}/"), (folder / _SPLIT, "")):
         write_json(place / "dataset_info.json", {"features": features})
         state: dict[str, object] = {
             "_data_files": [{"filename": below + file} for file in files],
-            "_fingerprint": secrets.token_hex(8),  # by which datasets finds results that it has kept: always new
+            "_fingerprint": secrets.token_hex(8),  # always new, as `datasets` finds cached results by it
             **dict.fromkeys(("_format_columns", "_format_type", "_split")),
             "_format_kwargs": {},
             "_output_all_columns": False,

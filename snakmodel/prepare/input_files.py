@@ -1,11 +1,11 @@
-"""What raw files a data folder holds, and how their bytes are cut into shards.
+"""Finds the raw files in a data folder, and cuts their bytes into shards.
 
-A document belongs to the byte range in which it begins: a line by its first byte, the rows of a Parquet row group or of
-an Arrow record batch by the first byte of that group or batch. So planning needs no more than the files' sizes, and the
-shards, concatenated, hold the same documents in the same order however many there are. What is compressed as a whole
-(.gz, .zst) cannot be entered in the middle: it is one range.
+A document belongs to the byte range in which it begins: a line by its first byte, and the rows of a Parquet row group
+or of an Arrow record batch by the first byte of that group or batch. Planning therefore needs nothing but the sizes of
+the files, and the concatenated shards hold the same documents in the same order, however many shards there are. A file
+that is compressed as a whole (.gz, .zst) cannot be read from the middle, and is a single range.
 
-Whatever lies below the folder is read, or refused by name, or counted among what is passed over, with the reason.
+Everything below the folder is read, or refused by name, or counted among the skipped files with the reason.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from run_contract.output import printable
 from snakmodel.prepare.folders import NAMED, Entry, below, checked_record, dataset_files, entries, identity, shortened
 
 ALL = "all"
-"""Stands for every source where no source has this name."""
+"""The name that stands for all sources, unless a source has this name."""
 COMPRESSED = (".gz", ".zst")
 TEXT = (".txt", ".danish")
-"""Plain text; .danish is what the published language filter writes."""
+"""Endings of plain text; .danish is what the published language filter writes."""
 ROWS = (".jsonl", ".parquet", ".arrow")
 _SUFFIXES = (*TEXT, *ROWS, *(kind + codec for kind in (*TEXT, ".jsonl") for codec in COMPRESSED))
 _NEVER_EMPTY = (*COMPRESSED, ".parquet", ".arrow")
-"""Formats of which no valid file has 0 bytes."""
+"""Endings of the formats in which a file of 0 bytes is not valid."""
 _TABLES = (".parquet", ".arrow")
 _UNPACKED = 3
 _DESCRIPTIONS = ("readme", "license", "licence")
@@ -46,9 +46,9 @@ class Part:
     start: int
     end: int
     share: float = 1.0
-    """Share of the documents that is taken."""
+    """The share of the documents that is taken."""
     salt: int = 0
-    """Decides with a document's position which ones, where `share` is below 1."""
+    """A number that decides, with a document's position, whether the document is taken if `share` is below 1."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,29 @@ class InputFile:
     mtime_ns: int
 
     def text_bytes(self) -> int:
-        """About how many bytes of text are taken from it; compressed files hold some three times their size."""
+        """The approximate number of bytes of text that are taken. Compressed files hold some three times their size."""
         packed = self.path.name.endswith((*COMPRESSED, ".parquet"))
         return int(self.size * self.share * (_UNPACKED if packed else 1))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The files that are read, in global order, and what else lies below the folder."""
+    """The files that are read, in global order, and the names of all others below the folder."""
 
     folder: Path
     files: list[InputFile]
     skipped: dict[str, list[str]]
-    """Reason -> names below the folder."""
+    """Maps a reason to the names below the folder that are not read for it."""
 
     def notes(self) -> list[str]:
-        """What is not read: a sentence for each reason."""
+        """One sentence for each reason for which files are not read."""
         return [
             f"{self.folder}: not read, as {reason}: {len(names)}: {shortened(names)}"
             for reason, names in self.skipped.items()
         ]
 
     def sums(self) -> str:
-        """How much is read, and how many names are not."""
+        """A sentence with the number and bytes of the files that are read, and the number of names that are not."""
         others = sum(map(len, self.skipped.values()))
         total = sum(one.size for one in self.files)
         left = f"{others} other(s) not" if others else "nothing else lies there"
@@ -92,7 +92,7 @@ class Selection:
 
 
 def suffix(name: str) -> str | None:
-    """The ending that says what a file is, such as `.jsonl.gz`; None where it is nothing that can be read."""
+    """The ending that says what format a file has, such as `.jsonl.gz`; None if it cannot be read."""
     return max((one for one in _SUFFIXES if name.endswith(one)), key=len, default=None)
 
 
@@ -104,7 +104,7 @@ def plan_shards(
     seed: int = 0,
     encoding: str = "utf-8",
 ) -> list[list[Part]]:
-    """Cut the files of a data folder into shards: see `selection` for which these are, and `cut` for how."""
+    """Cut the files of a data folder into shards; see `selection` for which files these are, and `cut` for how."""
     return cut(selection(folder, shares), shards, shard_bytes, seed, encoding)
 
 
@@ -113,8 +113,8 @@ def cut(
 ) -> list[list[Part]]:
     """Cut files into shards of about equal bytes.
 
-    `shards` None means one per `shard_bytes`. Empty files stay in the plan as empty parts, to be counted. Raises
-    UserError if all are empty.
+    If `shards` is None, there is one shard per `shard_bytes`. Empty files stay in the plan as empty parts, so that they
+    are counted. Raises UserError if all files are empty, or a number is below 1.
     """
     if shard_bytes < 1 or (shards is not None and shards < 1):
         raise UserError(f"shards = {shards}, shard_bytes = {shard_bytes}: both must be 1 or more")
@@ -145,7 +145,7 @@ def cut(
 
 
 def whole_part(folder: Path, one: InputFile, seed: int) -> Part:
-    """All of a file."""
+    """The part that covers a whole file."""
     salt = _salt(seed, one.source, relative(folder, one.path)) if one.share < 1 else 0
     return Part(str(one.path), one.source, 0, one.size, one.share, salt)
 
@@ -160,22 +160,22 @@ def _salt(seed: int, source: str, name: str) -> int:
 
 
 def relative(folder: Path, path: Path) -> str:
-    """The name of a file below the data folder."""
+    """The path of a file relative to the data folder."""
     return path.relative_to(folder).as_posix()
 
 
 def divisible(path: Path, encoding: str) -> bool:
-    """Whether reading can begin in the middle of a file: not where it has to be unpacked, or converted to UTF-8."""
+    """Whether reading can begin in the middle of a file: not if it has to be unpacked or converted to UTF-8."""
     return not is_compressed(path) and (encoding == "utf-8" or path.suffix in _TABLES)
 
 
 def input_files(folder: Path, shares: Mapping[str, float] | None) -> list[InputFile]:
-    """The selected files in global order: the folder's own, then its sub-folders'."""
+    """The selected files in global order: those directly in the folder, then those of its sub-folders."""
     return selection(folder, shares).files
 
 
 def source_names(folder: Path) -> list[str]:
-    """The sources of a folder, each file directly in it being one, then its sub-folders."""
+    """The sources of a folder: each file directly in it counts as one here, and then each sub-folder."""
     found = selection(folder, None)
     files = [one for one in found.files if one.path.parent == found.folder]
     folders = [one.source for one in found.files if one.path.parent != found.folder]
@@ -186,10 +186,11 @@ def source_names(folder: Path) -> list[str]:
 def selection(folder: Path, shares: Mapping[str, float] | None) -> Selection:
     """The files of a data folder that are to be read.
 
-    A source is a sub-folder (searched to any depth); files directly in the folder belong to the source of the folder's
-    own name. `shares` selects sub-folders, that name, or single files directly in the folder (`news` or `news.txt`;
-    the source is then `news`), in the order given, with the share of their documents; `all` alone selects everything.
-    Raises UserError if nothing is found, a source is unknown, or something that is selected cannot be read.
+    A source is a sub-folder, which is searched to any depth; files directly in the data folder belong to a source with
+    the data folder's own name. The keys of `shares` select sub-folders, that source, or single files directly in the
+    folder (`news` or `news.txt`; the source is then `news`), in the given order, and the values are the shares of their
+    documents. `all` alone, or no `shares`, selects everything. Raises UserError if nothing is found, a source is
+    unknown, or something that is selected cannot be read.
     """
     folder = folder.absolute()
     groups = _groups(folder)
@@ -209,11 +210,14 @@ def selection(folder: Path, shares: Mapping[str, float] | None) -> Selection:
 
 
 _Chosen = tuple[str, Entry, float]
-"""Source, file, and the share of its documents."""
+"""A source, a file, and the share of the file's documents."""
 
 
 def _chosen(folder: Path, groups: Mapping[str, list[Entry]], shares: Mapping[str, float]) -> list[_Chosen]:
-    """The entries of the sources that are selected."""
+    """The entries of the selected sources.
+
+    Raises UserError if there are no input files, a source is unknown, or two sources name the same file.
+    """
     if not groups:
         others = [printable(path.name) for path in islice((path for path in folder.rglob("*") if path.is_file()), 100)]
         found = f"it holds {shortened(sorted(others))}" if others else "it holds no files"
@@ -245,7 +249,7 @@ def _chosen(folder: Path, groups: Mapping[str, list[Entry]], shares: Mapping[str
 
 
 def _groups(folder: Path) -> dict[str, list[Entry]]:
-    """Source -> everything of it, whether it can be read or not, in order."""
+    """Maps each source to all its entries in order, whether they can be read or not."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; it should hold the raw text, or one sub-folder of it per source")
     above = frozenset([identity(folder)])
@@ -262,7 +266,7 @@ def _groups(folder: Path) -> dict[str, list[Entry]]:
 
 
 def _is_source(one: Entry) -> bool:
-    """Whether an entry directly in the data folder is a source, or was: a link may have led to it."""
+    """Whether an entry directly in the data folder is a source, or may have been one (a link that leads nowhere)."""
     return one.kind == "folder" or (one.kind == "refused" and suffix(one.path.name) is None)
 
 
@@ -289,7 +293,7 @@ def _stem(path: Path) -> str:
 
 
 def _passed_over(one: Entry) -> str | None:
-    """Why an entry is not read, or None if it is to be, or is refused."""
+    """The reason why an entry is skipped, or None if it is to be read or is refused."""
     name = one.path.name
     if one.kind != "file":
         return one.reason if one.kind == "skipped" else None

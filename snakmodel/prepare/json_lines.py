@@ -1,9 +1,9 @@
-"""The documents of JSON lines: pyarrow reads a block at once; where it cannot be trusted, each line is read alone.
+"""Reads the documents of JSON lines: pyarrow reads a whole block; where it cannot be trusted, each line is read alone.
 
-A line has one verdict, whatever its neighbours are: it is taken if Python's parser takes it, or pyarrow's, which knows
-no limits for digits and nesting. So what pyarrow takes in a block is taken wherever it stands. The tokenizer's reader,
-megatron_llm/data/json_lines.py, keeps the same rule; tests/prepare/test_json_lines.py compares the two, and all
-positions of a line.
+The verdict about a line does not depend on its neighbours: a line is accepted if Python's parser accepts it, or if
+pyarrow's does, which has no limits for digits and nesting. Therefore, what pyarrow accepts in a block is accepted at
+any place. The tokenizer's reader, megatron_llm/data/json_lines.py, keeps the same rule;
+tests/prepare/test_json_lines.py compares the two readers, and all positions of a line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snakmodel.prepare.byte_streams import TextFile, lines, one_by_one
 from snakmodel.prepare.chunks import BOM, REPLACEMENT, Chunk, Faults, are_utf8, holds_nul, is_utf8, packed
 
 _JSON_BYTES = (1 << 31) - 2
-"""What pyarrow's reader takes at once."""
+"""The largest number of bytes that pyarrow's reader accepts at once."""
 _KEYS_NAMED = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = " \t\r\n"
@@ -34,7 +34,7 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number",
 
 
 def json_lines(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[Chunk]:
-    """The string under `key` of each line's object."""
+    """Yield the string under `key` in the object of each line of a block that begins at `offset`."""
     starts, sizes, _ = lines(block)
     starts, sizes = starts[sizes > 0], sizes[sizes > 0]
     column = _column(block, starts, starts + sizes - 1, key)
@@ -45,10 +45,11 @@ def json_lines(block: bytes, offset: int, file: TextFile, key: str, faults: Faul
 
 
 def _column(block: bytes, firsts: NDArray[np.int64], lasts: NDArray[np.int64], key: str) -> Any:
-    """The strings of a block; None where some line is not, beyond doubt, one object with a string under the key.
+    """The strings of a block, or None unless every line is, beyond doubt, one object with a string under the key.
 
-    pyarrow's reader takes line ends for white space: one object over two lines, and two on one, must not pass as two
-    lines. Between braces a line cannot end within an object, since `}` is never followed by `{` there.
+    pyarrow's reader takes line ends for white space, so one object over two lines, and two objects on one line, must
+    not pass for two lines. If every line begins and ends with a brace, a line cannot end within an object, because in
+    JSON `}` is never followed by `{` inside an object.
     """
     data = np.frombuffer(block, np.uint8)
     if len(block) > _JSON_BYTES or not is_utf8(block):
@@ -104,7 +105,10 @@ def _value(line: str, key: str, faults: Faults, say: Callable[[str], str]) -> st
 
 
 def _parsed(line: str, key: str) -> Any:
-    """The value of a line; that under the key alone where only pyarrow takes it. Raises ValueError if neither does."""
+    """The value of a line; if only pyarrow accepts the line, an object with just the value under the key.
+
+    Raises ValueError if neither parser accepts it.
+    """
     try:
         return _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
@@ -116,12 +120,15 @@ def _parsed(line: str, key: str) -> Any:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value."""
+    """The name of a value's type in JSON, with its article."""
     return "null" if value is None else _KINDS[type(value)]
 
 
 def _characters(value: str, faults: Faults, say: Callable[[str], str]) -> str | None:
-    """A string without lone surrogates and NUL, which JSON can spell but which are no characters of a text."""
+    """A string without lone surrogates and NUL, or None if it is left out.
+
+    JSON can spell these, but they are not characters of a text.
+    """
     if not _SURROGATE.search(value):
         nul = r"spells NUL (\u0000), which text does not hold; errors: replace puts U+FFFD there"
         return faults.without_nul(value, partial(say, nul))

@@ -1,7 +1,7 @@
-"""The documents of a part, as Arrow arrays with the position of each document in its file.
+"""Reads the documents of a part as Arrow arrays, with the position of each document in its file.
 
-Fast where the data is good: a block is checked, cut and copied as a whole. Only a block in which something is wrong is
-read document by document, to name the fault or to leave it out, as the policy says.
+Good data is read fast: a block is checked, cut and copied as a whole. Only a block in which something is wrong is read
+document by document, to name the fault or to leave the document out, as the policy says.
 """
 
 from __future__ import annotations
@@ -40,23 +40,25 @@ ASCII_SPACE = b" \t\n\r\x0b\x0c"
 
 @dataclass(frozen=True)
 class Reading:
-    """What a document is, and what happens to one that is not text."""
+    """The settings that say what a document is, and what happens to a document that is not text."""
 
     document: str = "line"
-    """A line, lines up to a blank one, or a file; of .txt only."""
+    """The unit that is a document, in text files only: `line`, `blank-line` (lines up to a blank one) or `file`."""
     errors: str = "error"
-    """`error` stops, `skip` leaves the document out, `replace` puts U+FFFD for what is not a character."""
+    """The policy for what is not text: `error` stops, `skip` leaves the document out, `replace` puts U+FFFD in its
+    place."""
     key: str = "text"
     """The JSON key or the column that holds the text."""
     encoding: str = UTF_8
-    """Of text and JSON lines: one of ENCODINGS."""
+    """The encoding of text and JSON lines: one of ENCODINGS."""
 
 
 def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
-    """The documents of a part, in order; blank ones are among them.
+    """The documents of a part, in order and including blank ones.
 
-    Documents of text have CRLF made LF and no line feeds at their ends; those of other formats are as they are. Raises
-    InputsMissing if the file is gone, UserError if it became shorter, cannot be read or holds what `errors` forbids.
+    In documents of text files, CRLF becomes LF, and line feeds at both ends are removed; documents of other formats
+    stay as they are. Raises InputsMissing if the file is gone, and UserError if it became shorter, cannot be read or
+    holds what `reading.errors` forbids.
     """
     path = Path(part.file)
     if not path.is_file():
@@ -74,7 +76,7 @@ def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
 
 
 def _bytes(part: Part, reading: Reading, faults: Faults, is_text: bool) -> Iterator[Chunk]:
-    """Documents of .txt and .jsonl files."""
+    """Yield the documents of .txt and .jsonl files."""
     text = TextFile(Path(part.file), reading.encoding)
     mode = reading.document if is_text else "json"
     if (mode == "file" and part.start > 0) or not _is_text(text, part, faults):
@@ -96,9 +98,9 @@ def _bytes(part: Part, reading: Reading, faults: Faults, is_text: bool) -> Itera
 
 
 def _is_text(text: TextFile, part: Part, faults: Faults) -> bool:
-    """Whether a file may be what its name and the recipe say, by its first bytes.
+    """Whether a file may be what its name and the recipe say, judged by its first bytes.
 
-    If not, it is left out as one document, which its first part counts, or UserError is raised.
+    If it may not, the file is left out as one document, which is counted with its first part, or UserError is raised.
     """
     with open_bytes(text.path) as file:
         found = mismatch(file.read(HEAD), text.encoding)
@@ -112,8 +114,8 @@ def _is_text(text: TextFile, part: Part, faults: Faults) -> bool:
 
 
 def _text_lines(block: bytes, offset: int, file: TextFile, faults: Faults) -> Iterator[Chunk]:
-    """A document a line."""
-    marked = BOM[:1] in block and BOM in block  # the first is found at once, and is rare
+    """Yield the documents of a block in which every line is one."""
+    marked = BOM[:1] in block and BOM in block  # the first byte is rare and fast to look for
     if marked or b"\0" in block or not is_utf8(block):
         yield from packed(_decoded(one_by_one(block, offset), file, faults))
         return
@@ -130,7 +132,10 @@ def _decoded(raw: Iterable[tuple[int, bytes]], file: TextFile, faults: Faults) -
 
 
 def _paragraphs(file: BinaryIO, position: int, end: int, within: bool) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank ones; `within`: the first lines continue a document that an earlier range owns."""
+    """Yield (position, bytes) of the runs of lines between blank lines.
+
+    `within`: the first lines continue a document that belongs to an earlier range, and are passed over.
+    """
     run: list[bytes] = []
     first = position
     for offset, block in line_blocks(file, position, end):
@@ -157,7 +162,7 @@ def _paragraphs(file: BinaryIO, position: int, end: int, within: bool) -> Iterat
 
 
 def _blank_lines(block: bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which lines hold nothing but ASCII white space."""
+    """A mask of the lines that hold nothing but ASCII white space, (n,)."""
     found: NDArray[np.bool_] = sizes == 0
     firsts = np.frombuffer(block, np.uint8)[np.minimum(starts, len(block) - 1)]
     for index in np.flatnonzero(~found & np.isin(firsts, np.frombuffer(ASCII_SPACE, np.uint8))):

@@ -1,4 +1,4 @@
-"""What the first bytes of a file say about it: text in which encoding, or something that is no text at all."""
+"""Recognises a file by its first bytes: as text in some encoding, or as something that is not text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import codecs
 import unicodedata
 
 ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "utf-16-be")
-"""utf-16 is for files that begin with a byte order mark, which says which of the other two it is."""
+"""The known encodings. utf-16 is for files that begin with a byte order mark, which says which of the other two it
+is."""
 HEAD = 1 << 14
-"""Bytes of a file that are looked at."""
+"""The number of bytes at the beginning of a file that are looked at."""
 _MAGIC = {
     b"\x1f\x8b": ("gzip", "rename it so that its name ends in .gz"),
     b"\x28\xb5\x2f\xfd": ("zstd", "rename it so that its name ends in .zst"),
@@ -25,11 +26,12 @@ _MARKS = {
 }
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f"))
 _MOST_CONTROLS = 0.2
-"""Share of control characters in UTF-8. In UTF-16 that passes for UTF-8, about every other byte is one."""
+"""The largest share of control characters in what is taken for UTF-8. In UTF-16 that passes for UTF-8, about every
+other byte is one."""
 _MOST_STRANGE = 0.01
-"""Share of characters that no text holds in what is taken for UTF-16."""
+"""The largest share of characters that no text holds in what is taken for UTF-16."""
 _LEAST_ALPHABETIC = 0.75
-"""Share of characters of the alphabetic scripts in UTF-16 that passes for UTF-8."""
+"""The smallest share of characters of alphabetic scripts in UTF-16 that is also valid UTF-8."""
 
 
 def mismatch(head: bytes, encoding: str) -> tuple[str, str] | None:
@@ -53,7 +55,7 @@ def mismatch(head: bytes, encoding: str) -> tuple[str, str] | None:
 
 
 def _guessed(head: bytes) -> str | None:
-    """The encoding of text without a byte order mark; None where it is not one of ours, or no text."""
+    """The encoding of text without a byte order mark; None if it is not one of ours or not text."""
     is_utf8 = _is_utf8(head)
     if is_utf8 and len(head) - len(head.translate(None, _CONTROLS)) <= _MOST_CONTROLS * len(head):
         return "utf-8"
@@ -66,14 +68,18 @@ def _guessed(head: bytes) -> str | None:
 
 def _is_utf8(head: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # which does not mind a character cut at the end
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # accepts a character that is cut off at the end
     except UnicodeDecodeError:
         return False
     return True
 
 
 def _shares(head: bytes, encoding: str) -> tuple[float, float, str]:
-    """Read as an encoding: the share of characters that no text holds, minus that of alphabetic scripts, its name."""
+    """Measures of the bytes when they are read in an encoding.
+
+    Returns the share of characters that no text holds, minus the share of characters of alphabetic scripts, and the
+    name of the encoding, so that the most likely encoding has the smallest tuple.
+    """
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     strange = sum(unicodedata.category(one) in ("Cc", "Cn", "Co") and one not in "\t\n\r\f" for one in text)
     size = max(1, len(text))

@@ -1,4 +1,4 @@
-"""One shard: its parts as planned, read, cleaned and written with a digest of what was read."""
+"""Makes one shard: its planned parts are read, cleaned, and written with a digest of what was read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snakmodel.run.markers import READ
 
 
 def read_shard(plan: Path, shard: int) -> list[Part]:
-    """The parts of one shard of a `shards.json`. Raises InputsMissing or UserError."""
+    """The parts of one shard in a `shards.json`. Raises InputsMissing if there is none, UserError if it is unfit."""
     if not plan.is_file():
         raise InputsMissing(f"{plan} does not exist; the launcher writes it when it plans the run")
     try:
@@ -33,8 +33,8 @@ def read_shard(plan: Path, shard: int) -> list[Part]:
 def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
     """Write `output`.arrow and its counts `output`.json, with a digest of what was read of each part.
 
-    The digests are made by a thread while the parts are read, so that nothing is fetched from disk twice. Raises
-    UserError if a file is changed meanwhile.
+    A thread makes the digests while the parts are read, so that nothing is fetched from disk twice. Raises UserError if
+    a file changes meanwhile.
     """
     before = _versions(parts)
     with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
@@ -49,6 +49,6 @@ def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cle
 
 
 def _versions(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
-    """Size and modification time of the files that are there."""
+    """The size and modification time (in ns) of the files that exist."""
     found = {part.file: Path(part.file).stat() for part in parts if Path(part.file).exists()}
     return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}

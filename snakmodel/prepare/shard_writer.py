@@ -1,6 +1,6 @@
-"""What a shard consists of: the documents of its parts without blank ones, the share wanted, cleaned, in batches.
+"""Writes a shard: the documents of its parts, without blank ones, in the wanted share, cleaned and in batches.
 
-Everything works on whole Arrow arrays; `Counts` says what was taken in and left out.
+Everything works on whole Arrow arrays; `Counts` holds what was kept and what was left out.
 """
 
 from __future__ import annotations
@@ -24,58 +24,59 @@ from snakmodel.shards.counts import Amounts
 BATCH_CHARACTERS = 1 << 22
 BATCH_DOCUMENTS = 1 << 14
 WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
-"""All there is of it (str.isspace) in Unicode."""
+"""All characters of Unicode that are white space (str.isspace)."""
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to documents on request."""
+    """The cleaning of documents that the user asks for."""
 
     trim: bool = False
-    """Take white space from both ends."""
+    """Whether white space is removed from both ends."""
     nfc: bool = False
-    """Compose characters (Unicode normal form C)."""
+    """Whether characters are composed (Unicode normal form C)."""
     min_characters: int = 0
-    """Leave out what is shorter, after the above."""
+    """The number of characters below which a document is left out, after the cleaning above."""
 
 
 @dataclass
 class Counts(Amounts):
-    """What one shard took in, and what it left out."""
+    """Counts of what one shard took in, and of what it left out."""
 
     empty: int = 0
-    """Documents of white space only, left out."""
+    """The number of documents of nothing but white space, which are left out."""
     empty_files: int = 0
     beyond_share: int = 0
-    """Documents left out because only a share of their source is taken."""
+    """The number of documents left out because only a share of their source is taken."""
     trimmed: int = 0
     composed: int = 0
     short: int = 0
-    """Documents left out as shorter than `min_characters`."""
+    """The number of documents left out because they are shorter than `min_characters`."""
     replaced: int = 0
-    """Documents in which what is not a character became U+FFFD."""
+    """The number of documents in which something that is not a character became U+FFFD."""
     skipped: int = 0
-    """Documents left out because they are not text."""
+    """The number of documents left out because they are not text."""
     invalid: dict[str, int] = field(default_factory=dict)
-    """Replaced and skipped documents by the first fault found in them."""
+    """The numbers of replaced and skipped documents, by the first fault that was found in them."""
     byte_order_marks: int = 0
-    """Removed, although they did not begin a file: files were put together with them."""
+    """The number of byte order marks that were removed although they did not begin a file. They stem from files that
+    were joined together with their marks."""
 
     def __str__(self) -> str:
-        """For people: what was kept, and all that was left out or changed."""
+        """A line for users: what was kept, and all that was left out or changed."""
         rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "replaced", "skipped")
         shown = ((name.replace("_", " "), getattr(self, name)) for name in (*rare, "byte_order_marks"))
         others = "".join(f", {value} {name}" for name, value in shown if value)
         return f"{self.documents} documents, {self.bytes} bytes, {self.empty} empty ones left out{others}"
 
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
-        """Add documents of a source to what is kept."""
+        """Add documents of a source to the counts of what is kept; `size` is in bytes."""
         amounts = {"documents": documents, "characters": characters, "bytes": size}
         self.add(Counts(documents, characters, size, {source: amounts}))
 
 
 def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
-    """Arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
+    """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
     faults = Faults(reading.errors)
     counts.empty_files += part.end == 0
     for texts, positions in read(part, reading, faults):
@@ -107,12 +108,16 @@ def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:
 
 
 def _borders(texts: Any) -> NDArray[np.int64]:
-    """Where the strings of a LargeStringArray begin in its content, and where the last one ends."""
+    """The positions at which the strings of a LargeStringArray begin in its content, and the last end, (n + 1,)."""
     return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def _lengths(texts: Any) -> NDArray[np.int64]:
-    """Characters of each string. (Arrow's own ways from and to Python and NumPy import pandas, which takes a while.)"""
+    """The number of characters of each string, (n,).
+
+    It reads Arrow's buffers, because Arrow's own conversions from and to Python and NumPy import pandas, which takes a
+    while.
+    """
     found = pc.utf8_length(texts)
     return np.frombuffer(found.buffers()[1], np.int64)[found.offset : found.offset + len(found)]
 
@@ -123,7 +128,7 @@ for _character in WHITE_SPACE:
 
 
 def blank(texts: Any) -> NDArray[np.bool_]:
-    """Which strings of a LargeStringArray hold nothing but white space (str.isspace)."""
+    """A mask of the strings of a LargeStringArray that hold nothing but white space (str.isspace), (n,)."""
     borders = _borders(texts)
     content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
     found: NDArray[np.bool_] = borders[1:] == borders[:-1]
@@ -137,7 +142,10 @@ def blank(texts: Any) -> NDArray[np.bool_]:
 
 
 def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[np.bool_]:
-    """Which documents belong to a share of their source: by a hash of salt and position (SplitMix64's finaliser)."""
+    """A mask of the documents that belong to a share of their source, (n,).
+
+    A hash of salt and position decides (the finaliser of SplitMix64).
+    """
     mixed = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -146,7 +154,7 @@ def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[n
 
 
 def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
-    """The documents after the cleaning that is asked for; `counts` grows."""
+    """The documents after the cleaning that the user asks for. What it changes is added to `counts`."""
     if cleaning.trim:
         trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
         counts.trimmed += _different(texts, trimmed)
@@ -167,7 +175,7 @@ def _different(before: Any, after: Any) -> int:
 
 
 def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
-    """Record batches of one part each, of bounded size; `counts` grows as they are made."""
+    """Yield record batches of bounded size, each with documents of one part. `counts` grows as they are made."""
     for part in parts:
         for texts, characters in regrouped(documents(part, reading, cleaning, counts)):
             borders = _borders(texts)
@@ -182,9 +190,10 @@ def _repeated(value: bytes, times: int) -> Any:
 
 
 def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-    """(array, characters): each ends with the document that brings BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th.
+    """Regroup arrays of documents, and yield (array, number of characters).
 
-    So the batches depend on the documents only, not on how they were read.
+    Each array ends with the document that brings it to BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th document. So
+    the batches depend on the documents only, and not on how they were read.
     """
     group: list[Any] = []
     characters = number = 0
@@ -205,7 +214,7 @@ def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
 
 
 def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
-    """Write the documents of some parts as an Arrow stream file."""
+    """Write the documents of some parts as an Arrow stream file, and return the counts."""
     counts = Counts()
     write_stream(path, SCHEMA, batches(parts, reading, cleaning, counts))
     return counts

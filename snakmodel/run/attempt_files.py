@@ -7,30 +7,33 @@ from pathlib import Path
 from snakmodel.run.task_list import TaskList
 
 FORWARD_VARIABLE = "SNAKMODEL_FORWARD"
-"""Set by the driver when it is the only one to signal this process (Slurm signals the command itself as well)."""
+"""Set by the driver if it alone signals this process; under Slurm, the command itself is signalled as well."""
 
 
 HEARTBEAT_VARIABLE = "SNAKMODEL_HEARTBEAT"
-"""Names the file in which a command may say where it is: {"phase": …, "iteration": …}."""
+"""Names the file in which a command may note where it is: {"phase": …, "iteration": …}."""
 
 
 def started_path(folder: Path, task: int) -> Path:
-    """Shows that rank 0 of a task has been started."""
+    """The file whose existence shows that rank 0 of a task has been started."""
     return folder / f"task-{task:05d}.started"
 
 
 def hung_path(folder: Path, task: int) -> Path:
-    """Tells all ranks of a task that the watchdog has given it up."""
+    """The file whose existence signals to all ranks of a task that the watchdog has given the task up."""
     return folder / f"task-{task:05d}.hung"
 
 
 def alive_path(folder: Path, task: int, rank: int) -> Path:
-    """Written by a command that says where it is, and touched while the single process of a task is busy."""
+    """The heartbeat file of a rank. A command may write it to note where it is.
+
+    The supervisor of a task with a single process touches it while that process is busy.
+    """
     return folder / f"task-{task:05d}.rank-{rank:04d}.alive"
 
 
 def read_progress(tasks: TaskList) -> int | None:
-    """The number in the stage's progress file, if it has one."""
+    """The number in the stage's progress file, or None if there is none."""
     if tasks.progress is None:
         return None
     try:

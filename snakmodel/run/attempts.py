@@ -1,8 +1,8 @@
-"""Attempts of a pack of tasks: who holds the claim, what each rank's exit record says, and what follows from them.
+"""Attempts of a pack of tasks: which one holds the claim, what the exit records of its ranks say, and what follows.
 
-A run's folder holds claims/STAGE/PACK.json (the attempt that may publish) and attempts/STAGE/PACK/ATTEMPT/ with
-start.json, one exit record a rank and task and, unless the attempt ended without a word (its node failed),
-summary.json.
+A run's folder holds claims/STAGE/PACK.json, which names the attempt that may publish, and attempts/STAGE/PACK/ATTEMPT/
+with start.json, one exit record per rank and task, and summary.json. The summary is missing if the attempt ended
+without a record, for example because its node failed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from run_contract.errors import EXIT_AGAIN, EXIT_DONE, EXIT_INPUTS_MISSING, EXIT
 from run_contract.publish import encoded, write_json
 
 Outcome = Literal["done", "again", "stopped", "interrupted", "refused", "crashed", "lost"]
-"""done; saved and to be run again; saved and stopped on request; ended by a signal from outside; inputs missing or a
-person's mistake, not worth a retry; anything else; ended without a word."""
+"""How an attempt ended, in the order of the words: the work is done; the state is saved and the command has to be run
+again; the state is saved and the command stopped on request; a signal from outside ended it; inputs are missing or the
+user has made a mistake, so that a retry is not worth it; anything else; no record was left."""
 
 Kind = Literal[
     "",
@@ -40,34 +41,37 @@ Kind = Literal[
     "hung",
     "disk-full",
 ]
-"""Why an attempt ended before its work was done: the time limit or its notice; preemption; a user's signal or requeue;
-preemption or a requeue, where nothing tells which; a user's scancel; its node was lost; it left no record although its
-node was not lost, as where the run's folder could not be written; a crash; killed by the watchdog; there was no room on
-the disk."""
+"""Why an attempt ended before its work was done, in the order of the words: the time limit or its notice; preemption; a
+user's signal; a user's requeue; preemption or a requeue, if it is not known which of the two; a user's scancel; its
+node was lost; it left no record although its node was not lost, for example because the run's folder could not be
+written; a crash; the watchdog killed it; the disk was full."""
 
 _FROM_OUTSIDE = ("preempted", "requeued", "restarted")
-"""Ends that are not the job's fault."""
+"""The kinds of end that are not the job's fault."""
 TOO_SHORT = 3
-"""Attempts in a row that were told to stop before they got further, after which the job fails."""
+"""The number of attempts in a row that were signalled to stop before they got further, after which the job fails."""
 REPEATED = 2
-"""Failures of one job on one node, after which the job avoids the node."""
+"""The number of failures of one job on one node after which the job avoids the node."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One go at a pack: which job, and how often it had been started before."""
+    """One start of a job for a pack: the job, and how often it had been started before."""
 
     job: str
     restart: int
 
     @property
     def name(self) -> str:
-        """Fit for file names."""
+        """The name of the attempt in a form that is fit for file names."""
         return f"{self.job}.r{self.restart}"
 
     @classmethod
     def current(cls) -> Attempt:
-        """This process's attempt: Slurm's job and restart count, or those that the local scheduler gave."""
+        """The attempt that this process belongs to.
+
+        It is named by Slurm's job id and restart count, or by those that the embedded scheduler gave.
+        """
         env = os.environ
         restart = int(env.get("SLURM_RESTART_COUNT", env.get("SNAKMODEL_RESTART", "0")))
         if "SLURM_ARRAY_JOB_ID" in env:
@@ -76,18 +80,18 @@ class Attempt:
 
 
 def next_restart(root: Path, stage: str, pack: int, job: str) -> int:
-    """The number of a job's next attempt at a pack, where the job starts the pack's driver itself."""
+    """The restart number of a job's next attempt at a pack, for a job that starts the pack's driver itself."""
     folders = (root / "attempts" / stage / f"{pack:05d}").glob(f"{job}.r*")
     return max((int(path.name.rpartition(".r")[2]) for path in folders), default=-1) + 1
 
 
 def claim_path(root: Path, stage: str, pack: int) -> Path:
-    """Where the claim of a pack lies."""
+    """The path of a pack's claim."""
     return root / "claims" / stage / f"{pack:05d}.json"
 
 
 def take_claim(path: Path, attempt: Attempt) -> bool:
-    """Take the claim for `attempt`, unless a later start of the same job already has it."""
+    """Take the claim for `attempt`. Returns False if a later start of the same job holds it already."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,28 +104,28 @@ def take_claim(path: Path, attempt: Attempt) -> bool:
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """How one rank of one task ended."""
+    """The exit record: how one rank of one task ended."""
 
     attempt: str
     rank: int
     code: int
-    """Exit code, or minus the signal that ended the process."""
+    """The exit code, or minus the number of the signal that ended the process."""
     iteration: int | None
     node: str
     seconds: float
     signalled: str = ""
-    """Name of the first signal that the rank's supervise process received."""
+    """The name of the first signal that the rank's supervisor received."""
     hung: bool = False
-    """Killed by the watchdog."""
+    """Whether the watchdog killed the rank."""
 
     @staticmethod
     def path(folder: Path, task: int, rank: int) -> Path:
-        """Where the record lies in an attempt's folder."""
+        """The path of a rank's record in an attempt's folder."""
         return folder / f"task-{task:05d}.rank-{rank:04d}.json"
 
     @classmethod
     def read(cls, path: Path) -> ExitRecord | None:
-        """The record in a file, or None if the rank left none."""
+        """The record in a file, or None if the rank left no readable one."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -132,9 +136,9 @@ _SIGNALS = {-signal.SIGTERM, -signal.SIGUSR2, -signal.SIGINT}
 
 
 def outcome(records: Sequence[ExitRecord | None], signalled: bool) -> Outcome:
-    """What all ranks' exit records together mean. `signalled`: the driver was told to end while they ran.
+    """What the exit records of all ranks mean together. `signalled`: the driver was signalled to end while they ran.
 
-    A rank that was ended by a signal is interrupted only if the signal also reached its supervise process: Slurm
+    A rank that a signal has ended counts as interrupted only if the signal reached its supervisor too, because Slurm
     signals every process of a step.
     """
     codes = {record.code if record else None for record in records}
@@ -158,35 +162,36 @@ def _told_to_leave(record: ExitRecord) -> bool:
 
 
 def culprits(records: Sequence[ExitRecord | None]) -> list[str]:
-    """Nodes of the ranks that failed by themselves."""
+    """The nodes of the ranks that failed without having been signalled, or that the watchdog killed."""
     failed = [one for one in records if one and one.code not in (EXIT_DONE, EXIT_AGAIN, EXIT_STOPPED)]
     return sorted({one.node for one in failed if one.hung or not one.signalled})
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What an attempt came to; its successors count with it."""
+    """The result of an attempt, which the attempts after it take into account."""
 
     attempt: str
     outcome: Outcome
     progressed: bool
-    """A larger iteration or more done markers than at its start."""
+    """Whether the attempt ended with a larger iteration or more done markers than it started with."""
     kind: Kind = ""
     nodes: list[str] = field(default_factory=list)
-    """Where it failed, if it crashed or was lost."""
+    """The nodes on which the attempt failed, if it crashed or was lost."""
 
     def write(self, folder: Path) -> None:
-        """Publish it in the attempt's folder."""
+        """Publish the summary in the attempt's folder."""
         write_json(folder / "summary.json", asdict(self))
 
 
 def history(
     folder: Path, attempt: Attempt, progress: int, ended: Callable[[Attempt], Kind] = lambda _: "node-failure"
 ) -> list[Summary]:
-    """What the earlier starts of this job came to, oldest first. `folder` holds the pack's attempts.
+    """The summaries of the earlier starts of this job, the oldest first. `folder` holds the pack's attempts.
 
-    Whether one progressed is seen from where its successor started (this attempt at `progress`), since ranks may save
-    after their driver was ended. One that has no summary was ended before it could write one; `ended` says why.
+    Whether a start progressed is judged by where the next one began (the present attempt began at `progress`), since
+    ranks may still save after their driver has ended. A start without a summary was ended before it could write one;
+    `ended` returns the reason.
     """
     found: list[Summary] = []
     after = progress
@@ -206,9 +211,9 @@ def history(
 
 
 def unrecorded(folder: Path, attempt: Attempt) -> list[Summary]:
-    """The starts right before an attempt that could not even write down that they began, the latest first.
+    """Summaries for the starts right before an attempt that could not even record that they began, the latest first.
 
-    So it is on a full disk.
+    That happens when the disk is full.
     """
     before = (Attempt(attempt.job, restart).name for restart in reversed(range(attempt.restart)))
     silent = takewhile(lambda name: not (folder / name / "start.json").exists(), before)
@@ -224,7 +229,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def bad_nodes(every: Sequence[Summary]) -> list[str]:
-    """Nodes on which several of these attempts failed."""
+    """The nodes on which at least `REPEATED` of these attempts failed."""
     failures = Counter(node for one in every if one.outcome in ("crashed", "lost") for node in one.nodes)
     return sorted(node for node, count in failures.items() if count >= REPEATED)
 
@@ -238,10 +243,12 @@ class Verdict:
 
 
 def decide(past: Sequence[Summary], now: Summary, *, without_progress: int, crashes: int) -> Verdict:
-    """Free while progressing; a budget of attempts without progress; a separate limit of crashes.
+    """Decide whether the job is started again.
 
-    Attempts that were told to stop before they got further do not count, but three in a row mean that the time limit
-    is too short. Preemption is not the job's fault: without progress it counts neither way.
+    Attempts that get further are free. Attempts in a row without progress have a budget (`without_progress`), and
+    crashes have a limit of their own (`crashes`). Attempts that were signalled to stop before they got further do not
+    count, but three of them in a row mean that the time limit is too short. Preemption is not the job's fault: an
+    attempt that it ended without progress counts in neither.
     """
     if now.kind == "cancelled":
         return Verdict(False, "cancelled")
@@ -269,14 +276,14 @@ def _words(summary: Summary) -> str:
 
 
 def _latest_without_progress(every: Sequence[Summary]) -> list[Summary]:
-    """The last attempts that got nothing further, the latest first."""
+    """The attempts without progress since the last one that progressed, the latest first."""
     return list(takewhile(lambda one: not one.progressed, reversed(every)))
 
 
 def log_event(root: Path, stage: str, event: str, **details: object) -> None:
-    """Append one line to the run's events.jsonl, in one write so that lines of many nodes do not mix.
+    """Append one line to the run's events.jsonl, in a single write so that lines from many nodes do not mix.
 
-    What a full disk left of another line is closed first. Raises OSError.
+    If a full disk has cut off the last line, that line is ended first. Raises OSError.
     """
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     line = encoded(json.dumps({"time": stamp, "stage": stage, "event": event, **details}, ensure_ascii=False) + "\n")

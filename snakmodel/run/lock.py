@@ -1,8 +1,8 @@
-"""The lock of a run's folder: one launcher at a time.
+"""The lock of a run's folder, which keeps two launchers from working on a run at the same time.
 
-A file made with O_EXCL, not flock: many parallel file systems lack the latter. It names host, process and start
-time. On the same host a lock whose process is gone is taken over, and so is that of an earlier start of the same Slurm
-job; another lock from another host is only broken on request.
+The lock is a file made with O_EXCL and not flock, because many parallel file systems lack flock. It names the host, the
+process and its start time. A lock is taken over if it is from the same host and its process is gone, or if it is from
+an earlier start of the same Slurm job; any other lock is broken only on request.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from run_contract.errors import UserError
 
 @contextmanager
 def run_lock(root: Path, *, steal: bool = False, patience: float = 0.0) -> Iterator[None]:
-    """Hold ROOT/lock for the duration of the body.
+    """Hold ROOT/lock while the body runs. `steal`: break the lock of another launcher first.
 
-    Raises UserError that names the holder when it is taken and does not become free for `patience` seconds.
+    If the lock is taken and does not become free within `patience` seconds, raises UserError that names the holder.
     """
     path = root / "lock"
     root.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _in_use(root: Path) -> UserError:
 
 
 def _take_away(path: Path, who: str) -> None:
-    """Remove the lock that was looked at, but not one that another launcher has made in its place since."""
+    """Remove the lock, but not one that another launcher has made in its place since it was judged."""
     seen, aside = _read(path), path.with_name(f".lock.broken-{who}")
     try:
         path.rename(aside)
@@ -74,7 +74,7 @@ def _take_away(path: Path, who: str) -> None:
 
 
 def holder(root: Path) -> dict[str, Any]:
-    """Who holds the lock of a run's folder; empty when nobody does, or a process of this host that is gone."""
+    """The holder of a run's lock; empty if nobody holds it, or if the lock is stale."""
     path = root / "lock"
     return {} if _is_stale(path) else _read(path)
 
@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether the lock is an earlier start's of this very job, or of a process on this host that no longer exists."""
+    """Whether the lock is stale: from an earlier start of this very job, or from a process of this host that ended."""
     holder = _read(path)
     if holder.get("slurm_job") and holder["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
         return True
@@ -98,7 +98,10 @@ def _is_stale(path: Path) -> bool:
 
 
 def _process_start(pid: int) -> str | None:
-    """Kernel start time of a process, which tells it from a later one of the same number; None if it is gone."""
+    """The kernel's start time of a process, or None if it is gone.
+
+    The start time distinguishes the process from a later one with the same number.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except OSError:

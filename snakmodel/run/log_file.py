@@ -1,4 +1,4 @@
-"""The end of a log."""
+"""Reads the end of a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TAIL_BYTES = 1 << 16
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file, at most 64 KiB of it; a message in their place when it cannot be read."""
+    """The last lines of a file, from its last 64 KiB; if it cannot be read, a message instead."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -1,6 +1,6 @@
-"""Done markers: what a task left behind when all its ranks had exited 0.
+"""Done markers: the record that a task leaves when all its ranks have exited with 0.
 
-A marker that exists and verifies is the only thing that means done.
+Only a marker that exists and verifies means that a task is done.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ from typing import Any
 from run_contract.publish import checksum, write_json
 
 READ = "read"
-"""Key in a marker's counts: digests of what the task read of files from outside the run. A shard has [start, end,
-digest] of each of its parts, in order; a task that reads whole files has path -> digest."""
+"""Key in a marker's counts for the digests of what the task has read of files from outside the run. For a shard, the
+value is [start, end, digest] of each of its parts, in order; for a task that reads whole files, a file's name ->
+digest."""
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of an output: itself, or all below it in name order."""
+    """The files of an output: the file itself, or all files below a folder in the order of their names."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a done task left: its key, every output file with size and checksum, and the counts it reported."""
+    """What a finished task left: its key, the size and checksum of each output file, and its counts."""
 
     key: str
     outputs: dict[str, tuple[int, str]]
-    """Path relative to the run's folder -> (bytes, xxh3-128)."""
+    """Maps the path of an output, relative to the run's folder, to (bytes, xxh3-128)."""
     counts: dict[str, Any] = field(default_factory=dict)
     content: str = ""
-    """Digest of what the task does and of the bytes that it read; empty in markers of earlier versions."""
+    """A digest of what the task does and of the bytes that it read; empty in markers of earlier versions."""
 
     @classmethod
     def of(cls, root: Path, key: str, outputs: Sequence[str], counts_file: str | None = None) -> Marker:
-        """Read and digest the outputs (paths relative to `root`; folders are taken file by file).
+        """Make a marker: read and digest the outputs (paths relative to `root`; folders are taken file by file).
 
-        `counts_file` is the output, a JSON object, whose content the marker repeats. Raises OSError when an output is
-        missing, ValueError when the counts are not JSON.
+        `counts_file` is an output that holds a JSON object, which the marker repeats. Raises OSError if an output is
+        missing, ValueError if the counts are not JSON.
         """
         missing = [name for name in outputs if not (root / name).exists()]
         if missing:
@@ -53,7 +54,7 @@ class Marker:
 
     @classmethod
     def read(cls, path: Path) -> Marker | None:
-        """The marker in a file, or None if there is none or it cannot be understood."""
+        """The marker in a file, or None if there is no file or it cannot be understood."""
         try:
             raw = json.loads(path.read_bytes())
             outputs = {name: (int(size), str(digest)) for name, (size, digest) in raw["outputs"].items()}
@@ -66,7 +67,7 @@ class Marker:
         write_json(path, asdict(self))
 
     def chosen(self, only: Sequence[str] = ()) -> dict[str, tuple[int, str]]:
-        """The outputs that are named, or lie in a folder that is; all of them where none is."""
+        """The outputs that are named in `only` or lie in a folder that is; all outputs if `only` is empty."""
         if not only:
             return self.outputs
         wanted = {name for name in self.outputs if any(name == one or name.startswith(f"{one}/") for one in only)}
@@ -75,7 +76,7 @@ class Marker:
     def problem(self, root: Path, *, full: bool, only: Sequence[str] = ()) -> str | None:
         """What is wrong with the outputs on disk, or None.
 
-        `full` reads and compares checksums; `only` names outputs.
+        `full` reads the outputs and compares their checksums; `only` names the outputs to look at (empty: all).
         """
         for name, (size, digest) in self.chosen(only).items():
             try:
@@ -96,20 +97,20 @@ class Verdict:
     """Whether a task counts as done, and what its marker says."""
 
     marker: Marker | None
-    """None where there is none that can be read."""
+    """None if there is no readable marker."""
     problem: str | None
     """Why the task does not count as done, or None if it does."""
 
 
 def marker_path(root: Path, stage: str, index: int) -> Path:
-    """Where a task's done marker lies in a run's folder."""
+    """The path of a task's done marker in a run's folder."""
     return root / "markers" / stage / f"{index:05d}.json"
 
 
 def judge(path: Path, root: Path, key: str, *, full: bool = False, only: Sequence[str] = ()) -> Verdict:
-    """Whether the task whose marker lies at `path` is done: key, existence and sizes, with `full` checksums too.
+    """Whether the task whose marker lies at `path` is done, by its key and by the existence and sizes of its outputs.
 
-    `only` names the outputs that are looked at; all when empty.
+    With `full`, their checksums are compared too. `only` names the outputs to look at; all if it is empty.
     """
     marker = Marker.read(path)
     if marker is None:

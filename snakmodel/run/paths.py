@@ -1,4 +1,4 @@
-"""Every path of a run, in one place."""
+"""All paths of the launcher's own files in a run's folder, in one place."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The launcher's own files in a run's folder (the stages' outputs are named in chain.py)."""
+    """The launcher's own files in a run's folder. The outputs of the stages are named in the package `chain`."""
 
     root: Path
 
     @property
     def name(self) -> str:
-        """What the run is called in logs and job names."""
+        """The name of the run in logs and job names."""
         return self.root.name
 
     @property
@@ -24,43 +24,46 @@ class RunPaths:
 
     @property
     def shards(self) -> Path:
-        """Which bytes of which raw files make up each shard."""
+        """The file that says which bytes of which raw files make up each shard."""
         return self.root / "shards.json"
 
     @property
     def inputs(self) -> Path:
-        """What is remembered of the files from outside the run, and what was not read and why."""
+        """What is remembered about the files from outside the run, and what was not read and why."""
         return self.root / "inputs.json"
 
     @property
     def training_sum(self) -> Path:
-        """What the training was said to cost when it was submitted, for status."""
+        """What the launcher said at submission that the training would cost, for status."""
         return self.root / "training_sum.json"
 
     @property
     def submissions(self) -> Path:
-        """One line a submitted job."""
+        """A file with one line per submitted job."""
         return self.root / "submissions.jsonl"
 
     @property
     def intents(self) -> Path:
-        """One line before each sbatch: what submissions.jsonl says nothing about has to be looked for."""
+        """A file with one line per sbatch call, written before the call.
+
+        A call that submissions.jsonl says nothing about has to be looked for in Slurm.
+        """
         return self.root / "intents.jsonl"
 
     @property
     def events(self) -> Path:
-        """One line for everything that happens to a job."""
+        """A file with one line for every event of a job."""
         return self.root / "events.jsonl"
 
     def task_list(self, stage: str) -> Path:
-        """The file that a stage's jobs read their commands from."""
+        """The file from which a stage's jobs read their commands."""
         return self.root / "tasks" / f"{stage}.json"
 
     def batch_file(self, stage: str) -> Path:
-        """Folder of the batch files of a stage."""
+        """The folder of a stage's batch files."""
         return self.root / "sbatch" / stage
 
 
 def shard_name(index: int) -> str:
-    """The stem of a shard's files."""
+    """The stem of the names of a shard's files."""
     return f"shard-{index:05d}"

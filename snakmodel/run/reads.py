@@ -1,7 +1,7 @@
-"""What a task read, of other tasks and from outside the run: by it a marker is renewed without doing the task again.
+"""Digests of what a task has read, by which its marker can be renewed without repeating the task.
 
-A key changes when anything before a task changes; often its inputs come out byte for byte as they were all the same,
-such as a shard of which no document was removed, before and after.
+A task's key changes when anything before the task changes. Often the task's inputs are nevertheless the same, byte for
+byte: for example a shard from which no document was removed, neither before the change nor after it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from snakmodel.run.task_list import InputSpec, TaskList
 
 
 def numbers(tasks: TaskList, source: InputSpec) -> Sequence[int]:
-    """The tasks of another stage that an input means."""
+    """The indices of the tasks of another stage that an input refers to."""
     return range(len(tasks.keys[source.stage])) if source.index is None else [source.index]
 
 
 def content(tasks: TaskList, index: int, markers: Mapping[tuple[str, int], Marker]) -> str:
-    """What a task does and the bytes that it reads, as a digest. `markers`: those of the tasks that it reads from."""
+    """A digest of what a task does and of the bytes that it reads; empty if the task list gives no `meaning`.
+
+    `markers` holds the markers of the tasks that it reads from, by stage and index.
+    """
     task = tasks.tasks[index]
     digest = xxhash.xxh3_128(task.meaning.encode())
     for source in task.inputs:
@@ -35,7 +38,11 @@ def content(tasks: TaskList, index: int, markers: Mapping[tuple[str, int], Marke
 
 
 def renewed(tasks: TaskList, index: int, found: str) -> Marker | None:
-    """A marker with the task's present key, if what it reads is as it was when it was done, and its outputs verify."""
+    """The task's marker with its present key, or None if the task has to be done again.
+
+    The marker is renewed if the task's `content`, given as `found`, is what it was when the task was done, and the
+    outputs verify with their checksums.
+    """
     marker = Marker.read(tasks.marker_path(tasks.stage, index))
     if marker is None or not found or marker.content != found or marker.problem(tasks.root, full=True):
         return None
@@ -43,13 +50,16 @@ def renewed(tasks: TaskList, index: int, found: str) -> Marker | None:
 
 
 def versions(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and modification time of files from outside; zeros where one is not there."""
+    """The size and modification time (in ns) of each file from outside the run; zeros for one that does not exist."""
     found = [Path(name).stat() if Path(name).exists() else None for name in names]
     return [(one.st_size, one.st_mtime_ns) if one else (0, 0) for one in found]
 
 
 def digests(names: Sequence[str], before: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """Name -> digest of files from outside. Raises ValueError if one is no longer what it was before it was read."""
+    """Maps the name of each file from outside the run to its digest. Raises ValueError if a file was changed meanwhile.
+
+    `before` holds the `versions` of the files before they were read.
+    """
     found = {Path(name).name: checksum(Path(name)) for name in names}
     if versions(names) != before:
         raise ValueError(f"one of {', '.join(names)} was changed while it was read")

@@ -1,7 +1,8 @@
-"""The file between the launcher and its jobs: a stage's commands, written before anything is submitted.
+"""The task list: the file with a stage's commands that the launcher writes for its jobs before it submits them.
 
-Launcher (slurm.py, local.py) -> task list -> driver.py -> supervise.py -> the command. It is found by its path alone:
-a job needs nothing that the launcher does after sbatch. This module imports nothing heavy, since every job reads it.
+It is passed on as a path only, from the launcher (slurm/batch_file.py or launch/local_scheduler.py) to job/driver.py
+and from there to job/supervisor.py, which runs the commands. A job needs nothing that the launcher does after sbatch.
+This module imports nothing heavy, since every job reads the task list.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from snakmodel.run.markers import judge, marker_path
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a task reads of another stage: see stage.Input."""
+    """What a task reads from another stage; see `Input` in chain/stage.py."""
 
     stage: str
     index: int | None
@@ -36,19 +37,20 @@ class TaskSpec:
     counts: str | None
     key: str
     meaning: str = ""
-    """What the key says of the task itself, without the tasks that it reads from."""
+    """A digest of what the task itself does: the part of its key that does not come from the tasks that it reads
+    from."""
     reads: list[str] = field(default_factory=list)
-    """Files from outside the run of which the marker keeps a digest."""
+    """The files from outside the run of which the marker keeps a digest."""
 
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """What a rank's command runs in: see config.Container."""
+    """The container that a rank's command runs in; see `Container` in config/cluster.py."""
 
     runtime: str
     image: str
     binds: list[str]
-    """SOURCE:TARGET[:ro], all of them."""
+    """All binds, each as SOURCE:TARGET[:ro]."""
     shm_size: str | None
     python: str
     gpus: bool
@@ -62,17 +64,17 @@ class TaskList:
     """The run's folder."""
     stage: str
     project: str
-    """Working directory of the commands."""
+    """The working directory of the commands."""
     python: str
-    """What stands for `python` in the commands."""
+    """The interpreter that takes the place of `python` in the commands."""
     ranks_per_node: int
     nodes: int
     cpus: int
     packs: list[list[int]]
-    """Array index -> tasks that the job works through."""
+    """Maps each array index to the tasks that the job works through."""
     tasks: list[TaskSpec]
     keys: dict[str, list[str]]
-    """Keys of the stages that are read."""
+    """The keys of the tasks of each stage that this one waits for."""
     without_progress: int
     crashes: int
     resumable: bool = False
@@ -81,12 +83,12 @@ class TaskList:
     srun_args: list[str] = field(default_factory=list)
     interface: str | None = None
     logs: str = ""
-    """Folder of the stage's logs, one file a pack."""
+    """The folder of the stage's logs, with one file per pack."""
     container: ContainerSpec | None = None
     signal_seconds: int = 0
-    """Notice before the time limit."""
+    """The number of seconds before the time limit at which Slurm sends its notice."""
     hung_seconds: float = 1800
-    """A step of which nothing is seen for so long is killed."""
+    """The number of seconds without a sign of life after which a step is killed."""
 
     @property
     def root(self) -> Path:
@@ -95,20 +97,20 @@ class TaskList:
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """The number of processes over all nodes."""
         return self.nodes * self.ranks_per_node
 
     def marker_path(self, stage: str, index: int) -> Path:
-        """Where the done marker of a task lies."""
+        """The path of a task's done marker."""
         return marker_path(self.root, stage, index)
 
     def is_done(self, index: int) -> bool:
-        """Whether a task's marker exists, is of this very command and agrees with the sizes on disk."""
+        """Whether a task's marker exists, belongs to this very command and agrees with the sizes on disk."""
         return judge(self.marker_path(self.stage, index), self.root, self.tasks[index].key).problem is None
 
     @classmethod
     def read(cls, path: Path) -> TaskList:
-        """Read a task list. Raises UserError when it is not one."""
+        """Read a task list. Raises UserError if the file is not one."""
         try:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             tasks = [
@@ -130,7 +132,7 @@ class TaskList:
 
 
 def _lines(value: Any) -> str:
-    """A field as JSON, a list with one item a line. (`asdict` and `indent` take seconds for 10,000 tasks.)"""
+    """A field as JSON; a list has one item per line. (`asdict` and `indent` take seconds for 10,000 tasks.)"""
     if not isinstance(value, list):
         return json.dumps(value, ensure_ascii=False, default=vars)
     items = [json.dumps(item, ensure_ascii=False, default=vars) for item in value]

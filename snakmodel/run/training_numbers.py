@@ -1,4 +1,4 @@
-"""The newest numbers of a run's training, as the engine leaves them in checkpoints/metrics.jsonl: for status."""
+"""Reads the newest numbers of a run's training from the engine's checkpoints/metrics.jsonl, for status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snakmodel.run.log_file import tail
 
 _METRICS = "checkpoints/metrics.jsonl"
 _LINES = 500
-"""Looked at from the end, where the last evaluation is not the last line."""
+"""The number of lines that are read from the end, because the last evaluation may not be in the last line."""
 _SHOWN = {
     "lm_loss": "lm loss {:.4f}",
     "tokens_per_second": "{:,.0f} tokens/s",
@@ -25,12 +25,12 @@ _SHOWN = {
 
 
 def newest(root: Path) -> dict[str, float]:
-    """The last log line's numbers and the last validation, at `validation_iteration`; empty without any."""
+    """The numbers of the last log line and of the last validation (at `validation_iteration`); empty without any."""
     found: dict[str, float] = {}
     for line in tail(root / _METRICS, _LINES):
         try:
             record = json.loads(line)
-        except ValueError:  # cut off by the limit of what is read, or just being written
+        except ValueError:  # cut off at the start of the tail, or still being written
             continue
         if "validation_loss" in record:
             record["validation_iteration"] = record.pop("iteration")
@@ -41,7 +41,7 @@ def newest(root: Path) -> dict[str, float]:
 
 
 def planned(root: Path) -> dict[str, Any]:
-    """The `training` section of the recipe that the run was frozen with; empty where it cannot be read."""
+    """The `training` section of the recipe with which the run was frozen; empty if it cannot be read."""
     try:
         found: dict[str, Any] = yaml.safe_load((root / "run.yaml").read_text(encoding="utf-8"))["recipe"]["training"]
         return dict(found)
@@ -50,7 +50,7 @@ def planned(root: Path) -> dict[str, Any]:
 
 
 def sentence(numbers: dict[str, float], training: dict[str, Any]) -> str:
-    """The same in one line, with how much of the planned `training` is left; empty without any numbers."""
+    """The numbers in one line, with how much is left of the planned `training`; empty if there are no numbers."""
     shown = [form.format(numbers[name]) for name, form in _SHOWN.items() if name in numbers]
     parts = []
     if "iteration" in numbers:
@@ -64,7 +64,7 @@ def sentence(numbers: dict[str, float], training: dict[str, Any]) -> str:
 
 
 def _left(numbers: dict[str, float], training: dict[str, Any]) -> list[str]:
-    """How long the rest will take at the last rate, where that can be told."""
+    """How long the rest will take at the last rate, as a list with one phrase; empty if that is not known."""
     rate = numbers.get("tokens_per_second", 0.0)
     try:
         iterations = training["train_iters"] - numbers["iteration"]
@@ -75,7 +75,7 @@ def _left(numbers: dict[str, float], training: dict[str, Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: `40 s`, `12 min`, `3 h 5 min` or `2 d 4 h`."""
+    """A length of time in a form for users: `40 s`, `12 min`, `3 h 5 min` or `2 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

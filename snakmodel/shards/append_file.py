@@ -1,4 +1,4 @@
-"""Joining files at the speed of the file system."""
+"""Joins files at the speed of the file system."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _COPY_AT_ONCE = 1 << 30
 
 
 def append_file(sink: BinaryIO, path: Path) -> None:
-    """Write a file's bytes at the end of an open one, within the file system where it can do that."""
+    """Append a file's bytes to an open file, by a copy within the file system if that is supported."""
     sink.flush()
     with path.open("rb") as source:
-        with suppress(OSError):  # not on every file system, nor between two; what it leaves is copied below
+        with suppress(OSError):  # some file systems, or two different ones, cannot do it; the rest is copied below
             while os.copy_file_range(source.fileno(), sink.fileno(), _COPY_AT_ONCE):
                 pass
         shutil.copyfileobj(source, sink, 1 << 22)

@@ -1,7 +1,7 @@
-"""Arrow stream files, one a shard: what every data stage reads and writes.
+"""Arrow stream files, one per shard, which every data stage reads and writes.
 
-A file is a stream of record batches (`datasets.Dataset.from_file` opens it). Readers map it and walk it batch by batch,
-so no stage holds a corpus in memory.
+A file is a stream of record batches; `datasets.Dataset.from_file` opens it. Readers map the file into memory and walk
+through it batch by batch, so that no stage holds a corpus in memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NO_SOURCE = "(no source)"
 def open_stream(path: Path) -> Iterator[Any]:
     """Yield the `pyarrow.RecordBatchStreamReader` of a file.
 
-    Raises InputsMissing if the file is absent, UserError if it is not an Arrow stream or was cut off: Arrow itself
-    takes a stream that ends between two batches for a complete one.
+    Raises InputsMissing if the file does not exist, and UserError if it is not an Arrow stream or was cut off. (Arrow
+    itself takes a stream that ends between two batches for a complete one.)
     """
     if not path.is_file():
         raise InputsMissing(f"{path} does not exist; run the step that writes it first")
@@ -56,7 +56,10 @@ def open_stream(path: Path) -> Iterator[Any]:
 
 
 def column_index(reader: Any, column: str, path: Path) -> int:
-    """The position of a column of strings. Raises UserError naming the columns there are."""
+    """The position of a column of strings. Raises UserError if there is no such column, and names those that there are.
+
+    Also raises UserError if several columns have the name, or if it is no column of strings.
+    """
     names = reader.schema.names
     if column not in names:
         near = difflib.get_close_matches(column, names, 1)
@@ -82,14 +85,15 @@ class Rows:
     stop: int | None = None
 
     def identity(self) -> str:
-        """What tells these documents from others: the file's checksum, or for a range, which lives no longer than a
-        command, where it lies.
+        """What identifies these documents: the checksum of the file or, for a range of rows, the path and the rows.
+
+        A range lives no longer than a command, so that its place is enough.
         """
         return checksum(self.path) if self.stop is None else f"{self.path} rows {self.start} to {self.stop}"
 
 
 def batches(reader: Any, rows: Rows) -> Iterator[Any]:
-    """The record batches of a range of rows; none is empty."""
+    """The record batches of a range of rows; none of them is empty."""
     first = 0
     for batch in reader:
         low = max(rows.start - first, 0)
@@ -102,9 +106,9 @@ def batches(reader: Any, rows: Rows) -> Iterator[Any]:
 
 
 def source_names(batch: Any) -> tuple[list[str], NDArray[np.int64]] | None:
-    """The names in the column `source`, and for each document the position of its own, (n,).
+    """The distinct names in the column `source`, and for each document the position of its name among them, (n,).
 
-    None without a column of strings of this name: another program may have used it for anything.
+    None if there is no column of strings with this name: another program may have used the name for anything.
     """
     index = batch.schema.get_field_index("source")
     values = batch.column(index) if index >= 0 else pa.nulls(0)
@@ -118,7 +122,7 @@ def source_names(batch: Any) -> tuple[list[str], NDArray[np.int64]] | None:
 
 
 def columns(rows: Rows, column: str) -> Iterator[Any]:
-    """The values of a column of strings, one `pyarrow.Array` a record batch, not yet looked at: they stay on disk."""
+    """The values of a column of strings, one `pyarrow.Array` per record batch, unchecked. They stay on disk."""
     with open_stream(rows.path) as reader:
         index = column_index(reader, column, rows.path)
         for batch in batches(reader, rows):
@@ -126,9 +130,9 @@ def columns(rows: Rows, column: str) -> Iterator[Any]:
 
 
 def arrays(rows: Rows, column: str = "text", most: int = 1 << 14) -> Iterator[Any]:
-    """The documents, `pyarrow.Array`s of at most `most` strings, without nulls and all valid UTF-8.
+    """The documents, as `pyarrow.Array`s of at most `most` strings, without nulls and all valid UTF-8.
 
-    Raises UserError naming the first row that is not.
+    Raises UserError that names the first row which is null or not valid UTF-8.
     """
     first = rows.start
     for values in columns(rows, column):
@@ -158,7 +162,7 @@ def _check_strings(values: Any, path: Path, column: str, first: int) -> None:
 
 
 def texts(path: Path, column: str = "text") -> Iterator[list[str]]:
-    """The documents of a file, in lists. Raises UserError on a document that is null or no valid UTF-8."""
+    """The documents of a file, in lists. Raises UserError on a document that is null or not valid UTF-8."""
     for values in arrays(Rows(path), column):
         yield values.to_pylist()
 

@@ -1,4 +1,4 @@
-"""How much text: what every count of documents has in common, and how counts are added up."""
+"""Counts of text: what all counts of documents have in common, and how counts are added."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ MANY_SOURCES = f"(more than {MOST_SOURCES} sources)"
 
 
 def merged(one: Any, other: Any) -> Any:
-    """The sum of two numbers; of two dictionaries, key by key."""
+    """The sum of two numbers, or of two dictionaries key by key."""
     if not isinstance(one, dict):
         return one + other
     return {**one, **{key: merged(one[key], value) if key in one else value for key, value in other.items()}}
 
 
 def bounded(sources: dict[str, Any]) -> dict[str, Any]:
-    """Counts by source; with more than MOST_SOURCES sources only their sum, under a name that says so.
+    """The counts by source or, if there are more than MOST_SOURCES sources, only their sum under the name MANY_SOURCES.
 
-    Whether they are summed up before or after counts are added makes no difference.
+    It makes no difference whether they are bounded before or after counts are added.
     """
     if len(sources) <= MOST_SOURCES and MANY_SOURCES not in sources:
         return sources
@@ -29,13 +29,13 @@ def bounded(sources: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Amounts:
-    """Documents, their characters and UTF-8 bytes, in all and by source."""
+    """The numbers of documents, characters and UTF-8 bytes, in all and by source."""
 
     documents: int = 0
     characters: int = 0
     bytes: int = 0
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Source -> documents, characters and bytes; see `bounded`."""
+    """Maps each source to its numbers of documents, characters and bytes; see `bounded`."""
 
     def add(self, other: Amounts) -> None:
         """Add counts of the same kind, field by field."""

@@ -1,4 +1,4 @@
-"""How far a long piece of work has got: a bar on a terminal, now and then a line in a log."""
+"""Shows how far a long piece of work has got: with a bar on a terminal, or with a line in a log now and then."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _SECONDS = 30.0
-"""Between two lines in a log."""
+"""The number of seconds between two lines in a log."""
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many more of `total` units are done."""
+    """Yield a function to call with the number of further units, of `total`, that are done."""
     if not sys.stdout.isatty():
         yield _Lines(what, total, unit)
         return
@@ -33,7 +33,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
 
 class _Lines:
-    """Prints a line when the last one is half a minute old."""
+    """Prints a line if the last one is at least half a minute old."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit

@@ -298,7 +298,7 @@ def test_a_wrong_cluster_is_refused(desk: Path, mistake: str) -> None:
 
 
 ENGINE = PROJECT / "Megatron-LLM" / "megatron_llm"
-CHECKS = ("argument_checks.py", "layout.py", "arguments.py")
+CHECKS = ("flags/checks.py", "parallel/layout_checks.py", "flags/parser.py")
 """Modules of the engine whose checks need no data."""
 ELSEWHERE = {
     "must be at least 1": "the recipe's own keys are checked first: no iterations",

@@ -23,7 +23,7 @@ def as_recorded() -> dict[str, Any]:
         " ".join(action.option_strings): {
             "default": repr(action.default),
             "type": getattr(action.type, "__name__", repr(action.type)),
-            "choices": repr(action.choices),
+            "choices": sorted(map(str, action.choices or ())),  # the order depends on what Python has seen before
             "nargs": action.nargs,
             "help": action.help,
         }

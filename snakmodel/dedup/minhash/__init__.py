@@ -1,1 +1,1 @@
-"""MinHash signatures: text-dedup's, compiled."""
+"""MinHash signatures that equal text-dedup's, computed by compiled code."""

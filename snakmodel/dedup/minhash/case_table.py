@@ -1,4 +1,4 @@
-"""What the MinHash kernel makes of each code point, by the running Python's own `re` and `str.lower`."""
+"""What the MinHash kernel makes of each code point, according to the running Python's `re` and `str.lower`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ WORD = re.compile(r"\w", re.ASCII)
 
 @functools.cache
 def table(lower: bool) -> NDArray[np.uint32]:
-    """(0x110000,) entries for `normalise`: with `lower` for `\\W` after lower-casing, else for `[^A-Za-z_0-9]`.
+    """The table for `normalise`, with an entry for each code point, (0x110000,).
 
-    Raises ValueError if this Python's lower case is not what the kernel can express.
+    With `lower`, separators are what `\\W` matches after lower-casing, otherwise what `[^A-Za-z_0-9]` matches. Raises
+    ValueError if the kernel cannot express this Python's rules for lower case.
     """
     entries = np.full(POINTS, SEPARATOR, np.uint32)
     if not lower:
@@ -43,7 +44,7 @@ def table(lower: bool) -> NDArray[np.uint32]:
 
 
 def context(points: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """CASED, IGNORABLE or 0, found out by the lower case of a Σ that follows."""
+    """CASED, IGNORABLE or 0 for each code point, found from the lower case of a Σ that follows it."""
     after = np.full((len(points), 3), ord("\n"), np.uint32)
     after[:, 0], after[:, 1] = points, CAPITAL_SIGMA
     cased = encoded(decoded(after.ravel()).lower()).reshape(-1, 3)[:, 1] == LAST_SIGMA
@@ -61,5 +62,5 @@ def encoded(text: str) -> NDArray[np.uint32]:
 
 
 def widths(points: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Bytes in UTF-8."""
+    """The number of bytes that each code point takes in UTF-8."""
     return 1 + np.searchsorted(np.array([0x80, 0x800, 0x10000]), points & POINT, "right")

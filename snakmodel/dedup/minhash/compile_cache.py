@@ -1,11 +1,11 @@
-"""How the MinHash kernel is compiled, and where what was compiled is kept for the next task.
+"""Compiles the MinHash kernel, and keeps the compiled code on disk for the next task.
 
-Numba numbers the files of its cache and writes the index before the code. So where tasks on processors of two kinds,
-or of two versions of this program, compile at the same time in one folder, one may load the code of the other. Hence a
-folder for each version of the sources, of Numba and of the processor; in it any number of tasks may compile at once,
-since all write the same and publish it by rename. It lies in `NUMBA_CACHE_DIR` if that is set, else in `__pycache__`
-beside this file, else in the user's cache folder, whichever can be written first. Where none can, or the disk is full
-or a file damaged, a process compiles for itself.
+Numba numbers the files of its cache, and writes the index before the code. If tasks on two kinds of processors, or of
+two versions of this program, compiled at the same time in one folder, one of them might load the code of the other.
+Therefore each version of the sources, of Numba and of the processor has a folder of its own. Any number of tasks may
+compile in it at once, since all of them write the same and publish it by rename. The folder lies in `NUMBA_CACHE_DIR`
+if that is set, else in `__pycache__` beside this file, else in the user's cache folder: in the first of these that can
+be written. If none can be written, the disk is full or a file is damaged, each process compiles for itself.
 """
 # mypy: allow-untyped-decorators
 
@@ -36,18 +36,18 @@ Numbers = NDArray[np.int64]
 _OPTIONS = {"no_cfunc_wrapper": True, "error_model": "numpy"}
 
 inner = njit(**_OPTIONS, no_cpython_wrapper=True)
-"""For functions that only compiled ones call."""
+"""Decorator for functions that are called only by compiled functions."""
 
 
 def cache_roots() -> list[Path]:
-    """Where the cache may lie, the best first."""
+    """The folders in which the cache may lie, the best one first."""
     given = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return [*given, Path(__file__).parent / "__pycache__", user / "snakmodel"]
 
 
 def processor() -> tuple[str, str]:
-    """Its name and features as LLVM knows them; it does not tell the features of every kind."""
+    """The name and the features of the processor, as LLVM knows them; the features are empty if they are unknown."""
     try:
         return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     except RuntimeError:
@@ -55,7 +55,10 @@ def processor() -> tuple[str, str]:
 
 
 def cache_folder(roots: Sequence[Path]) -> Path | None:
-    """The folder for these sources, this Numba and this processor in the first root that can be written."""
+    """The cache's folder for these sources, this Numba and this processor.
+
+    It lies in the first of the roots that can be written; None if there is none.
+    """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -82,10 +85,13 @@ _FOLDER = cache_folder(cache_roots())
 
 
 def compiled(function: Function) -> Function:
-    """For functions that Python calls: without the interpreter's lock, kept on disk where that is possible."""
+    """Decorator for functions that Python calls.
+
+    They run without the interpreter's lock, and their compiled code is kept on disk if possible.
+    """
     dispatcher = fresh = njit(**_OPTIONS, nogil=True)(function)
     if _FOLDER:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER)  # read when a function is decorated
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER)  # Numba reads it when it decorates
         try:
             dispatcher = njit(**_OPTIONS, nogil=True, cache=True)(function)
         finally:
@@ -117,7 +123,7 @@ def high_product(context: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def long_at(context: Any, data: Any, at: Any) -> Any:
-    """The 8 bytes from data[at] on, uint8, as a little-endian uint64."""
+    """The 8 bytes of `data` (uint8) that begin at data[at], as a little-endian uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         long = ir.IntType(64)

@@ -1,12 +1,12 @@
-"""Text -> band keys: which documents MinHash links, no I/O.
+"""Computes the band keys of texts, which decide which documents MinHash links; it reads and writes no files.
 
-A document of `min_length` or more tokens gets one 128-bit key for each band of its signature; documents that share a
-key are linked. The signatures are text-dedup's own. Shorter documents, which have none, follow `short_docs`.
+A document of at least `min_length` tokens gets one 128-bit key for each band of its signature, and documents that share
+a key are linked. The signatures are text-dedup's own. Shorter documents have no signature and follow `short_docs`.
 
-A key is two hashes of 61 bits, each spread over 64. A hash is the polynomial whose coefficients are a tag, which names
-the band, and the values of the band, taken at a fixed point modulo 2⁶¹ - 1. Two different bands of r values agree at no
-more than r of all points, so both hashes agree with probability (r / 2⁶¹)² at most: among the 1.4 thousand million keys
-of 350 million documents (2⁶⁰ pairs, r = 15) any two collide with probability 2⁻⁵⁴.
+A key consists of two hashes of 61 bits, each spread over 64. A hash is the value, at a fixed point modulo 2⁶¹ - 1, of
+the polynomial whose coefficients are a tag, which names the band, and the values of the band. Two different bands of r
+values agree at no more than r of all points, so both hashes agree with a probability of at most (r / 2⁶¹)²: among the
+1.4 thousand million keys of 350 million documents (2⁶⁰ pairs, r = 15), any two collide with probability 2⁻⁵⁴.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from run_contract.errors import UserError
 from snakmodel.dedup.minhash.parameters import RECORD, Bytes, Engine, Numbers, Parameters, Words
 
 SLICE = 1 << 18
-"""Bytes of text hashed at a time (or one document), so that what is made of them stays in the processor's cache."""
+"""The bytes of text that are hashed at a time (or a single larger document), chosen so that what is computed from them
+stays in the processor's cache."""
 
 
 @functools.cache
 def engine(parameters: Parameters) -> Engine:
-    """The compiled kernel, or, with a word on stderr, text-dedup's own function if Numba does not work here."""
+    """The compiled kernel or, if Numba does not work here, text-dedup's own function, with a message on stderr."""
     try:
         from snakmodel.dedup.minhash.numba_engine import NumbaEngine
 
@@ -46,7 +47,7 @@ def engine(parameters: Parameters) -> Engine:
 
 @functools.cache
 def explain(reason: str) -> None:
-    """Say once that the slow way is taken."""
+    """Print, only once, that the slow way is taken."""
     print(
         f"minhash: Numba does not work here ({reason}); signatures come from text-dedup's own function instead: "
         "the same, but 20 times slower",
@@ -56,9 +57,10 @@ def explain(reason: str) -> None:
 
 
 class BandHasher:
-    """Signatures and band keys of documents. Threads and processes may share one: it keeps no state between calls.
+    """Computes signatures and band keys of documents.
 
-    The compiled kernel runs without the interpreter's lock, on one core: callers parallelise over batches or shards.
+    Threads and processes may share one, since it keeps no state between calls. The compiled kernel runs without the
+    interpreter's lock and on one core; callers work on batches or shards in parallel.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -66,15 +68,15 @@ class BandHasher:
         self.bands, self.rows = parameters.banding()
 
     def signatures(self, texts: Any) -> Words:
-        """The signatures (n, num_perm) of an Arrow array of strings; 2³² - 1 throughout for short documents."""
+        """The signatures (n, num_perm) of an Arrow array of strings; all values are 2³² - 1 for short documents."""
         found = [signatures for _, _, _, _, signatures in self._signed(texts)]
         return np.concatenate([np.empty((0, self.parameters.num_perm), np.uint32), *found])
 
     def records(self, texts: Any, first_row: int) -> tuple[NDArray[np.void], Words]:
-        """Records (k,) of dtype RECORD in document order, and the rows (m,) of the short documents.
+        """The records (k,) of dtype RECORD in the order of documents, and the rows (m,) of the short documents.
 
-        texts: an Arrow array of `string` or `large_string` without nulls. Rows count up from `first_row`. Under `keep`
-        and `drop` short documents have no record. Raises UserError if a text is not valid UTF-8.
+        `texts` is an Arrow array of `string` or `large_string` without nulls. Rows count up from `first_row`. With the
+        policies `keep` and `drop`, short documents have no record. Raises UserError if a text is not valid UTF-8.
         """
         records, short = [np.empty(0, RECORD)], [np.empty(0, np.uint32)]
         for first, data, offsets, tokens, signatures in self._signed(texts, first_row):
@@ -84,7 +86,7 @@ class BandHasher:
         return np.concatenate(records), np.concatenate(short)
 
     def _signed(self, texts: Any, first_row: int = 0) -> Iterator[tuple[int, Bytes, Numbers, Numbers, Words]]:
-        """For each slice its first document, the data, its offsets, and what `Engine.sign` makes of them."""
+        """Yield for each slice its first document, the data, its offsets, and what `Engine.sign` returns for it."""
         data, offsets = buffers(texts, first_row)
         first = 0
         while first < len(offsets) - 1:

@@ -1,11 +1,12 @@
 """The MinHash kernel in Numba: UTF-8 -> tokens -> 32-bit hashes of the n-grams -> signatures -> band keys.
 
-  normalise   documents -> one buffer in which every token is followed by one space, and where each token starts
-  sha1_grams  every n-gram is a byte range of that buffer, since its tokens lie in it as joined by spaces -> its hash
+  normalise   documents -> one buffer in which every token is followed by one space, and the start of each token
+  sha1_grams  each n-gram -> its hash; an n-gram is a byte range of that buffer, in which spaces join the tokens
   minima      the hashes of a document -> its signature
   keys        signatures -> records of 128-bit keys
 
-Document d has the tokens tokens[d] … tokens[d + 1] - 1; token k is text[starts[k] : starts[k + 1] - 1].
+Document d has the tokens tokens[d] … tokens[d + 1] - 1, and token k is text[starts[k] : starts[k + 1] - 1]. xxh3_grams
+takes the place of sha1_grams for the other hash function.
 """
 # mypy: allow-untyped-decorators, no-warn-return-any
 # NumPy's scalars are Any to mypy once they are computed with.
@@ -18,18 +19,19 @@ from snakmodel.dedup.minhash.compile_cache import Bytes, Longs, Numbers, Words, 
 from snakmodel.dedup.minhash.parameters import PRIME
 
 SLACK = 64
-"""Bytes that must follow the text in its buffer: hashing reads whole blocks."""
+"""The number of bytes that must follow the text in its buffer, because hashing reads whole blocks."""
 SEPARATOR = 0x20
 SIGMA, EXPANDED = 1 << 31, 1 << 30
 CASED, IGNORABLE = 1 << 29, 1 << 28
 POINT = (1 << 21) - 1
-"""Fields of a table entry. SIGMA: Σ, whose lower case depends on the context; EXPANDED: a separator follows."""
+"""Fields of a table entry. SIGMA marks Σ, whose lower case depends on the context; EXPANDED marks a letter that a
+separator follows; CASED and IGNORABLE say how a letter counts beside a Σ; POINT masks the code point."""
 _MULTIPLIER_1, _MULTIPLIER_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 @inner
 def decode(data: Bytes, at: int) -> tuple[int, int]:
-    """The code point whose valid UTF-8 starts there, and the bytes it takes."""
+    """The code point whose valid UTF-8 starts at data[at], and the number of bytes that it takes."""
     lead = np.int64(data[at])
     if lead < 0x80:
         return lead, 1
@@ -44,7 +46,7 @@ def decode(data: Bytes, at: int) -> tuple[int, int]:
 
 @inner
 def encode(point: int, text: Bytes, at: int) -> int:
-    """Write a code point as UTF-8; return where the next goes."""
+    """Write a code point as UTF-8 at text[at], and return the position for the next one."""
     if point < 0x80:
         text[at] = point
         return at + 1
@@ -65,7 +67,7 @@ def encode(point: int, text: Bytes, at: int) -> int:
 
 @inner
 def final_sigma(data: Bytes, begin: int, at: int, end: int, table: Words) -> bool:
-    """Whether the Σ there ends a word: a cased letter before it and none after it, ignorable ones passed over."""
+    """Whether the Σ at data[at] ends a word: a cased letter precedes it and none follows, ignorable ones aside."""
     before = 0
     left = at
     while left > begin:
@@ -90,9 +92,10 @@ def final_sigma(data: Bytes, begin: int, at: int, end: int, table: Words) -> boo
 def normalise(data: Bytes, offsets: Numbers, table: Words, text: Bytes, starts: Numbers, tokens: Numbers) -> None:
     """Fill `text`, `starts` and `tokens`.
 
-    data, offsets: the documents' UTF-8, which must be valid, as Arrow keeps them. table, (0x110000,): what a code point
-    becomes, a separator or a letter in lower case. text needs 3 bytes for every 2 of the documents, one a document and
-    SLACK; starts one entry for each byte and each document, and one more; tokens one a document, and one more.
+    `data` and `offsets` hold the documents in valid UTF-8, as Arrow keeps them. `table`, (0x110000,), says what a code
+    point becomes: a separator, or a letter in lower case. `text` needs 3 bytes for every 2 bytes of the documents, one
+    byte per document, and SLACK bytes; `starts` needs one entry per byte and per document, and one more; `tokens` needs
+    one entry per document, and one more.
     """
     top, token = 0, 0
     starts[0] = 0
@@ -142,7 +145,7 @@ def permuted(value: np.uint64, multiplier: np.uint64, offset: np.uint64) -> np.u
 def minima(
     hashes: Words, tokens: Numbers, ngram: int, min_length: int, multipliers: Longs, offsets: Longs, signatures: Words
 ) -> None:
-    """Fill `signatures`, (n, num_perm); those of documents under `min_length` are 2³² - 1 throughout."""
+    """Fill `signatures`, (n, num_perm). Documents with fewer than `min_length` tokens get 2³² - 1 throughout."""
     row = np.empty(len(multipliers), np.uint64)
     for document in range(len(tokens) - 1):
         for place in range(len(row)):
@@ -163,7 +166,7 @@ def minima(
 
 @inner
 def extended(value: np.uint64, point: np.uint64, word: np.uint64) -> np.uint64:
-    """value * point + word modulo 2⁶¹ - 1, but not always the least residue."""
+    """value * point + word modulo 2⁶¹ - 1, though not always reduced to the least residue."""
     low, high = value * point, high_product(value, point)
     total = (low & np.uint64(PRIME)) + (high << np.uint64(3) | low >> np.uint64(61)) + word
     return (total & np.uint64(PRIME)) + (total >> np.uint64(61))
@@ -171,7 +174,7 @@ def extended(value: np.uint64, point: np.uint64, word: np.uint64) -> np.uint64:
 
 @inner
 def mixed(value: np.uint64) -> np.uint64:
-    """The least residue, spread over 64 bits by the one-to-one finaliser of SplitMix64."""
+    """The least residue modulo 2⁶¹ - 1, spread over 64 bits by the finaliser of SplitMix64, which is one-to-one."""
     value = value % np.uint64(PRIME)
     value = (value ^ value >> np.uint64(30)) * _MULTIPLIER_1
     value = (value ^ value >> np.uint64(27)) * _MULTIPLIER_2
@@ -180,7 +183,10 @@ def mixed(value: np.uint64) -> np.uint64:
 
 @inner
 def text_key(data: Bytes, begin: int, end: int, tag: int, point: np.uint64) -> np.uint64:
-    """One half of the key of a text: its bytes by fours, little-endian and filled up with zeros, then their number."""
+    """One half of the key of a text.
+
+    Its coefficients are tag + 1, the bytes in groups of four (little-endian, filled up with zeros), and their number.
+    """
     value = np.uint64(tag + 1)
     for at in range(begin, end, 4):
         word = np.uint64(0)
@@ -213,9 +219,11 @@ def keys(
     first_row: int,
     records: Words,
 ) -> None:
-    """Fill `records`, (k, 5), in document order: one a band, or one of the text of a document under `min_length`.
+    """Fill `records`, (k, 5), in the order of documents.
 
-    `short_tag` is -1 for no such record; unless `short_whole`, every such text is taken for an empty one.
+    A document has one record per band or, with fewer than `min_length` tokens, one record of its text. If `short_tag`
+    is -1, short documents have no record; unless `short_whole`, every short text is taken for an empty one, so that all
+    are linked.
     """
     top = 0
     for document in range(len(tokens) - 1):

@@ -1,4 +1,4 @@
-"""The compiled kernel's functions in their order; see `minhash_kernel` for what each does."""
+"""Calls the functions of the compiled kernel in their order; see kernel.py for what each does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from snakmodel.dedup.minhash.parameters import (
 
 
 class NumbaEngine:
-    """An `Engine`. Raises RuntimeError where Numba is told not to compile."""
+    """An `Engine` that runs the compiled kernel. Raises RuntimeError if Numba is set not to compile."""
 
     def __init__(self, parameters: Parameters) -> None:
         if numba.config.DISABLE_JIT:
@@ -38,7 +38,7 @@ class NumbaEngine:
         self._permutations = permutations(parameters.compat, parameters.num_perm)
 
     def sign(self, data: Bytes, offsets: Numbers) -> tuple[Numbers, Words]:
-        """See `Engine`. Takes up to 14 bytes of memory a byte of text, of which prose touches about 4."""
+        """See `Engine`. Takes up to 14 bytes of memory per byte of text, of which about 4 are touched for prose."""
         documents, size = len(offsets) - 1, int(offsets[-1] - offsets[0])
         ngram, min_length = self._parameters.ngram, self._parameters.min_length
         text = np.empty(size * 3 // 2 + documents + SLACK, np.uint8)

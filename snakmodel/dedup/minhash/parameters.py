@@ -1,4 +1,4 @@
-"""What decides which documents MinHash links, and what an engine has to offer."""
+"""The parameters that decide which documents MinHash links, and the interface of an engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Numbers = NDArray[np.int64]
 
 
 RECORD = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("row", "<u4")])
-"""A 128-bit key in two halves, and the row within the shard of the document that has it."""
+"""A 128-bit key in two halves, and the row, within the shard, of the document that has the key."""
 
 
 SHORT_POLICIES = ("exact", "keep", "drop", "collapse")
@@ -42,16 +42,17 @@ PRIME = (1 << 61) - 1
 
 
 SHORT_TAGS = {"exact": 1 << 32, "collapse": (1 << 32) + 1}
-"""Tags of the keys of short documents; the band's number is the tag of a band."""
+"""Tags of the keys of short documents. The tag of a band is the band's number."""
 
 
 KEY_POINTS = (0x043F6A8885A308D3, 0x13198A2E03707344)
-"""Where the polynomials of the two halves of a key are taken: the first bits of pi after the point, modulo 2⁶¹."""
+"""The points at which the polynomials of the two halves of a key are evaluated: the first bits of pi after the point,
+modulo 2⁶¹."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides which documents are linked. Raises UserError on values without a meaning."""
+    """The parameters that decide which documents are linked. Raises UserError on values that make no sense."""
 
     num_perm: int = 64
     threshold: float = 0.85
@@ -60,11 +61,11 @@ class Parameters:
     short_docs: str = "exact"
     """exact: link identical texts; keep: link none; drop: remove them all; collapse: link them all."""
     compat: str = COMPATIBILITIES[0]
-    """text-dedup-0.3.1 splits at [^A-Za-z_0-9], does not lower-case, and permutes otherwise."""
+    """The version of text-dedup. 0.3.1 splits at [^A-Za-z_0-9], does not lower-case, and has different permutations."""
     hash_func: str = "sha1"
     b: int | None = None
     r: int | None = None
-    """Bands and rows a band; without them text-dedup's optimum for the threshold."""
+    """The number of bands, and of rows per band; without them, text-dedup's optimum for the threshold is taken."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("num_perm", 1), ("ngram", 1), ("min_length", 0), ("b", 1), ("r", 1)):
@@ -86,11 +87,11 @@ class Parameters:
             )
 
     def banding(self) -> tuple[int, int]:
-        """Bands, and rows a band."""
+        """The number of bands, and the number of rows per band."""
         return optimal_bands(self.threshold, self.num_perm) if self.b is None or self.r is None else (self.b, self.r)
 
     def described(self) -> dict[str, Any]:
-        """The parameters, with `b` and `r` as they come out."""
+        """The parameters, with `b` and `r` as they are actually used."""
         bands, rows = self.banding()
         return {**asdict(self), "b": bands, "r": rows}
 
@@ -101,9 +102,9 @@ class Parameters:
 
 @functools.cache
 def optimal_bands(threshold: float, num_perm: int) -> tuple[int, int]:
-    """The bands and rows with the least expected error, false links and missed ones weighing the same.
+    """The numbers of bands and rows with the least expected error, where false links and missed ones weigh the same.
 
-    Documents of similarity s share a band with probability 1 - (1 - sʳ)ᵇ (datasketch, as text-dedup takes it over).
+    Documents of similarity s share a band with probability 1 - (1 - sʳ)ᵇ (from datasketch, as adopted by text-dedup).
     """
     from scipy.integrate import quad  # type: ignore[import-untyped]  # takes half a second
 
@@ -118,7 +119,10 @@ def optimal_bands(threshold: float, num_perm: int) -> tuple[int, int]:
 
 
 def permutations(compat: str, num_perm: int) -> tuple[Longs, Longs]:
-    """Multipliers in [1, 2⁶¹ - 1) and offsets in [0, 2⁶¹ - 1), (num_perm,) each, as that version draws them."""
+    """Multipliers in [1, 2⁶¹ - 1) and offsets in [0, 2⁶¹ - 1), (num_perm,) each.
+
+    They are drawn as the version of text-dedup that `compat` names draws them.
+    """
     random = np.random.RandomState(42)
     limits = ((1, PRIME), (0, PRIME))
     if compat == "text-dedup-0.3.1":
@@ -130,10 +134,13 @@ def permutations(compat: str, num_perm: int) -> tuple[Longs, Longs]:
 
 
 class Engine(Protocol):
-    """What hashes a slice of n documents: `data` is UTF-8, and document i is data[offsets[i] : offsets[i + 1]]."""
+    """The interface for hashing a slice of n documents.
+
+    `data` is UTF-8, and document i is data[offsets[i] : offsets[i + 1]].
+    """
 
     def sign(self, data: Bytes, offsets: Numbers) -> tuple[Numbers, Words]:
         """The number of tokens before each document and in all, (n + 1,), and the signatures (n, num_perm)."""
 
     def keys(self, data: Bytes, offsets: Numbers, tokens: Numbers, signatures: Words, first_row: int) -> NDArray[Any]:
-        """Records of the documents in order: one a band, or one of the text of a short one where it has one."""
+        """The records of the documents in order: one per band, or for a short document one of its text, if any."""

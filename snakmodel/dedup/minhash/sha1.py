@@ -1,6 +1,6 @@
-"""SHA-1 of n-grams, eight at a time, in LLVM's vector instructions.
+"""Computes SHA-1 of n-grams, eight at a time, with LLVM's vector instructions.
 
-A gram is seldom longer than one block, so that hashing them one by one leaves a processor's vector units idle.
+An n-gram is seldom longer than one block, so hashing n-grams one by one would leave a processor's vector units idle.
 """
 # mypy: allow-untyped-decorators
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from snakmodel.dedup.minhash.compile_cache import Bytes, Numbers, Words, compiled
 
 LANES = 8
-"""Digests computed at once: 8 words of 32 bits fill an AVX2 register, or two of SSE2 and NEON."""
+"""The number of digests computed at once: 8 words of 32 bits fill an AVX2 register, or two of SSE2 and NEON."""
 _START = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0], np.uint32)
 _WORD, _BYTE = ir.IntType(32), ir.IntType(8)
 _VECTOR = ir.VectorType(_WORD, LANES)
@@ -25,11 +25,11 @@ _VECTOR = ir.VectorType(_WORD, LANES)
 
 @intrinsic
 def sha1_compress(context: Any, state: Any, text: Any, begins: Any, lefts: Any, lengths: Any) -> Any:
-    """The 80 rounds of FIPS 180-4 on LANES blocks at once.
+    """Apply the 80 rounds of FIPS 180-4 to LANES blocks at once.
 
-    state, uint32 (5, LANES), is updated. The block of lane i is the 64 bytes at text[begins[i]], of which the first
-    lefts[i], int8, are of the message; then comes the byte 0x80 if that is 0 or more, then zeros. lengths, uint32
-    (2, LANES), is added to its last two words.
+    `state`, uint32 (5, LANES), is updated. The block of lane i is the 64 bytes at text[begins[i]]. The first lefts[i],
+    int8, of them belong to the message; in place of the rest come the byte 0x80, if lefts[i] is 0 or more, and then
+    zeros. `lengths`, uint32 (2, LANES), is added to the last two words of the block.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -49,7 +49,7 @@ def sha1_compress(context: Any, state: Any, text: Any, begins: Any, lefts: Any, 
 
 
 def write_sha1(builder: Any, module: Any, state: Any, text: Any, begins: Any, lefts: Any, lengths: Any) -> None:
-    """The body of `sha1_compress`, whose loops are unrolled here: in Python they would not be vectorised."""
+    """Write the body of `sha1_compress`. Its loops are unrolled, because in Python they would not be vectorised."""
     start = [builder.load(row(builder, state, index), align=4) for index in range(5)]
     words = message_words(builder, module, text, begins, lefts)
     for index in (0, 1):
@@ -92,7 +92,7 @@ def message_words(builder: Any, module: Any, text: Any, begins: Any, lefts: Any)
 
 
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """An 8 x 8 matrix given by rows, by columns: off-diagonal blocks of 1, 2 and 4 rows change places."""
+    """The columns of an 8 x 8 matrix that is given by rows; off-diagonal blocks of 1, 2 and 4 rows are swapped."""
     for step in (1, 2, 4):
         for low in (index for index in range(8) if not index & step):
             a, b = rows[low], rows[low + step]
@@ -102,7 +102,7 @@ def transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 def chosen(builder: Any, left: Any, right: Any, columns: list[int]) -> Any:
-    """The elements at these places of two vectors laid end to end."""
+    """The elements at these places of two vectors that are laid end to end."""
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_WORD, len(columns)), columns))
 
 
@@ -132,7 +132,7 @@ def sha1_lanes(
     lefts: NDArray[np.int8],
     lengths: Words,
 ) -> None:
-    """Hash `count` messages, LANES at most, text[begins[i] : begins[i] + sizes[i]] -> hashes[targets[i]]."""
+    """Hash `count` messages, at most LANES: text[begins[i] : begins[i] + sizes[i]] -> hashes[targets[i]]."""
     most = 0
     for lane in range(LANES):
         for place in range(5):
@@ -154,9 +154,9 @@ def sha1_lanes(
 
 @compiled
 def sha1_grams(text: Bytes, starts: Numbers, tokens: Numbers, ngram: int, min_length: int, hashes: Words) -> None:
-    """The first 4 bytes of the SHA-1 of the n-gram that begins at token k -> hashes[k], little-endian.
+    """Store in hashes[k] the first 4 bytes (little-endian) of the SHA-1 of the n-gram that begins at token k.
 
-    A document of fewer than `ngram` tokens is one n-gram; one of fewer than `min_length` has none.
+    A document with fewer than `ngram` tokens is one n-gram; a document with fewer than `min_length` tokens has none.
     """
     shape = (2, LANES)  # one queue for n-grams of one block, one for longer ones
     begins, sizes, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)

@@ -1,4 +1,4 @@
-"""MinHash without Numba: text-dedup's own function, a document at a time, with the kernel's keys."""
+"""MinHash without Numba: text-dedup's own function, one document at a time, with the same keys as the kernel."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from snakmodel.dedup.minhash.parameters import (
 )
 
 INSTALL = "pip install --no-deps text-dedup==0.4.0 and pip install 'snakmodel-toolkit[text-dedup]'"
-"""What to type where text-dedup or what it imports is missing; `make setup` does the same."""
+"""The commands to install text-dedup and what it imports; `make setup` does the same."""
 
 Signature = Callable[[str], NDArray[np.uint64]]
 
 
 def reference_0_4_0(parameters: Parameters) -> Signature:
-    """text -> (num_perm,), by text-dedup 0.4.0 as installed. Raises UserError if it is missing or another version."""
+    """The function text -> signature (num_perm,) of text-dedup 0.4.0, as installed.
+
+    Raises UserError if text-dedup is missing or has another version.
+    """
     reference = import_text_dedup()
 
     arguments = {
@@ -56,7 +59,7 @@ def reference_0_4_0(parameters: Parameters) -> Signature:
 
 
 def import_text_dedup() -> Any:
-    """Import the module text_dedup.minhash of version 0.4.0. Raises UserError if it is missing or another version.
+    """Import the module text_dedup.minhash of version 0.4.0. Raises UserError if it is missing or has another version.
 
     CAUTION: the import sets multiprocessing's start method to fork, and takes seconds.
     """
@@ -72,7 +75,10 @@ def import_text_dedup() -> Any:
 
 
 def formula_0_3_1(parameters: Parameters) -> Signature:
-    """text -> (num_perm,), by text-dedup 0.3.1's formula: that version cannot be installed beside 0.4.0."""
+    """The function text -> signature (num_perm,), by the formula of text-dedup 0.3.1.
+
+    That version cannot be installed beside 0.4.0.
+    """
     multipliers, offsets = permutations(parameters.compat, parameters.num_perm)
 
     def signature(text: str) -> NDArray[np.uint64]:
@@ -97,7 +103,7 @@ def tokens_0_3_1(text: str) -> list[str]:
 
 
 class ReferenceEngine:
-    """An `Engine`, of Python's speed."""
+    """An `Engine` at the speed of Python."""
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -130,24 +136,31 @@ class ReferenceEngine:
 
 
 def cut(data: Bytes, offsets: Numbers) -> list[bytes]:
-    """The documents' UTF-8."""
+    """The UTF-8 of each document."""
     return [data[begin:end].tobytes() for begin, end in itertools.pairwise(offsets.tolist())]
 
 
 def words_of(text: bytes) -> list[int]:
-    """A text as the kernel's `text_key` takes it: by fours, little-endian and filled up with zeros, then its length."""
+    """A text as the kernel's `text_key` takes it.
+
+    It consists of groups of four bytes (little-endian, filled up with zeros), and then the length.
+    """
     filled = text.ljust(-(-len(text) // 4) * 4, b"\0")
     return [*np.frombuffer(filled, "<u4").tolist(), len(text)]
 
 
 def key(tag: int, words: Sequence[int]) -> tuple[int, int]:
-    """Both halves of the key of a band or text."""
+    """Both halves of the key of a band or a text."""
     high, low = (half_key(tag, words, point) for point in KEY_POINTS)
     return high, low
 
 
 def half_key(tag: int, words: Sequence[int], point: int) -> int:
-    """The polynomial tag + 1, words … at the point modulo 2⁶¹ - 1, spread over 64 bits by SplitMix64's finaliser."""
+    """One half of the key of a band or a text.
+
+    It is the value at `point`, modulo 2⁶¹ - 1, of the polynomial with the coefficients tag + 1, words …, spread over 64
+    bits by SplitMix64's finaliser.
+    """
     value = tag + 1
     for word in words:
         value = (value * point + word) % PRIME

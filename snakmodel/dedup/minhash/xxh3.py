@@ -1,4 +1,4 @@
-"""XXH3-64 of n-grams with seed 0, by xxHash's specification."""
+"""Computes XXH3-64 of n-grams with seed 0, by xxHash's specification."""
 # mypy: allow-untyped-decorators, no-warn-return-any
 # NumPy's scalars are Any to mypy once they are computed with.
 
@@ -27,7 +27,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 @inner
 def folded(left: np.uint64, right: np.uint64) -> np.uint64:
-    """The two halves of the product, combined by exclusive or."""
+    """The two halves of the 128-bit product, combined by exclusive or."""
     return left * right ^ high_product(left, right)
 
 
@@ -46,7 +46,7 @@ def avalanche_64(value: np.uint64) -> np.uint64:
 
 @inner
 def mixed_16(data: Bytes, at: int, secret: int) -> np.uint64:
-    """16 bytes of the input with 16 of the secret."""
+    """Mix 16 bytes of the input with 16 bytes of the secret."""
     return folded(long_at(data, at) ^ long_at(_SECRET, secret), long_at(data, at + 8) ^ long_at(_SECRET, secret + 8))
 
 
@@ -118,9 +118,9 @@ def beyond_240(data: Bytes, at: int, size: int) -> np.uint64:
 
 @compiled
 def xxh3_grams(text: Bytes, starts: Numbers, tokens: Numbers, ngram: int, min_length: int, hashes: Words) -> None:
-    """The lower 32 bits of the XXH3-64 of the n-gram that begins at token k -> hashes[k].
+    """Store in hashes[k] the lower 32 bits of the XXH3-64 of the n-gram that begins at token k.
 
-    A document of fewer than `ngram` tokens is one n-gram; one of fewer than `min_length` has none.
+    A document with fewer than `ngram` tokens is one n-gram; a document with fewer than `min_length` tokens has none.
     """
     for document in range(len(tokens) - 1):
         first, last = tokens[document], tokens[document + 1]
