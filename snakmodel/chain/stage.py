@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,21 +64,11 @@ class Stage:
     progress: str | None = None
     """A file with a number that grows as a resumable task gets further."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    waits: Mapping[str, Literal["same", "all"]] = field(default_factory=dict)
+    """The stages that this one waits for, since its tasks read from them; `Chain.of` fills it in.
 
-    @cached_property
-    def waits(self) -> Mapping[str, Literal["same", "all"]]:
-        """The stages that this one waits for, since its tasks read from them.
-
-        It waits task by task ("same") where each task reads from the task of its own number alone, else for all tasks.
-        """
-        read: dict[str, list[set[int | None]]] = {}
-        for number, task in enumerate(self.tasks):
-            for source in task.inputs:
-                read.setdefault(source.stage, [set() for _ in self.tasks])[number].add(source.index)
-        return {
-            name: "same" if numbers == [{number} for number in range(len(self.tasks))] else "all"
-            for name, numbers in read.items()
-        }
+    `same` waits task by task, `all` waits for the whole stage.
+    """
 
 
 @dataclass(frozen=True)
@@ -100,14 +89,14 @@ class Chain:
         """
         keys: dict[str, tuple[str, ...]] = {}
         sizes = {stage.name: len(stage.tasks) for stage in stages}
+        complete = []
         for stage in stages:
-            for other, kind in stage.waits.items():
-                if other not in keys:
-                    raise ValueError(f"stage {stage.name} waits for {other}, which does not come before it")
-                if kind == "same" and sizes[other] != sizes[stage.name]:
-                    raise ValueError(f"stages {stage.name} and {other} differ in size but are chained task by task")
+            waits = _waits(stage, sizes)
+            if late := [other for other in waits if other not in keys]:
+                raise ValueError(f"stage {stage.name} waits for {late[0]}, which does not come before it")
             keys[stage.name] = tuple(_key(root, task, keys) for task in stage.tasks)
-        return cls(root, tuple(stages), keys)
+            complete.append(replace(stage, waits=waits))
+        return cls(root, tuple(complete), keys)
 
     def __getitem__(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -133,6 +122,16 @@ class Chain:
             return ["no marker"] * len(self.keys[stage])
         keys = self.keys[stage]
         return [judge(path, self.root, keys[i]).problem if path.name in there else "no marker" for i, path in paths]
+
+
+def _waits(stage: Stage, sizes: Mapping[str, int]) -> dict[str, Literal["same", "all"]]:
+    """What a stage waits for: task by task where each task reads from the task of its own number alone."""
+    read: dict[str, list[set[int | None]]] = {}
+    for number, task in enumerate(stage.tasks):
+        for source in task.inputs:
+            read.setdefault(source.stage, [set() for _ in stage.tasks])[number].add(source.index)
+    own = [{number} for number in range(len(stage.tasks))]
+    return {name: "same" if numbers == own and sizes.get(name) == len(own) else "all" for name, numbers in read.items()}
 
 
 def _key(root: Path, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from run_contract.errors import UserError
-from snakmodel.chain.stage import Chain, Stage, fingerprint
+from snakmodel.chain.stage import Chain, Input, Stage, fingerprint
 from snakmodel.run.markers import Marker, marker_path
 from tests import toy
 
@@ -33,13 +33,18 @@ def test_key_does_not_depend_on_the_folder_or_on_workers(tmp_path: Path) -> None
     assert Chain.of(tmp_path / "here", here).keys == Chain.of(tmp_path / "there", [more, *there[1:]]).keys
 
 
-def test_chain_is_checked(tmp_path: Path) -> None:
-    """A stage that waits for a later one, or task by task for one of another size, is a mistake of the declaration."""
+def test_what_a_stage_waits_for_follows_from_what_it_reads(tmp_path: Path) -> None:
+    """Task by task where each reads from the task of its own number, else for the whole; never for a later stage."""
     first, second, last = toy.two_stages(tmp_path)
-    with pytest.raises(ValueError, match="does not come before"):
+    chain = Chain.of(tmp_path, [first, second, last])
+    assert [dict(stage.waits) for stage in chain.stages] == [{}, {"first": "same"}, {"second": "all"}]
+    with pytest.raises(ValueError, match="waits for first, which does not come before it"):
         Chain.of(tmp_path, [second, first, last])
-    with pytest.raises(ValueError, match="differ in size"):
-        Chain.of(tmp_path, [Stage("first", first.tasks[:2], first.resources), second])
+    larger = Stage("first", (*first.tasks, toy.task(tmp_path, "a/3.txt")), first.resources)
+    assert Chain.of(tmp_path, [larger, second])["second"].waits == {"first": "all"}
+    two = replace(second.tasks[1], inputs=(Input("first", 0), Input("first", 1)))
+    both = Stage("second", (second.tasks[0], two, second.tasks[2]), second.resources)
+    assert Chain.of(tmp_path, [first, both])["second"].waits == {"first": "all"}
 
 
 def test_marker_problems(tmp_path: Path) -> None:
