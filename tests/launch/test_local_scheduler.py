@@ -187,7 +187,7 @@ def test_a_crashed_rank_takes_the_others_down(tmp_path: Path) -> None:
 
 
 LAUNCHER = (
-    "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import toy\n"
+    "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from tests import toy\n"
     "from snakmodel.launch.local_scheduler import LocalScheduler\n"
     "root = pathlib.Path(sys.argv[2])\n"
     "sys.exit(LocalScheduler(toy.plan(root, toy.two_stages(root, script=sys.argv[3]))).run())\n"
@@ -195,7 +195,7 @@ LAUNCHER = (
 
 
 def launcher(root: Path, script: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(Path(__file__).parents[1]), str(root), script])
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(Path(__file__).parents[2]), str(root), script])
 
 
 def wait_for(path: Path) -> None:

@@ -519,7 +519,7 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert compile_cache.cache_folder([tmp_path / "file" / "x"]) is None
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "given"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    roots = [tmp_path / "given", PROJECT / "snakmodel/__pycache__", tmp_path / "user/snakmodel"]
+    roots = [tmp_path / "given", PROJECT / "snakmodel/dedup/minhash/__pycache__", tmp_path / "user/snakmodel"]
     assert compile_cache.cache_roots() == roots
 
 
