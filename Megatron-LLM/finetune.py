@@ -46,12 +46,12 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
     """Run, and turn errors into exit codes; an error that all ranks have alike is printed by rank 0 only."""
     from megatron_llm.optim.update_guards import Diverged
-    from megatron_llm.process.errors import TOLD
+    from megatron_llm.process.errors import REPORTED_ERRORS
     from run_contract.errors import UserError, exit_code_of
 
     try:
         return main(argv, stop)
-    except (*TOLD, Diverged) as error:
+    except (*REPORTED_ERRORS, Diverged) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         return exit_code_of(error) if isinstance(error, UserError) else 1

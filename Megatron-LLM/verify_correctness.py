@@ -113,7 +113,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass
-class Here:
+class GateRank:
     """The models that this process holds; only rank 0, or the only process, has the weights of both."""
 
     world: World | None
@@ -159,7 +159,7 @@ def check_model_flags(args: argparse.Namespace, loaded: load_any.Loaded) -> None
             raise UserError(f"--{flag} {given} but {loaded.folder} has {found}; leave the flag out")
 
 
-def load(args: argparse.Namespace, here: Here) -> tuple[ModelConfig, list[Tensor]]:
+def load(args: argparse.Namespace, here: GateRank) -> tuple[ModelConfig, list[Tensor]]:
     """Load both models' weights into `here`, and the batches (rank 0 only). Raises UserError."""
     loaded = load_any.load(args.load, args.load_iters)
     check_model_flags(args, loaded)
@@ -191,11 +191,11 @@ def load_theirs(args: argparse.Namespace) -> Any:
     return model.to(args.huggingface_device).eval().requires_grad_(False)
 
 
-def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, batch: Tensor) -> GateModel:
+def build_ours(args: argparse.Namespace, here: GateRank, config: ModelConfig, batch: Tensor) -> GateModel:
     """Build our model, in this process or spread over the ranks, for batches of the same size as `batch`."""
     state = here.loaded.state if here.loaded else {}
     if here.world is None:
-        return gate_model.Alone(config, state, args.dtype, args.device or "cpu")
+        return gate_model.WholeModel(config, state, args.dtype, args.device or "cpu")
     training = gate_model.training_arguments(
         rows=batch.shape[0],
         length=batch.shape[1] - 1,
@@ -208,7 +208,7 @@ def build_ours(args: argparse.Namespace, here: Here, config: ModelConfig, batch:
     return gate_model.spread(config, state, training, here.world)
 
 
-def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> tuple[list[Comparison], str | None]:
+def compare_batches(args: argparse.Namespace, here: GateRank, tolerance: float) -> tuple[list[Comparison], str | None]:
     """The comparison of every batch, and where the models differ in the first that fails; equal on every rank."""
     config, batches = here.first(lambda: load(args, here))
     ours = build_ours(args, here, config, batches[0])
@@ -224,7 +224,9 @@ def compare_batches(args: argparse.Namespace, here: Here, tolerance: float) -> t
     return done, parting
 
 
-def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, together: list[Tensor]) -> list[Comparison]:
+def compare_together(
+    args: argparse.Namespace, here: GateRank, ours: GateModel, together: list[Tensor]
+) -> list[Comparison]:
     """Compare at most `at_once` batches (b, s + 1), one per data rank; surplus ranks repeat the last one.
 
     Collective.
@@ -242,7 +244,7 @@ def compare_together(args: argparse.Namespace, here: Here, ours: GateModel, toge
     return here.first(compared)
 
 
-def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, tokens: Tensor) -> str:
+def where_they_part(args: argparse.Namespace, here: GateRank, ours: GateModel, tokens: Tensor) -> str:
     """The first place where the hidden states of the two models differ. Collective."""
     mine = ours.layers(tokens)
 
@@ -253,7 +255,7 @@ def where_they_part(args: argparse.Namespace, here: Here, ours: GateModel, token
     return here.first(found)
 
 
-def say(here: Here, text: str) -> None:
+def say(here: GateRank, text: str) -> None:
     """Print a line, from rank 0 only."""
     if here.world is None or here.world.rank == 0:
         print(text, flush=True)
@@ -313,7 +315,7 @@ def default_tolerance(args: argparse.Namespace) -> float:
 def main() -> int:
     """Load both models, compare them batch by batch, and report. Returns 1 if they differ."""
     args = make_parser().parse_args()
-    here = Here(join(args))
+    here = GateRank(join(args))
     try:
         text = here.first(lambda: check_tokenizer(args))
         done, parting = compare_batches(args, here, default_tolerance(args))

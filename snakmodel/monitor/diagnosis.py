@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from snakmodel.monitor.run_files import RunFiles, StageFiles, Story
+from snakmodel.monitor.run_files import PackHistory, RunFiles, StageFiles
 from snakmodel.run.log_file import tail
 from snakmodel.slurm.ask import use_cluster
 from snakmodel.slurm.jobs import FAILED, INTERRUPTED, RUNNING, Job, Owner, Queue, look
@@ -62,7 +62,7 @@ class StageState:
         """The name of the stage."""
         return self.files.name
 
-    def recall(self, story: Story) -> None:
+    def recall(self, story: PackHistory) -> None:
         """Add what happened to one of the stage's packs."""
         self.attempts = max(self.attempts, story.starts)
         self.again.update(kind for kind, _ in story.again)
@@ -114,7 +114,7 @@ class _Judge:
         self.judged: dict[str, StageState] = {}
         self.roots: dict[tuple[str, int], str] = {}
         """(Stage, pack) of each failed or blocked pack -> the stage whose failure is at the root of it."""
-        self.told: dict[str, list[Story]] = {}
+        self.told: dict[str, list[PackHistory]] = {}
         """Stage -> the histories of its packs."""
         for (name, _), story in files.stories.items():
             self.told.setdefault(name, []).append(story)
@@ -132,7 +132,7 @@ class _Judge:
             state.recall(told)
         waits = stage.waits()
         for number, problems in stage.undone.items():
-            story = self.files.stories.get((stage.name, number), Story())
+            story = self.files.stories.get((stage.name, number), PackHistory())
             pack = Pack(number, "missing", "", list(problems), attempts=self.files.attempts(stage.name, number))
             pack.node, pack.job = str(story.start.get("node", "")), story.job
             pack.state, pack.why = self._pack(stage.name, pack, story, waits)
@@ -162,7 +162,7 @@ class _Judge:
         ]
 
     def _pack(
-        self, stage: str, pack: Pack, story: Story, waits: dict[str, Literal["same", "all"]]
+        self, stage: str, pack: Pack, story: PackHistory, waits: dict[str, Literal["same", "all"]]
     ) -> tuple[State, str]:
         job = self._job(stage, pack.number, story)
         root, waiting = self._root(waits, pack.number), self._waiting(waits, pack.number)
@@ -194,7 +194,7 @@ class _Judge:
             return "blocked", f"because {root} failed{removed}"
         return self._left(stage, pack, job, story, waiting)
 
-    def _shared(self, stage: str, pack: Pack, job: Job, story: Story, root: str) -> tuple[State, str] | None:
+    def _shared(self, stage: str, pack: Pack, job: Job, story: PackHistory, root: str) -> tuple[State, str] | None:
         """The state of one of the packs that a job by hand works through; None where the job's own state tells it."""
         event = story.last.get("event") if story.job == job.id else None
         if event == "failed" and (job.state in RUNNING or job.state in FAILED):
@@ -207,7 +207,7 @@ class _Judge:
             return "missing", f"job {job.id}, which works through several tasks, ended {job.state} before this was done"
         return None
 
-    def _job(self, stage: str, number: int, story: Story) -> Job | None:
+    def _job(self, stage: str, number: int, story: PackHistory) -> Job | None:
         """The job that Slurm knows for a pack: an active one if there is any, else the newest."""
         known = self.queue.packs.get((stage, number), [])
         started = self.queue.by_id.get(story.job) if story.job and "_" not in story.job else None
@@ -218,13 +218,13 @@ class _Judge:
         ended = [job for job in known if newest is None or job.array == newest]
         return ended[-1] if ended else None
 
-    def _is_current(self, stage: str, number: int, story: Story) -> bool:
+    def _is_current(self, stage: str, number: int, story: PackHistory) -> bool:
         """Whether the pack has not been submitted again since its latest attempt."""
         newest = self.newest.get((stage, number), "")
         last = story.job.partition("_")[0]
         return last not in self.order or self.order[last] >= self.order.get(newest, -1)
 
-    def _local(self, story: Story, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
+    def _local(self, story: PackHistory, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
         """The state of a pack while a launcher on this machine runs the stages itself."""
         event = story.last.get("event") if story.job == self.launcher else None
         if event == "failed":
@@ -235,7 +235,9 @@ class _Judge:
             return "blocked", f"because {root} failed"
         return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for free cores"
 
-    def _left(self, stage: str, pack: Pack, job: Job | None, story: Story, waiting: list[str]) -> tuple[State, str]:
+    def _left(
+        self, stage: str, pack: Pack, job: Job | None, story: PackHistory, waiting: list[str]
+    ) -> tuple[State, str]:
         """The state of a pack that is neither done nor queued, and for which nothing has failed."""
         newest = self.newest.get((stage, pack.number), "")
         event, local = story.last.get("event"), story.job.startswith("local")
@@ -278,14 +280,14 @@ def _queued(job: Job, root: str, waiting: list[str]) -> tuple[State, str]:
 def _never_began(job: Job, logs: Path) -> str:
     """Why a job failed of which no attempt has left a record: Slurm itself could not start it."""
     if job.state != "FAILED":
-        return _ended(job, Story(), logs)
+        return _ended(job, PackHistory(), logs)
     if not logs.is_dir():
         gone = f"{logs}, the folder of its log, is gone; the launcher makes it anew"
         return f"Slurm could not start it (FAILED: {job.reason}): {gone}"
     return f"it ended before its command began (FAILED: {job.reason}); its log or the node may say why"
 
 
-def _ended(job: Job | None, story: Story, log: Path) -> str:
+def _ended(job: Job | None, story: PackHistory, log: Path) -> str:
     """Why a pack failed: the driver's reason, with the log's error where that says more; else Slurm's word."""
     if story.last.get("event") == "failed" and story.last.get("reason"):
         reason = str(story.last["reason"])

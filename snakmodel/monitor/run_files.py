@@ -32,7 +32,7 @@ _ENDS = frozenset(["done", "failed", "again", "requeue", "cancelled"])
 
 
 @dataclass
-class Story:
+class PackHistory:
     """The history of one pack, as the events file tells it."""
 
     starts: int = 0
@@ -106,7 +106,7 @@ class RunFiles:
     root: Path
     stages: list[StageFiles]
     journal: list[dict[str, Any]]
-    stories: dict[tuple[str, int], Story]
+    stories: dict[tuple[str, int], PackHistory]
     holder: dict[str, Any]
     """The process that holds the run's lock; empty if there is none, or if it is gone."""
     notes: list[str]
@@ -120,10 +120,10 @@ class RunFiles:
         lists = _task_lists(root, notes)
         stages = [_stage(root, name, lists.get(name), notes) for name in _order(paths.frozen, lists, notes)]
         journal = [one for one in json_lines(paths.submissions, notes) if _is_submission(one)]
-        stories: dict[tuple[str, int], Story] = {}
+        stories: dict[tuple[str, int], PackHistory] = {}
         for event in json_lines(paths.events, notes):
             if isinstance(event.get("pack"), int) and "event" in event and "stage" in event:
-                stories.setdefault((event["stage"], event["pack"]), Story()).add(event)
+                stories.setdefault((event["stage"], event["pack"]), PackHistory()).add(event)
         return cls(root, stages, journal, stories, lock.holder(root), notes)
 
     @property

@@ -15,7 +15,7 @@ from tiny_run import flags, metrics, tensors
 from megatron_llm.flags.arguments import Arguments
 from megatron_llm.flags.parser import parse
 from megatron_llm.optim.loss_scale import LossScale
-from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, Memory, Place, objection
+from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, Place, SpikeHistory, objection
 from megatron_llm.training.progress import Progress
 
 PLACE = Place(12, range(88, 96))
@@ -27,9 +27,9 @@ def arguments(*more: object) -> Arguments:
     return parse([str(flag) for flag in flags(Path("d"), Path("s"), *more)])
 
 
-def remembered(*losses: float) -> Memory:
+def remembered(*losses: float) -> SpikeHistory:
     """After updates with these losses, and norms of 1 and 1.2."""
-    return Memory(list(losses), [1.0, 1.2] * (len(losses) // 2))
+    return SpikeHistory(list(losses), [1.0, 1.2] * (len(losses) // 2))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_a_spike(loss: float, norm: float, reason: str | None) -> None:
 
 def test_the_window_slides_and_needs_half_of_itself() -> None:
     """Nothing is a spike before half a window is known; old values leave it."""
-    args, memory = arguments("--skip_spikes", 1, "--spike_window", 4), Memory()
+    args, memory = arguments("--skip_spikes", 1, "--spike_window", 4), SpikeHistory()
     assert objection(args, memory, 1.0, 1.0, PLACE) is None
     assert objection(args, memory, 9.0, 9.0, PLACE) is None
     assert objection(args, memory, 99.0, 99.0, PLACE) is not None
@@ -80,8 +80,8 @@ def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
     """With or without a guard against spikes; with fp16 a loss does, while a gradient may overflow."""
     for more in ((), SPIKES):
         with pytest.raises(Diverged, match=f"iteration 12: lm loss is {loss} and the grad norm {norm}"):
-            objection(arguments(*more), Memory(), loss, norm, PLACE)
-    fp16, memory = arguments("--fp16"), Memory(loss_scale=LossScale(8.0))
+            objection(arguments(*more), SpikeHistory(), loss, norm, PLACE)
+    fp16, memory = arguments("--fp16"), SpikeHistory(loss_scale=LossScale(8.0))
     if loss == 1.0:
         assert objection(fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 8"
         assert objection(fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 4"
@@ -115,12 +115,12 @@ def test_which_loss_scale_a_run_goes_on_with() -> None:
 
 def test_a_constant_loss_scale_that_overflows_stops_the_run() -> None:
     """It cannot become smaller, so ten overflows in a row are enough; one that can goes on becoming smaller."""
-    constant, memory = arguments("--fp16", "--loss_scale", 128), Memory(loss_scale=LossScale(128.0))
+    constant, memory = arguments("--fp16", "--loss_scale", 128), SpikeHistory(loss_scale=LossScale(128.0))
     for _ in range(SKIPS_IN_A_ROW):
         assert objection(constant, memory, 1.0, float("inf"), PLACE)
     with pytest.raises(Diverged, match="gradients overflow fp16 at loss scale 128"):
         objection(constant, memory, 1.0, float("inf"), PLACE)
-    moving = Memory(loss_scale=LossScale(2.0**32))
+    moving = SpikeHistory(loss_scale=LossScale(2.0**32))
     for _ in range(20):
         assert objection(arguments("--fp16"), moving, 1.0, float("inf"), PLACE)
     assert moving.loss_scale == LossScale(2.0**13, 0, 20)
@@ -130,7 +130,7 @@ def test_checkpoints_from_before_the_guards() -> None:
     """They have no memory of them, and load; what they must have is still missed."""
     state = {name: value for name, value in asdict(Progress(3, 24)).items() if name != "memory"}
     assert Progress.of(state) == Progress(3, 24)
-    memory = Memory([1.0], [2.0], 2.0, 1, 1, LossScale(4.0, 1, 1))
+    memory = SpikeHistory([1.0], [2.0], 2.0, 1, 1, LossScale(4.0, 1, 1))
     assert Progress.of(json.loads(json.dumps({**state, "memory": asdict(memory)}))).memory == memory
     del state["optimizer_steps"]
     with pytest.raises(KeyError):

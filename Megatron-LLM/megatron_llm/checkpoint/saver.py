@@ -27,7 +27,7 @@ from megatron_llm.checkpoint import retention
 from megatron_llm.flags.arguments import Arguments
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.parallel.world import GLOO, World
-from megatron_llm.process.errors import TOLD, SaveFailed
+from megatron_llm.process.errors import REPORTED_ERRORS, SaveFailed
 from run_contract.claim import attempt_name
 from run_contract.errors import NoRoom, UserError, kind_of
 from run_contract.publish import free_bytes, remove
@@ -172,7 +172,7 @@ class Saver:
                 return False
             checkpoint.complete(temporary, {**state, "model_config": asdict(self.config), "files": files})
             return final.is_dir() and checkpoint.problem(final) is None
-        except TOLD:
+        except REPORTED_ERRORS:
             raise
         except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
             raise _told(error, final) from error

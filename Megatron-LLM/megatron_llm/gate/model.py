@@ -49,7 +49,7 @@ class GateModel(Protocol):
         ...
 
 
-class Alone:
+class WholeModel:
     """The whole model in this process."""
 
     at_once = 1
@@ -77,7 +77,7 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardedModel:
     """This rank's part of the model. Every method is collective."""
 
     world: World
@@ -179,7 +179,7 @@ def training_arguments(
     )
 
 
-def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, world: World) -> Spread:
+def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, world: World) -> ShardedModel:
     """Build this rank's part and fill it with weights that only rank 0 holds.
 
     Collective. Raises UserError on all ranks.
@@ -196,4 +196,4 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
         if args.pipeline_model_parallel_size == 1
         else pipeline.Pipelined(models, args, world, micro_batches)
     )
-    return Spread(world, model, steps, micro_batches, args.compute_dtype())
+    return ShardedModel(world, model, steps, micro_batches, args.compute_dtype())

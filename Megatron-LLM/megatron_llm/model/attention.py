@@ -15,9 +15,9 @@ from megatron_llm.model.tensor_parallel import (
     ColumnLinear,
     RowLinear,
     TensorParallel,
+    column_parallel_matmuls,
     key_value_linear,
-    leave,
-    products,
+    row_parallel_output,
 )
 
 
@@ -98,9 +98,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden); with sequence parallelism this rank's part of s."""
         weights = self.wq.used(), self.wk.used(), self.wv.used()
-        q, k, v = (self._heads(projected) for projected in products(x, weights, self.tp))
+        q, k, v = (self._heads(projected) for projected in column_parallel_matmuls(x, weights, self.tp))
         mixed = recomputed(attend, q, k, v, cos, sin, mask, when=self.selective)
-        return leave(cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2))), self.tp)
+        return row_parallel_output(cast(Tensor, self.wo(mixed.transpose(1, 2).flatten(2))), self.tp)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_size).transpose(1, 2)

@@ -24,10 +24,10 @@ from megatron_llm.model.tensor_parallel import (
     RowLinear,
     TensorParallel,
     VocabEmbedding,
+    column_parallel_matmuls,
     cross_entropy,
-    leave,
     local,
-    products,
+    row_parallel_output,
 )
 
 if TYPE_CHECKING:
@@ -102,11 +102,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, s, hidden) -> (b, s, hidden)."""
         if self.gated:
-            gate_up = products(x, (self.w1.used(), self.w3.used()), self.tp)
+            gate_up = column_parallel_matmuls(x, (self.w1.used(), self.w3.used()), self.tp)
             inner = recomputed(swiglu, *gate_up, when=self.selective)
         else:
-            inner = recomputed(functional.gelu, *products(x, (self.w3.used(),), self.tp), when=self.selective)
-        return leave(cast(Tensor, self.w2(inner)), self.tp)
+            inner = recomputed(
+                functional.gelu, *column_parallel_matmuls(x, (self.w3.used(),), self.tp), when=self.selective
+            )
+        return row_parallel_output(cast(Tensor, self.w2(inner)), self.tp)
 
 
 class Layer(nn.Module):
@@ -220,7 +222,7 @@ class Llama(nn.Module):
         if not self.part.last:
             return x
         head = self.embedding if self.config.tie_embed_logits and self.part.first else self.lm_head
-        (logits,) = products(self.final_layernorm(x), (local(head.weight),), self.tp)
+        (logits,) = column_parallel_matmuls(self.final_layernorm(x), (local(head.weight),), self.tp)
         if targets is None:
             return logits
         if self.hits:

@@ -1,9 +1,9 @@
 """Tensor parallelism: the matrices of a layer are cut over the ranks of a group, which exchange activations.
 
-A region of cut matrices begins with `products` and ends with `leave`. With sequence parallelism each rank holds only
-its part of the sequence outside these regions. Parameters are DTensors on the group's mesh, so that sharding over data
-ranks and checkpoints know their position in the whole tensor; computations use their local parts. Without a group all
-functions here are the plain operations.
+A region of cut matrices begins with `column_parallel_matmuls` and ends with `row_parallel_output`. With sequence
+parallelism each rank holds only its part of the sequence outside these regions. Parameters are DTensors on the group's
+mesh, so that sharding over data ranks and checkpoints know their position in the whole tensor; computations use their
+local parts. Without a group all functions here are the plain operations.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Collective(torch.autograd.Function):
         return ctx.back(gradients[0], ctx.tp), None, None, None
 
 
-def leave(x: Tensor, tp: TensorParallel) -> Tensor:
+def row_parallel_output(x: Tensor, tp: TensorParallel) -> Tensor:
     """End a region: return the sum of the partial results of all ranks. Collective."""
     if tp.size == 1:
         return x
@@ -94,7 +94,7 @@ def local(parameter: Tensor, *, partial: bool = False) -> Tensor:
 
 
 class ColumnLinear(nn.Linear):
-    """A linear layer without bias whose outputs are cut over the ranks; see `products`."""
+    """A linear layer without bias whose outputs are cut over the ranks; see `column_parallel_matmuls`."""
 
     split = 0
     """The dimension in which the weight is cut."""
@@ -163,7 +163,7 @@ class _Products(torch.autograd.Function):
         return reduce_scatter(inner, ctx.tp), None, *own
 
 
-def products(x: Tensor, weights: Sequence[Tensor], tp: TensorParallel) -> tuple[Tensor, ...]:
+def column_parallel_matmuls(x: Tensor, weights: Sequence[Tensor], tp: TensorParallel) -> tuple[Tensor, ...]:
     """Begin a region: multiply x (b, s, inputs), or its part of s, with each rank's own rows (outputs / size,
     inputs)."""
     if tp.sequence:
@@ -191,7 +191,7 @@ class VocabEmbedding(nn.Embedding):
         if self.tp.size == 1:
             return functional.embedding(tokens, rows)
         index, foreign = own_rows(tokens, self.num_embeddings, self.tp)
-        return leave(functional.embedding(index, rows).masked_fill(foreign.unsqueeze(-1), 0.0), self.tp)
+        return row_parallel_output(functional.embedding(index, rows).masked_fill(foreign.unsqueeze(-1), 0.0), self.tp)
 
 
 def own_rows(tokens: Tensor, vocab_size: int, tp: TensorParallel) -> tuple[Tensor, Tensor]:

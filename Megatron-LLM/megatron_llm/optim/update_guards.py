@@ -27,7 +27,7 @@ class Diverged(Exception):
 
 
 @dataclass
-class Memory:
+class SpikeHistory:
     """The guards' memory of a run; stored in every checkpoint."""
 
     losses: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Place:
         return f"samples {self.samples[0]} to {self.samples[-1]}"
 
 
-def objection(args: Arguments, memory: Memory, loss: float, norm: float, place: Place) -> str | None:
+def objection(args: Arguments, memory: SpikeHistory, loss: float, norm: float, place: Place) -> str | None:
     """The reason why this iteration makes no update; None if it may. Raises Diverged when the run must stop."""
     scale = memory.loss_scale
     overflow = scale is not None and math.isfinite(loss) and not math.isfinite(norm)
@@ -90,7 +90,7 @@ def _overflow(args: Arguments, scale: LossScale, *, overflow: bool) -> str | Non
     return f"gradients overflow fp16 at loss scale {before:g}, next is {scale.factor:g}" if overflow else None
 
 
-def _spike(args: Arguments, memory: Memory, loss: float, norm: float) -> str | None:
+def _spike(args: Arguments, memory: SpikeHistory, loss: float, norm: float) -> str | None:
     """A clause on a loss or gradient norm far above its mean; None without one, or before half a window is known."""
     if args.skip_spikes is None or len(memory.losses) < max(2, args.spike_window // 2):
         return None

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron_llm.model.tensor_parallel import ALONE, TensorParallel
-from megatron_llm.process.errors import TOLD, OutputLost, SaveFailed
+from megatron_llm.process.errors import REPORTED_ERRORS, OutputLost, SaveFailed
 from run_contract.errors import Superseded, UserError
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class World:
         for group in (dist.group.WORLD, *self.mesh.get_all_groups()):
             _set_pg_timeout(timedelta(minutes=minutes), group)
 
-    def agree(self, *codes: int) -> list[int]:
+    def max_over_ranks(self, *codes: int) -> list[int]:
         """The largest value over all ranks of each code."""
         values = torch.tensor(codes, dtype=torch.int32)
         dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -116,10 +116,10 @@ class World:
         if self.rank == 0:
             try:
                 answer = [function()]
-            except TOLD as error:
+            except REPORTED_ERRORS as error:
                 answer = [error]
         dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], TOLD):
+        if isinstance(answer[0], REPORTED_ERRORS):
             raise answer[0]
         return answer[0]  # type: ignore[return-value]  # it is None only if T is None
 
@@ -128,7 +128,7 @@ class World:
         error: Told | None = None
         try:
             result = function()
-        except TOLD as caught:
+        except REPORTED_ERRORS as caught:
             error = caught
         errors: list[Told | None] = [None] * self.size
         dist.all_gather_object(errors, error)

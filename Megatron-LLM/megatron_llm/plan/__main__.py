@@ -33,7 +33,7 @@ from megatron_llm.flags.arguments import Arguments
 from megatron_llm.model import flops
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.plan import layouts
-from megatron_llm.plan.layouts import AMOUNTS, Layout, Question, Way
+from megatron_llm.plan.layouts import AMOUNTS, Layout, LayoutForecast, PlanRequest
 from megatron_llm.weights import hf_config, megatron
 from run_contract.entry_point import run_main
 from run_contract.errors import InputsMissing, UserError
@@ -64,7 +64,7 @@ def main() -> int:
     args = _arguments(options.recipe, recipe, rest)
     config = read_config(options.model or _base(options.recipe, recipe))
     peak = options.peak_tflops or flops.GPUS[options.gpu][args.compute_dtype() == torch.float32]
-    question = Question(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
+    question = PlanRequest(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
     ways, refused = question.ways()
     # a recipe has no key for interleaved stages
     suggestion = question.suggestion(way for way in ways if not recipe or way.setting.held_stages == 1)
@@ -204,7 +204,7 @@ def read_config(folder: Path) -> ModelConfig:
     return megatron.load_folder(newest)[0]
 
 
-def _report(question: Question, device: str, ways: list[Way], refused: dict[Layout, str]) -> list[str]:
+def _report(question: PlanRequest, device: str, ways: list[LayoutForecast], refused: dict[Layout, str]) -> list[str]:
     """The lines of the table, and the layouts that cannot be run."""
     args, count = question.args, flops.parameter_count(question.config)
     precision = str(args.compute_dtype()).removeprefix("torch.")
@@ -231,7 +231,7 @@ def _report(question: Question, device: str, ways: list[Way], refused: dict[Layo
     return lines
 
 
-def _remedy(way: Way, remedy: Way) -> str:
+def _remedy(way: LayoutForecast, remedy: LayoutForecast) -> str:
     changes = {name: getattr(remedy.args, name) for name in ("micro_batch_size", "recompute_granularity")}
     return _settings({name: value for name, value in changes.items() if value != getattr(way.args, name)}, {})
 
@@ -240,7 +240,7 @@ def _gb(size: int) -> str:
     return f"{size / UNITS['GB']:.2f}"
 
 
-def _storage(way: Way, bandwidth: float) -> str:
+def _storage(way: LayoutForecast, bandwidth: float) -> str:
     stored = layouts.checkpoints(way.setting, way.args)
     seconds = stored.size / (bandwidth * UNITS["GB"])
     kept = "none is deleted" if stored.kept == stored.written else f"{stored.kept} stay"
@@ -258,7 +258,7 @@ def _settings(changes: dict[str, Any], keys: dict[str, str]) -> str:
     return " ".join(f"--{name} {'none' if value is None else value}" for name, value in changes.items())
 
 
-def _advice(question: Question, way: Way | None, keys: dict[str, str]) -> str:
+def _advice(question: PlanRequest, way: LayoutForecast | None, keys: dict[str, str]) -> str:
     if way is None:
         return "suggestion: nothing fits; take more GPUs, or GPUs with more memory"
     speed = f"{way.tokens_per_second:,.0f} tokens/s, {_gb(way.total)} GB"
@@ -267,7 +267,7 @@ def _advice(question: Question, way: Way | None, keys: dict[str, str]) -> str:
     return f"suggestion: {_settings(changes, keys)} ({speed})"
 
 
-def _way_json(question: Question, way: Way) -> dict[str, Any]:
+def _way_json(question: PlanRequest, way: LayoutForecast) -> dict[str, Any]:
     s = way.setting
     return {
         "tensor": s.tensor,
@@ -286,7 +286,9 @@ def _way_json(question: Question, way: Way) -> dict[str, Any]:
     }
 
 
-def _as_json(question: Question, ways: list[Way], refused: dict[Layout, str], suggestion: Way | None) -> dict[str, Any]:
+def _as_json(
+    question: PlanRequest, ways: list[LayoutForecast], refused: dict[Layout, str], suggestion: LayoutForecast | None
+) -> dict[str, Any]:
     names = ("tensor", "pipeline", "stages_per_rank")
     stored = layouts.checkpoints(ways[0].setting, question.args) if ways else None
     return {

@@ -98,7 +98,7 @@ def checkpoints(s: Setting, args: Arguments) -> Checkpoints:
 
 
 @dataclass(frozen=True)
-class Way:
+class LayoutForecast:
     """One way to run the training, with its forecast."""
 
     args: Arguments
@@ -151,7 +151,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanRequest:
     """The question to answer: a model, its training as requested, and the GPUs."""
 
     config: ModelConfig
@@ -169,15 +169,15 @@ class Question:
         held = self.config.num_layers // (pipeline * depth) if depth else 1
         return self.args.tensor_model_parallel_size, pipeline, held
 
-    def way(self, args: Arguments) -> Way:
+    def way(self, args: Arguments) -> LayoutForecast:
         """The way with these flags. Raises UserError when it cannot be run."""
         setting = Setting.of(self.config, args, self.gpus)
-        return Way(args, setting, memory.fullest(setting), step_seconds(setting, self.rate), self.room)
+        return LayoutForecast(args, setting, memory.fullest(setting), step_seconds(setting, self.rate), self.room)
 
-    def ways(self) -> tuple[list[Way], dict[Layout, str]]:
+    def ways(self) -> tuple[list[LayoutForecast], dict[Layout, str]]:
         """All layouts with the other settings as requested, best first; and those that cannot be run, with the
         reason."""
-        found: list[Way] = []
+        found: list[LayoutForecast] = []
         refused: dict[Layout, str] = {}
         for layout in self._layouts():
             try:
@@ -203,21 +203,21 @@ class Question:
             num_layers_per_virtual_pipeline_stage=self.config.num_layers // (pipeline * held) if held > 1 else None,
         )
 
-    def changes(self, way: Way) -> dict[str, Any]:
+    def changes(self, way: LayoutForecast) -> dict[str, Any]:
         """The flags of a way that differ from the request."""
         return {name: getattr(way.args, name) for name in FLAGS if getattr(way.args, name) != getattr(self.args, name)}
 
-    def remedy(self, way: Way) -> Way | None:
+    def remedy(self, way: LayoutForecast) -> LayoutForecast | None:
         """The best way to make the same layout fit, with more recomputation or smaller micro-batches; or None."""
         asked = AMOUNTS.index(way.setting.recompute)
         return self._best(self._variants(way, AMOUNTS[asked:]))
 
-    def suggestion(self, ways: Iterable[Way]) -> Way | None:
+    def suggestion(self, ways: Iterable[LayoutForecast]) -> LayoutForecast | None:
         """The best of all ways, with any amount of recomputation; of equally fast ones the one closest to the
         request."""
         return self._best(variant for way in ways for variant in self._variants(way, AMOUNTS))
 
-    def _variants(self, way: Way, amounts: Sequence[str | None]) -> Iterator[Way]:
+    def _variants(self, way: LayoutForecast, amounts: Sequence[str | None]) -> Iterator[LayoutForecast]:
         size = way.args.micro_batch_size
         for amount in amounts:
             for smaller in (size >> times for times in range(size.bit_length())):
@@ -227,7 +227,7 @@ class Question:
                 except UserError:  # a batch of this size does not divide
                     continue
 
-    def _best(self, ways: Iterable[Way]) -> Way | None:
+    def _best(self, ways: Iterable[LayoutForecast]) -> LayoutForecast | None:
         fitting = [way for way in ways if way.fits]
         return min(fitting, key=lambda way: (way.order[1], len(self.changes(way)), way.order), default=None)
 

@@ -13,7 +13,7 @@ class OutputLost(Exception):
     """Raised when output can no longer be written, for a reason that may be gone when the run is started again."""
 
 
-TOLD = (UserError, Superseded, SaveFailed, OutputLost)
+REPORTED_ERRORS = (UserError, Superseded, SaveFailed, OutputLost)
 """The errors that ranks report to each other, and that a user sees as one line."""
 
 

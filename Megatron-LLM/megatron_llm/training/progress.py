@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.optim.loss_scale import LossScale
-from megatron_llm.optim.update_guards import Memory
+from megatron_llm.optim.update_guards import SpikeHistory
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Progress:
     evaluation_due: bool = False
     """Whether the evaluation after this iteration is still to be made, because it was interrupted or has not begun."""
     losses_since_log: list[float] = field(default_factory=list)
-    memory: Memory = field(default_factory=Memory)
+    memory: SpikeHistory = field(default_factory=SpikeHistory)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
@@ -39,7 +39,7 @@ class Progress:
         if scale := memory.pop("loss_scale", None):
             memory["loss_scale"] = LossScale(**scale)
         values = {name: state[name] for name in cls.__dataclass_fields__ if name != "memory"}
-        return cls(**values, memory=Memory(**memory))
+        return cls(**values, memory=SpikeHistory(**memory))
 
 
 @dataclass(frozen=True)

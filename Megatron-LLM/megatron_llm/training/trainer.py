@@ -142,7 +142,7 @@ class Trainer:
         if self.world.rank == 0:
             code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
             code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
-        agreed, saving = self.world.agree(code, self.saver.status())
+        agreed, saving = self.world.max_over_ranks(code, self.saver.status())
         if saving != IDLE:
             self.stand_still(lambda: self.saver.advance(saving))
         return agreed
