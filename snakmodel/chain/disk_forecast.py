@@ -27,6 +27,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from snakmodel.chain.plan import Plan
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
@@ -50,7 +52,7 @@ class Forecast:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts.items())
+        return ", ".join(f"{name} {decimal(size)}" for name, size in self.parts.items())
 
 
 def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary: int, bands: int) -> Forecast:
@@ -98,11 +100,6 @@ def used(root: Path) -> int:
 def free(folder: Path) -> int:
     """The number of bytes that this user may still write to a folder's file system. A quota does not show here."""
     return shutil.disk_usage(folder).free
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes in a form for users, in GB or MB."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def _kept(recipe: Recipe) -> int:

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 import yaml
+from rich.filesize import decimal
 
 from run_contract.publish import write_json
-from snakmodel.chain.disk_forecast import Forecast, forecast_plan, gigabytes
+from snakmodel.chain.disk_forecast import Forecast, forecast_plan
 from snakmodel.chain.engine_check import Facts, device_of
 from snakmodel.chain.plan import Plan
 from snakmodel.config.recipe import Recipe
@@ -111,11 +112,11 @@ def disk(recipe: Recipe, needs: Forecast) -> list[str]:
     They hold a hint if most of it is checkpoints and the recipe does not limit how many are kept.
     """
     t, checkpoints = recipe.training, needs.parts["checkpoints"]
-    lines = [f"disk: {gigabytes(needs.total)} at most, {gigabytes(checkpoints)} of it for checkpoints"]
+    lines = [f"disk: {decimal(needs.total)} at most, {decimal(checkpoints)} of it for checkpoints"]
     saves = -(-t.train_iters // t.save_interval)
     if t.keep_last is None and saves > 3 and 2 * checkpoints > needs.total:
         lines.append(
             f"note: all {saves} checkpoints are kept; training.keep_last: 2 would need "
-            f"{gigabytes(checkpoints * 3 // (saves + 1))} for them instead of {gigabytes(checkpoints)}"
+            f"{decimal(checkpoints * 3 // (saves + 1))} for them instead of {decimal(checkpoints)}"
         )
     return lines

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from run_contract.errors import UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
-from snakmodel.chain.disk_forecast import forecast_plan, free, gigabytes, used
+from snakmodel.chain.disk_forecast import forecast_plan, free, used
 from snakmodel.chain.plan import Plan, make_plan
 from snakmodel.config import load as configuration
 from snakmodel.config.cluster import Resources
@@ -92,7 +93,7 @@ class Preflight:
     def _disk(self, plan: Plan) -> None:
         needs, there = forecast_plan(plan), free(plan.paths.root)
         more = max(0, needs.total - used(plan.paths.root))
-        found = f"{gigabytes(more)} more needed at most, {gigabytes(there)} free (a quota does not show): {needs}"
+        found = f"{decimal(more)} more needed at most, {decimal(there)} free (a quota does not show): {needs}"
         if more > there:
             remedy = "Free space, give another --run-dir, or save checkpoints more rarely (training.save_interval)."
             self.add("disk space", "fail", found, remedy)
