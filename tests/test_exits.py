@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from run_contract.errors import UserError
 from snakmodel.dedup.process_pool import pool
-from snakmodel.job.driver import Driver
 from snakmodel.job.watchdog import dump_and_kill, log_size
 from snakmodel.launch.local_scheduler import LocalScheduler
-from snakmodel.run.attempts import Attempt, ExitRecord, Summary
+from snakmodel.run.attempts import Attempt, ExitRecord
 from snakmodel.run.markers import Marker, marker_path
 from snakmodel.slurm import own_job
 from tests import toy
@@ -123,23 +121,6 @@ def test_a_closed_log_has_no_size() -> None:
     os.close(read)
     os.close(write)
     assert log_size(write) is None
-
-
-def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Any
-) -> None:
-    """Neither the attempt's summary, which publishing refuses as a user's error, nor the log is needed for that."""
-    root = tmp_path / "run"
-    plan = toy.plan(root, toy.two_stages(root, shards=1))
-    monkeypatch.setenv("SNAKMODEL_JOB", "t")
-    driver = Driver(plan.write_task_list(plan.chain["first"], sys.executable), 0)
-
-    def refuse(*_: object) -> None:
-        raise UserError("no room for summary.json")
-
-    monkeypatch.setattr(Summary, "write", refuse)
-    monkeypatch.setattr(sys, "stdout", full)
-    driver._keep(Summary("t.r0", "again", progressed=True))
 
 
 def test_a_job_is_requeued_although_nothing_can_be_printed(monkeypatch: pytest.MonkeyPatch, full: Any) -> None:

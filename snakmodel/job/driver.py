@@ -15,53 +15,26 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from run_contract.claim import ATTEMPT_VARIABLE, CLAIM_VARIABLE, check_claim
 from run_contract.entry_point import run_main
-from run_contract.errors import (
-    EXIT_AGAIN,
-    EXIT_DONE,
-    EXIT_INPUTS_MISSING,
-    EXIT_NO_ROOM,
-    EXIT_STOPPED,
-    NoRoom,
-    Superseded,
-    UserError,
-)
+from run_contract.errors import EXIT_NO_ROOM, NoRoom, Superseded
 from run_contract.output import say
 from run_contract.publish import write_json
+from snakmodel.job.ending import Ending, Work
+from snakmodel.job.pack_attempt import PackAttempt
 from snakmodel.job.ranks import Ranks
+from snakmodel.job.task_inputs import TaskInputs
 from snakmodel.run import reads
-from snakmodel.run.attempt_files import hung_path, read_progress, started_path
-from snakmodel.run.attempts import (
-    Attempt,
-    ExitRecord,
-    Kind,
-    Outcome,
-    Summary,
-    Verdict,
-    bad_nodes,
-    claim_path,
-    culprits,
-    decide,
-    history,
-    log_event,
-    outcome,
-    take_claim,
-    unrecorded,
-)
-from snakmodel.run.markers import READ, Marker, judge
-from snakmodel.run.task_list import InputSpec, TaskList
-from snakmodel.slurm.own_job import accounted_end, exclude, job_state, requeue
-
-_LEAVE_SECONDS = 600
-_EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}
+from snakmodel.run.attempt_files import hung_path, started_path
+from snakmodel.run.attempts import ExitRecord, Kind, Outcome, claim_path, culprits, outcome, take_claim
+from snakmodel.run.markers import READ, Marker
+from snakmodel.run.task_list import TaskList
 
 
 class _ToldToEnd(Exception):
@@ -81,19 +54,11 @@ class Driver:
         self.tasks = TaskList.read(path)
         if not 0 <= pack < len(self.tasks.packs):
             raise SystemExit(f"error: {path} has packs 0 to {len(self.tasks.packs) - 1}, not {pack}")
-        self.pack = pack
-        self.attempt = Attempt.current()
-        self.attempts = self.tasks.root / "attempts" / self.tasks.stage / f"{pack:05d}"
-        self.folder = self.attempts / self.attempt.name
-        self.on_slurm = "SLURM_JOB_ID" in os.environ
-        self.node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-        self.before = self._progress()
-        self.ranks = Ranks(path, self.tasks, self.folder, lambda: self.signalled, self._on_hung)
-        self.told_ranks = False
-        self.kind: Kind = ""
-        self.failed_on: list[str] = []
-        self.read: dict[tuple[str, int], Marker] = {}
-        """(Stage, task) -> the marker of a task whose outputs are read."""
+        self.here = PackAttempt.current(self.tasks, pack)
+        self.inputs = TaskInputs(self.tasks)
+        self.ranks = Ranks(path, self.tasks, self.here.folder, lambda: self.signalled, self._on_hung)
+        self.ending = Ending(self.here, self.ranks.running)
+        self.work = Work()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -115,9 +80,11 @@ class Driver:
     def run(self) -> int:
         """Work through the pack, and return the exit code."""
         try:
-            return self._conclude(self._work_while_there_is_room())
+            found = self._work_while_there_is_room()
+            self.work.signalled = self.work.signalled or self.signalled
+            return self.ending.conclude(found, self.work)
         except Superseded as error:
-            self._log("superseded", reason=str(error))
+            self.here.log("superseded", reason=str(error))
             raise
 
     def _work_while_there_is_room(self) -> Outcome:
@@ -131,17 +98,17 @@ class Driver:
             return "crashed"
 
     def _claim(self) -> None:
-        claim = claim_path(self.tasks.root, self.tasks.stage, self.pack)
-        if not take_claim(claim, self.attempt):
-            raise Superseded(f"a later start of job {self.attempt.job} already runs")
-        os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), self.attempt.name
+        claim, attempt = claim_path(self.tasks.root, self.tasks.stage, self.here.pack), self.here.attempt
+        if not take_claim(claim, attempt):
+            raise Superseded(f"a later start of job {attempt.job} already runs")
+        os.environ[CLAIM_VARIABLE], os.environ[ATTEMPT_VARIABLE] = str(claim), attempt.name
 
     def _work(self) -> Outcome:
-        write_json(self.folder / "start.json", {"progress": self.before, "node": self.node})
-        self._report_lost()
-        self._log("start", node=self.node)
+        write_json(self.here.folder / "start.json", {"progress": self.here.before, "node": self.here.node})
+        self.ending.report_lost()
+        self.here.log("start", node=self.here.node)
         worst: Outcome = "done"
-        for index in self.tasks.packs[self.pack]:
+        for index in self.tasks.packs[self.here.pack]:
             if self.tasks.is_done(index):
                 say(f"task {index} is done already")
                 continue
@@ -155,39 +122,12 @@ class Driver:
                 break
         return worst
 
-    def _report_lost(self) -> None:
-        """Log a `lost` event if the start before this one left no record of how it ended."""
-        past = self._past()
-        before = Attempt(self.attempt.job, self.attempt.restart - 1).name
-        said = (self.attempts / before / "summary.json").exists()
-        if past and past[-1].outcome == "lost" and past[-1].attempt == before and not said:
-            reason = f"attempt {before} left no record of its end"
-            node = ", ".join(past[-1].nodes)
-            self._log("lost", kind=past[-1].kind, reason=reason, lost=before, node=node)
-
-    def _past(self) -> list[Summary]:
-        """The summaries of the earlier starts of this job, oldest first."""
-        return history(self.attempts, self.attempt, self.before, self._unrecorded_kind)
-
-    def _unrecorded_kind(self, attempt: Attempt) -> Kind:
-        """Why an earlier start left no summary. Where accounting does not know, its node is assumed to be lost."""
-        end = accounted_end(attempt) if self.on_slurm else ""
-        if end in ("", "NODE_FAIL"):
-            return "node-failure"
-        return "preempted" if end == "PREEMPTED" else "no-record"
-
-    def _progress(self) -> int:
-        """A number that grows with the pack's progress: a resumable stage's iteration, else the count of done tasks."""
-        if self.tasks.progress is not None:
-            return read_progress(self.tasks) or 0
-        return sum(self.tasks.is_done(index) for index in self.tasks.packs[self.pack])
-
     def _task(self, index: int) -> Outcome:
         """Run one task and, if all its ranks are done, write its marker."""
         try:
             with self._ends_at_signal():
-                problem = self._input_problem(index)
-                content = "" if problem else reads.content(self.tasks, index, self.read)
+                problem = self.inputs.problem(index)
+                content = "" if problem else reads.content(self.tasks, index, self.inputs.markers)
                 renewed = reads.renewed(self.tasks, index, content)
         except _ToldToEnd:
             return "interrupted"
@@ -199,8 +139,9 @@ class Driver:
             renewed.write(self.tasks.marker_path(self.tasks.stage, index))
             say(f"task {index}: what it reads is the same as when it was done; its outputs stay")
             return "done"
-        records = [ExitRecord.path(self.folder, index, rank) for rank in range(self.tasks.ranks)]
-        for path in (*records, hung_path(self.folder, index), started_path(self.folder, index)):
+        folder = self.here.folder
+        records = [ExitRecord.path(folder, index, rank) for rank in range(self.tasks.ranks)]
+        for path in (*records, hung_path(folder, index), started_path(folder, index)):
             path.unlink(missing_ok=True)
         before = reads.versions(self.tasks.tasks[index].reads)
         if not self.ranks.run(index):
@@ -212,30 +153,31 @@ class Driver:
         return found
 
     def _judge(self, records: list[ExitRecord | None]) -> Outcome:
+        """What came of a task, from the exit records of its ranks."""
         found = outcome(records, self.signalled)
-        self.told_ranks = any(record and record.signalled for record in records)
-        hung = any(record and record.hung for record in records) or self.kind == "hung"
+        self.work.signalled = any(record and record.signalled for record in records)
+        hung = any(record and record.hung for record in records) or self.work.kind == "hung"
         if hung and found not in ("done", "again"):
             found = "crashed"
-        if found == "crashed" and not any(records) and self._restarts_already():
-            self.kind, self.failed_on = "node-failure", [self.node] if self.tasks.nodes == 1 else []
+        alone = [self.here.node] if self.tasks.nodes == 1 else []
+        if found == "crashed" and not any(records) and self.ending.restarts_already():
+            self.work.kind, self.work.nodes = "node-failure", alone
             return "lost"
         if found == "crashed":
             codes = {record.rank if record else "?": record.code if record else None for record in records}
             full = EXIT_NO_ROOM in (*codes.values(), *self.ranks.codes())
-            blamed = culprits(records) or ([self.node] if self.tasks.nodes == 1 else [])
             kind: Kind = "hung" if hung else "disk-full" if full else "crash"
-            self._crashed(kind, [] if kind == "disk-full" else blamed, codes=codes)
+            self._crashed(kind, [] if kind == "disk-full" else culprits(records) or alone, codes=codes)
         return found
 
     def _crashed(self, kind: Kind, nodes: list[str], **details: object) -> None:
         """Record why this attempt crashed, and on which nodes."""
-        self.kind, self.failed_on = kind, nodes
-        self._log("crash", kind=kind, nodes=nodes, **details)
+        self.work.kind, self.work.nodes = kind, nodes
+        self.here.log("crash", kind=kind, nodes=nodes, **details)
 
     def _on_hung(self, index: int, reason: str) -> None:
-        self.kind = "hung"
-        self._log("hung", kind="hung", reason=reason, task=index)
+        self.work.kind = "hung"
+        self.here.log("hung", kind="hung", reason=reason, task=index)
 
     def _mark_done(self, index: int, content: str, before: list[tuple[int, int]]) -> Outcome:
         """Write the marker of a task. `before` holds the versions of the files from outside when the task began."""
@@ -249,110 +191,11 @@ class Driver:
             return "interrupted"
         except (OSError, ValueError) as error:
             say(f"error: {self.tasks.stage} task {index}: {error}", error=True)
-            self.kind = "crash"
+            self.work.kind = "crash"
             return "crashed"
         check_claim()
         marker.write(self.tasks.marker_path(self.tasks.stage, index))
         return "done"
-
-    def _input_problem(self, index: int) -> str | None:
-        """What is wrong with the inputs of a task, or None: their markers and, where asked for, full checksums."""
-        for source in self.tasks.tasks[index].inputs:
-            for number in reads.numbers(self.tasks, source):
-                problem = self._one_input_problem(source, number)
-                if problem:
-                    remedy = "Run jobs/submit_all.py again: it redoes what is missing."
-                    return f"input from stage {source.stage}, task {number}: {problem}. {remedy}"
-        return None
-
-    def _one_input_problem(self, source: InputSpec, number: int) -> str | None:
-        path, key = self.tasks.marker_path(source.stage, number), self.tasks.keys[source.stage][number]
-        found = judge(path, self.tasks.root, key, full=source.full, only=source.only)
-        if found.marker is None:
-            return "it has no readable done marker"
-        if found.marker.key != key:
-            return "its done marker is of another command or other inputs"
-        self.read[source.stage, number] = found.marker
-        if found.problem and source.full:
-            path.unlink(missing_ok=True)
-            return f"{found.problem}; its marker was removed"
-        return found.problem
-
-    def _conclude(self, found: Outcome) -> int:
-        """Requeue the job, or return the exit code that belongs to the attempt's outcome."""
-        past = self._past()
-        if not (self.folder / "start.json").exists():
-            past += reversed(unrecorded(self.attempts, self.attempt))
-        summary = Summary(self.attempt.name, found, self._progress() > self.before, self.kind, self.failed_on)
-        self._keep(summary)
-        if found in ("again", "interrupted"):
-            summary = replace(summary, kind=self._why(found))
-            self._keep(summary)
-        verdict = decide(past, summary, without_progress=self.tasks.without_progress, crashes=self.tasks.crashes)
-        if not verdict.again:
-            event = summary.outcome if summary.outcome in ("done", "stopped") else "failed"
-            self._log("cancelled" if summary.kind == "cancelled" else event, reason=verdict.reason, kind=summary.kind)
-            say(f"=== {self.tasks.stage} pack {self.pack}: {verdict.reason}")
-            return _EXIT_CODES.get(summary.outcome, 1)
-        name = "lost" if summary.outcome == "lost" else "requeue" if self.on_slurm else "again"
-        self._log(name, reason=verdict.reason, kind=summary.kind, node=self.node)
-        if self.on_slurm:
-            return self._requeue(verdict, bad_nodes([*past, summary]))
-        return EXIT_AGAIN
-
-    def _why(self, found: Outcome) -> Kind:
-        """Why the ranks or this process were signalled to end, as far as that can be known."""
-        if not self.signalled and not self.told_ranks:
-            return ""
-        if not self.on_slurm:
-            return "requested"
-        state = job_state(self.attempt.job)
-        return state.kind(self.attempt, self.tasks.signal_seconds) if state else ""
-
-    def _keep(self, summary: Summary) -> None:
-        """Write the summary. A full disk must not keep the job from being requeued, so errors are only reported."""
-        try:
-            summary.write(self.folder)
-        except (OSError, UserError) as error:
-            say(f"the attempt's summary could not be written: {error}")
-
-    def _requeue(self, verdict: Verdict, avoid: list[str]) -> int:
-        """Have Slurm start this job again, if it is willing to, and return when the ranks have ended."""
-        job = self.attempt.job
-        if self.tasks.logs:  # without the folder of its log, Slurm cannot start the job again
-            with suppress(OSError):
-                Path(self.tasks.logs).mkdir(parents=True, exist_ok=True)
-        end = requeue(self.attempt, verdict.reason, self._check_claim)
-        if end.result == "refused":
-            self._log("failed", reason=f"{verdict.reason}; Slurm refuses to requeue: {end.words}")
-            return 1
-        if end.result == "cancelled":
-            self._log("cancelled", kind="cancelled", reason="scancel")
-            return 1
-        if avoid:
-            problem = exclude(job, avoid, self.tasks.nodes)
-            reason = f"this job failed there repeatedly{f', but it is not excluded: {problem}' if problem else ''}"
-            self._log("kept" if problem else "excluded", nodes=avoid, reason=reason)
-        end_at = time.monotonic() + _LEAVE_SECONDS
-        while self.ranks.running() and time.monotonic() < end_at:
-            time.sleep(0.1)
-        return EXIT_AGAIN
-
-    def _restarts_already(self) -> bool:
-        """Whether Slurm starts this job again by itself, as it does after a node's failure."""
-        state = job_state(self.attempt.job) if self.on_slurm else None
-        return state is not None and state.restarts > self.attempt.restart
-
-    def _check_claim(self) -> None:
-        """Raise Superseded if another attempt has replaced this one; a claim that cannot be read is ignored."""
-        with suppress(OSError):
-            check_claim()
-
-    def _log(self, event: str, **details: object) -> None:
-        try:
-            log_event(self.tasks.root, self.tasks.stage, event, pack=self.pack, attempt=self.attempt.name, **details)
-        except OSError as error:
-            say(f"event {event} could not be written: {error}")
 
 
 def main() -> int:
