@@ -129,7 +129,9 @@ def _waits(stage: Stage, sizes: Mapping[str, int]) -> dict[str, Literal["same", 
     read: dict[str, list[set[int | None]]] = {}
     for number, task in enumerate(stage.tasks):
         for source in task.inputs:
-            read.setdefault(source.stage, [set() for _ in stage.tasks])[number].add(source.index)
+            if source.stage not in read:
+                read[source.stage] = [set() for _ in stage.tasks]
+            read[source.stage][number].add(source.index)
     own = [{number} for number in range(len(stage.tasks))]
     return {name: "same" if numbers == own and sizes.get(name) == len(own) else "all" for name, numbers in read.items()}
 
