@@ -241,14 +241,25 @@ def fallbacks(encoder: Encoder, ids: NDArray[np.uint32], ends: NDArray[np.int64]
     ids[:ends[i]] ends with document i.
     """
     unknown = encoder.tokenizer.unknown_id
-    kinds = np.zeros(encoder.tokenizer.vocab_size, dtype=np.uint8)  # bits, so that one look-up serves both
-    kinds[sorted(encoder.tokenizer.fallback_ids)] = 2
-    kinds[[] if unknown is None else [unknown]] |= 1
-    found = kinds.take(ids)
-    places = np.flatnonzero(found)
-    found, documents = found[places], np.searchsorted(ends, places, side="right")
-    names = {"unknown_tokens": 1, "byte_tokens": 2}
-    return {name: np.bincount(documents[found & bit > 0], minlength=len(ends)) for name, bit in names.items()}
+    found = {
+        "unknown_tokens": among(ids, [] if unknown is None else [unknown]),
+        "byte_tokens": among(ids, sorted(encoder.tokenizer.fallback_ids)),
+    }
+    return {
+        name: np.bincount(np.searchsorted(ends, places, side="right"), minlength=len(ends))
+        for name, places in found.items()
+    }
+
+
+def among(ids: NDArray[np.uint32], wanted: list[int]) -> NDArray[np.int64]:
+    """The places of `ids` at which one of some ids stands; `wanted` is in ascending order."""
+    if not wanted:
+        return np.empty(0, dtype=np.int64)
+    if len(wanted) == 1:
+        return np.flatnonzero(ids == wanted[0])
+    if wanted[-1] - wanted[0] + 1 == len(wanted):  # a range, as the bytes of a SentencePiece model are
+        return np.flatnonzero((ids >= wanted[0]) & (ids <= wanted[-1]))
+    return np.flatnonzero(np.isin(ids, wanted, kind="table"))
 
 
 def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:

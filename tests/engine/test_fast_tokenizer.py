@@ -19,7 +19,7 @@ from megatron_llm.tokenizer import base as vocabulary
 from megatron_llm.tokenizer import encoder as encoding
 from megatron_llm.tokenizer.agreement import random_texts
 from megatron_llm.tokenizer.build import build
-from megatron_llm.tokenizer.encoder import SMALL, Encoder, open_encoder, open_fast
+from megatron_llm.tokenizer.encoder import SMALL, Encoder, interleaved, open_encoder, open_fast
 from megatron_llm.tokenizer.gigatoken import Fast, Unfit
 from megatron_llm.tokenizer.sentencepiece import SentencePieceTokenizer
 from run_contract.errors import UserError
@@ -236,3 +236,19 @@ def test_the_forecast_is_of_the_library_that_encodes(
     for tokenizer, gigabytes in ((json_tokenizer, "1.36 GB"), (llama, "0.50 GB")):
         encoding.Encoder(tokenizer, None, "").forecast(10**7)
         assert f"encoding it takes about {gigabytes} of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_two_sets_of_texts_in_one_order(share: float) -> None:
+    """However many texts belong to each set, empty ones too, each keeps its ids and its place."""
+    chance = np.random.default_rng(7)
+    sizes = chance.integers(0, 4, 500)
+    is_b = chance.random(500) < share
+    ids = [np.full(size, number, np.uint32) for number, size in enumerate(sizes)]
+    a, b = (
+        (np.concatenate([np.empty(0, np.uint32), *(ids[i] for i in np.flatnonzero(chosen))]), sizes[chosen])
+        for chosen in (~is_b, is_b)
+    )
+    found, counts = interleaved(a, b, is_b)
+    assert found.tolist() == np.concatenate(ids).tolist()
+    assert counts.tolist() == sizes.tolist()

@@ -29,6 +29,8 @@ SAMPLE_FIRST, SAMPLE_REST = 16, 512
 """One document in this number is also encoded by the tokenizer's own library: in the first block, in other blocks."""
 SAMPLE_CHARACTERS = 4096
 """Number of characters that are compared of each of these documents."""
+FEW = 16
+"""Texts are merged piece by piece where fewer than one in this number belongs to the smaller set."""
 MEMORY_A_CHARACTER = {"sentencepiece": 50, "tokenizers": 136}
 """Bytes of memory per character that the tokenizer's own library takes to encode a text in one piece."""
 
@@ -169,6 +171,13 @@ def interleaved(a: Ids, b: Ids, is_b: NDArray[np.bool_]) -> Ids:
     """Merge the ids of two sets of texts into one order: the next text is b's where is_b (n,), else a's."""
     sizes = np.empty(len(is_b), dtype=np.int64)
     sizes[~is_b], sizes[is_b] = a[1], b[1]
+    rows = np.flatnonzero(is_b)
+    if 0 < len(rows) * FEW < len(is_b):  # copied in long pieces
+        places = np.concatenate(([0], np.cumsum(a[1])))[rows - np.arange(len(rows))]
+        own = np.split(b[0], np.cumsum(b[1])[:-1])
+        rest = np.split(a[0], places)
+        pieces = [piece for pair in zip(rest, own, strict=False) for piece in pair]
+        return np.concatenate([*pieces, rest[-1]]), sizes
     from_b = np.repeat(is_b, sizes)
     ids = np.empty(len(from_b), dtype=np.uint32)
     ids[~from_b], ids[from_b] = a[0], b[0]
