@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-NEEDED = ("snakmodel", "pydantic", "rich", "submitit", "yaml")
+NEEDED = ("run_contract", "snakmodel", "pydantic", "rich", "submitit", "yaml")
 """The toolkit itself, and packages that every launcher imports."""
 
 

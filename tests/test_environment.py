@@ -60,7 +60,7 @@ def test_no_environment_says_what_to_type(project: Path, bare_python: Path) -> N
     result = start(bare_python, project / "jobs" / "submit_all.py", path=bare_python.parent)
     assert result.returncode == 1
     assert f"{bare_python} is Python 3." in result.stderr
-    assert "it lacks snakmodel, pydantic, rich, submitit, yaml" in result.stderr
+    assert "it lacks run_contract, snakmodel, pydantic, rich, submitit, yaml" in result.stderr
     assert f"Type `make setup` in {project} once" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -84,3 +84,19 @@ def test_make_names_a_python_that_will_not_do(tmp_path: Path, python: str) -> No
     assert result.returncode != 0
     assert expected[python] in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_help_on_a_terminal_that_knows_only_ascii(name: str) -> None:
+    """Characters that the terminal lacks become escapes, not an error."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, str(PROJECT / "jobs" / name), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("ascii").startswith("usage")
+
+
+def test_the_readme_says_on_its_first_screen_that_gpus_have_not_run() -> None:
+    """Whoever has GPUs must not learn it in the last paragraph."""
+    first = " ".join((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()[:20])
+    assert "on GPUs it has not run yet" in first

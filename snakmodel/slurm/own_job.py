@@ -84,7 +84,8 @@ def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
     while True:
         asked = _ask(*command, f"--jobs={attempt.job}")
         rows = sorted(line.split("|") for line in asked.stdout.splitlines() if not line.startswith("Unknown|"))
-        state = rows[attempt.restart][1].split()[0] if len(rows) > attempt.restart else ""
+        words = rows[attempt.restart][1].split() if len(rows) > attempt.restart else []
+        state = words[0] if words else ""
         if asked.returncode == 0 and state not in ("", "RUNNING", "PENDING", "COMPLETING"):
             return state
         if asked.returncode or time.monotonic() > end:
