@@ -105,7 +105,7 @@ class Driver:
 
     def _work(self) -> Outcome:
         write_json(self.here.folder / "start.json", {"progress": self.here.before, "node": self.here.node})
-        self.ending.report_lost()
+        self.ending.report_before()
         self.here.log("start", node=self.here.node)
         worst: Outcome = "done"
         for index in self.tasks.packs[self.here.pack]:

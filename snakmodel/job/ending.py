@@ -23,9 +23,11 @@ from snakmodel.run.attempts import (
     history,
     unrecorded,
 )
-from snakmodel.slurm.own_job import accounted_end, exclude, job_state, requeue
+from snakmodel.slurm.own_job import accounted_end, accounted_kind, exclude, job_state, requeue
 
 _LEAVE_SECONDS = 600
+_ACCOUNTING_SECONDS = 15.0
+"""Seconds that a start waits for accounting to tell why the start before it was ended."""
 _EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUTS_MISSING}
 
 
@@ -59,14 +61,23 @@ class Ending:
             return "node-failure"
         return "preempted" if end == "PREEMPTED" else "no-record"
 
-    def report_lost(self) -> None:
-        """Log a `lost` event if the start before this one left no record of how it ended."""
+    def report_before(self) -> None:
+        """Log what is known only now of the end of the start before this one.
+
+        It is `lost` if it left no record, and `explained` if it could not know yet why Slurm started it again.
+        """
         past, here = self.past(), self.here
-        before = Attempt(here.attempt.job, here.attempt.restart - 1).name
-        said = (here.all_attempts / before / "summary.json").exists()
-        if past and past[-1].outcome == "lost" and past[-1].attempt == before and not said:
-            reason = f"attempt {before} left no record of its end"
-            here.log("lost", kind=past[-1].kind, reason=reason, lost=before, node=", ".join(past[-1].nodes))
+        before = Attempt(here.attempt.job, here.attempt.restart - 1)
+        if not past or past[-1].attempt != before.name:
+            return
+        folder, end = here.all_attempts / before.name, past[-1]
+        if end.outcome == "lost" and not (folder / "summary.json").exists():
+            reason = f"attempt {before.name} left no record of its end"
+            here.log("lost", kind=end.kind, reason=reason, lost=before.name, node=", ".join(end.nodes))
+        elif end.kind == "restarted" and (kind := accounted_kind(before, _ACCOUNTING_SECONDS)) != "restarted":
+            reason = f"accounting knows why attempt {before.name} was started again"
+            here.log("explained", kind=kind, reason=reason, ended=before.name)
+            self._keep(replace(end, kind=kind), folder)
 
     def restarts_already(self) -> bool:
         """Whether Slurm starts this job again by itself, as it does after a node's failure."""
@@ -79,10 +90,10 @@ class Ending:
         if not (here.folder / "start.json").exists():
             past += reversed(unrecorded(here.all_attempts, here.attempt))
         summary = Summary(here.attempt.name, found, here.progress() > here.before, work.kind, work.nodes)
-        self._keep(summary)
+        self._keep(summary, here.folder)
         if found in ("again", "interrupted"):
             summary = replace(summary, kind=self._why(work.signalled))
-            self._keep(summary)
+            self._keep(summary, here.folder)
         verdict = decide(past, summary, without_progress=here.tasks.without_progress, crashes=here.tasks.crashes)
         if not verdict.again:
             event = summary.outcome if summary.outcome in ("done", "stopped") else "failed"
@@ -104,10 +115,13 @@ class Ending:
         state = job_state(self.here.attempt.job)
         return state.kind(self.here.attempt, self.here.tasks.signal_seconds) if state else ""
 
-    def _keep(self, summary: Summary) -> None:
-        """Write the summary. A full disk must not keep the job from being requeued, so errors are only reported."""
+    def _keep(self, summary: Summary, folder: Path) -> None:
+        """Write the summary in its attempt's folder.
+
+        A full disk must not keep the job from being requeued, so errors are only reported.
+        """
         try:
-            summary.write(self.here.folder)
+            summary.write(folder)
         except (OSError, UserError) as error:
             say(f"the attempt's summary could not be written: {error}")
 

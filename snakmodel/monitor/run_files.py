@@ -56,6 +56,8 @@ class PackHistory:
             self.last = event
         if event["event"] in ("requeue", "again", "lost"):
             self.again.append((str(event.get("kind") or "saved"), str(event.get("node", ""))))
+        elif event["event"] == "explained" and self.again:
+            self.again[-1] = (str(event["kind"]), self.again[-1][1])
         elif event["event"] == "excluded":
             self.avoided += [str(node) for node in event.get("nodes", ())]
         elif event["event"] == "superseded":

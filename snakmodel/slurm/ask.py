@@ -29,7 +29,10 @@ BY_HAND = "hand-"
 """Prefix of the tokens of jobs that were submitted by hand. Their names say nothing, so they are known by their ids."""
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_")
 """Prefixes of the variables that hold a user's own defaults for Slurm's tools, or that come from a surrounding job."""
-
+NOT_FOUND = 127
+"""Exit code of a tool that is not installed."""
+NO_ACCOUNTING = "accounting storage is disabled"
+"""Words with which sacct says that the cluster keeps no accounting."""
 CLUSTER_VARIABLE = "SLURM_CLUSTERS"
 """Environment variable that directs all of Slurm's tools to one cluster, where several share one accounting."""
 KEPT = ("SLURM_CONF", CLUSTER_VARIABLE)
@@ -64,7 +67,7 @@ def run_tool(argv: Sequence[str], *, seconds: float = 120, inside: bool = False)
         said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
         return subprocess.CompletedProcess(argv, 124, "", f"{said}{argv[0]}: no answer within {seconds:g} s")
     except OSError as error:
-        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
+        return subprocess.CompletedProcess(argv, NOT_FOUND, "", f"{argv[0]}: {error.strerror}")
 
 
 def _ignore_term() -> None:
@@ -122,7 +125,7 @@ def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> d
     try:
         lines = ask(command)
     except Unanswered as error:
-        if "accounting storage is disabled" in str(error):
+        if NO_ACCOUNTING in str(error):
             return {}
         lines = ask(command, patience)
     rows = [line.split("|", 1) for line in lines.splitlines()]

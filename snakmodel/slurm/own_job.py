@@ -22,7 +22,7 @@ from typing import Literal
 
 from run_contract.output import say
 from snakmodel.run.attempts import Attempt, Kind
-from snakmodel.slurm.ask import run_tool
+from snakmodel.slurm.ask import NO_ACCOUNTING, NOT_FOUND, run_tool
 
 _SECONDS = 60
 _PERMANENT = (
@@ -39,7 +39,7 @@ _PATIENCE_SECONDS = 600
 """Seconds after which any other refusal is taken for final."""
 _NOTICE_SLACK_SECONDS = 90
 _ACCOUNTING_SECONDS = 3.0
-"""Seconds that accounting is given to learn from the controller how a start ended."""
+"""Seconds that a start which is being ended gives accounting to hear of it: soon it will be killed."""
 _KINDS: Mapping[str, Kind] = {"PREEMPTED": "preempted", "REQUEUED": "requeued", "NODE_FAIL": "node-failure"}
 """State in which accounting records a start of a job that was followed by another start -> why the first one ended."""
 
@@ -62,7 +62,7 @@ class JobState:
         if self.fields.get("Reason") == "TimeLimit":
             return "timeout"
         if self.restarts > attempt.restart:  # the requeue wipes PreemptTime, but accounting knows what it was
-            return _KINDS.get(accounted_end(attempt, patience=_ACCOUNTING_SECONDS), "restarted")
+            return accounted_kind(attempt, _ACCOUNTING_SECONDS)
         if self.fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return "cancelled"
         return "timeout" if self._seconds_left() < notice_seconds + _NOTICE_SLACK_SECONDS else "requested"
@@ -72,6 +72,14 @@ class JobState:
             return (datetime.fromisoformat(self.fields["EndTime"]) - datetime.now()).total_seconds()
         except (KeyError, ValueError):
             return float("inf")
+
+
+def accounted_kind(attempt: Attempt, patience: float) -> Kind:
+    """Why Slurm started an attempt's job again by itself, or "restarted" if accounting does not know it.
+
+    Accounting hears of it from the controller a moment later, and is given `patience` seconds for that.
+    """
+    return _KINDS.get(accounted_end(attempt, patience), "restarted")
 
 
 def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
@@ -88,7 +96,8 @@ def accounted_end(attempt: Attempt, patience: float = 0.0) -> str:
         state = words[0] if words else ""
         if asked.returncode == 0 and state not in ("", "RUNNING", "PENDING", "COMPLETING"):
             return state
-        if asked.returncode or time.monotonic() > end:
+        never = asked.returncode == NOT_FOUND or NO_ACCOUNTING in asked.stderr
+        if never or time.monotonic() > end:
             return ""
         time.sleep(0.5)
 

@@ -15,8 +15,10 @@ from run_contract.publish import write_json
 from snakmodel.job import ending
 from snakmodel.job.ending import Ending, Work
 from snakmodel.job.pack_attempt import PackAttempt
+from snakmodel.monitor.run_files import PackHistory
 from snakmodel.run.attempts import Attempt, Kind, Outcome, Summary
 from snakmodel.run.task_list import TaskList
+from snakmodel.slurm import own_job
 from snakmodel.slurm.own_job import End, JobState
 from tests import toy
 
@@ -127,10 +129,34 @@ def test_a_start_that_left_no_record(
     job = Job(tmp_path, monkeypatch, restart=1)
     job.accounted = accounted
     job.begin(0)
-    job.ending.report_lost()
+    job.ending.report_before()
     assert job.events() == [("lost", kind)]
     [past] = job.ending.past()
     assert past.nodes == (["node3"] if kind == "node-failure" else [])
+
+
+def test_what_accounting_told_too_late_is_said_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that Slurm ended by starting its job again learns why from accounting, or else the next start does."""
+    job = Job(tmp_path, monkeypatch)
+    job.begin(0)
+    job.state.fields["Restarts"] = "1"
+    monkeypatch.setattr(own_job, "accounted_end", lambda *_: job.accounted)
+    assert job.conclude("interrupted", signalled=True) == EXIT_AGAIN
+    assert job.events() == [("requeue", "restarted")]
+    after = Job(tmp_path, monkeypatch, restart=1)
+    after.ending.report_before()
+    assert after.events() == [("requeue", "restarted")], "accounting still does not know"
+    job.accounted = "PREEMPTED"
+    after.ending.report_before()
+    after.ending.report_before()
+    assert after.events() == [("requeue", "restarted"), ("explained", "preempted")]
+    assert [one.kind for one in after.ending.past()] == ["preempted"]
+    story = PackHistory()
+    for line in (after.root / "events.jsonl").read_text().splitlines():
+        story.add(json.loads(line))
+    assert story.again == [("preempted", "node3")]
 
 
 def test_a_full_disk_keeps_no_job_from_being_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

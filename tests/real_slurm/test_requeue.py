@@ -103,7 +103,8 @@ def test_preemption(cluster: Cluster, mode: str, grace: int, progress: str | Non
         preempt(run)
         assert set(run.finish().values()) == {"COMPLETED"}
     assert run.story("save") == ["start", "requeue", "start", "done"], run.everything()
-    assert kinds(run, "save", "requeue") == [("requeue", "preempted")]
+    [*_, (_, kind)] = kinds(run, "save", "requeue", "explained")
+    assert kind == "preempted", run.everything()
     assert "started again after preemption" in run.told("save", done="1", failed="-", attempts="2")
     if progress:
         assert (run.root / "progress").read_text() == progress
@@ -116,7 +117,8 @@ def test_a_requeue_by_the_user_is_no_preemption(cluster: Cluster) -> None:
     run.until(ready(run), "the command's start")
     run.cluster.run(["scontrol", "requeue", f"{run.jobs()[0]}_0"])
     assert set(run.finish().values()) == {"COMPLETED"}
-    assert kinds(run, "save", "requeue") == [("requeue", "requeued")], run.everything()
+    [*_, (_, kind)] = kinds(run, "save", "requeue", "explained")
+    assert kind == "requeued", run.everything()
     assert "started again after scontrol requeue" in run.told("save", done="1", failed="-", attempts="2")
 
 
