@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
 import torch.distributed as dist
 
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.parallel.world import World, start
+from tests.engine import tiny_run
 
 
 @pytest.fixture(scope="session")
