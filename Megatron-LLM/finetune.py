@@ -34,10 +34,10 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
     from megatron_llm.training import assemble
 
     args = flags_parser.parse(argv)
-    layout_checks.batch_layout(args, parallel.world_size_in_environment())
-    torch.set_num_threads(args.threads)
-    sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    world = parallel.start(*sizes, args.distributed_timeout_minutes)
+    layout_checks.batch_layout(args.parallel, args.training, parallel.world_size_in_environment())
+    torch.set_num_threads(args.precision.threads)
+    sizes = args.parallel.tensor_model_parallel_size, args.parallel.pipeline_model_parallel_size
+    world = parallel.start(*sizes, args.parallel.distributed_timeout_minutes)
     if world.device.type == "cpu":
         host_memory.keep_freed()
     return assemble.run(args, world, stop)

@@ -60,7 +60,8 @@ class Training:
         self.steps, self.iterations = Direct(model, 1, world), count(1)
         argv = [*FLAGS.split(), "--save", str(folder)]
         self.beside, self.waiting = (
-            Saver(flags_parser.parse([*argv, *more]), world, self.config) for more in ([], ["--no_async_save"])
+            Saver(flags_parser.parse([*argv, *more]).checkpoint, world, self.config)
+            for more in ([], ["--no_async_save"])
         )
 
     def step(self) -> float:

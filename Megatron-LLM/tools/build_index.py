@@ -26,13 +26,13 @@ NOT_NEEDED = ("save", "lr", "micro_batch_size")
 def main() -> None:
     """Plan the three splits, then build the indices that are missing."""
     args = flags_parser.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
-    if args.seq_length is None:
+    if args.model.seq_length is None:
         raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
-    if args.global_batch_size is None:
+    if args.training.global_batch_size is None:
         raise UserError("--global_batch_size is missing: the number of samples of the run depends on it")
-    paths = args.data()
-    folder = args.index_path or paths.index_folder()
-    plans = plan(args, paths, args.samples(args.global_batch_size))
+    paths = args.data.paths()
+    folder = args.data.index_path or paths.index_folder()
+    plans = plan(args, paths, args.samples(args.training.global_batch_size))
     print(f"memory: up to {forecast(plans) / 1e9:.2f} GB", flush=True)
     for one in plans:
         build(one, folder)
@@ -49,7 +49,9 @@ def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> li
         if not wanted or (SPLITS[number] == "test" and paths.split is None and not paths.test):
             continue
         try:
-            plans.append(gpt_dataset.plan_split(paths, opened, number, wanted, args.seed, args.seq_length))
+            plans.append(
+                gpt_dataset.plan_split(paths, opened, number, wanted, args.training.seed, args.model.seq_length)
+            )
         except UserError as error:
             if SPLITS[number] != "test":
                 raise

@@ -95,8 +95,8 @@ def find_facts(request: Request, config: ModelConfig) -> dict[str, float | None]
     total = 0
     if command := request.commands.get("train"):
         args = flags_parser.parse(command[1:])
-        batch, _ = layout_checks.batch_layout(args, request.ranks)
-        total = args.train_iters * flops.training_flops(config, args.seq_length, batch)
+        batch, _ = layout_checks.batch_layout(args.parallel, args.training, request.ranks)
+        total = args.training.train_iters * flops.training_flops(config, args.model.seq_length, batch)
     return {
         "parameters": flops.parameter_count(config),
         "training_flops": total,
@@ -179,16 +179,16 @@ def check_samples(command: list[str], request: Request, config: ModelConfig | No
 def check_training(command: list[str], request: Request, config: ModelConfig | None) -> None:
     """Check for finetune.py flags, ranks, batch, schedule, and how the model is spread."""
     args = flags_parser.parse(command[1:])
-    batch, _ = layout_checks.batch_layout(args, request.ranks)
+    batch, _ = layout_checks.batch_layout(args.parallel, args.training, request.ranks)
     resume.schedule(args, batch, {})
-    if split := args.data().split:
+    if split := args.data.paths().split:
         gpt_dataset.split_boundaries(split, 1000)
     if config is None:
         return
-    layout_checks.check(config, args, request.ranks)
-    if args.seq_length > config.max_position_embeddings:
+    layout_checks.check(config, args.parallel, args.model.seq_length, request.ranks)
+    if args.model.seq_length > config.max_position_embeddings:
         raise UserError(
-            f"--seq_length {args.seq_length} is more than the model's max_position_embeddings "
+            f"--seq_length {args.model.seq_length} is more than the model's max_position_embeddings "
             f"{config.max_position_embeddings}; use at most that"
         )
 

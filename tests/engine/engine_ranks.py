@@ -94,7 +94,7 @@ def _several(argvs: Sequence[Sequence[str]]) -> None:
     world = parallel.start()
     for argv in argvs:
         args = flags_parser.parse(argv)
-        sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+        sizes = args.parallel.tensor_model_parallel_size, args.parallel.pipeline_model_parallel_size
         mesh = parallel.layout_mesh(world.device, world.size, *sizes)
         world.say(f"exit {assemble.run(args, replace(world, mesh=mesh), signals.StopRequest())}")
     sys.stdout.flush()

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_llm.checkpoint import folder as checkpoint
 from megatron_llm.checkpoint import retention
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import CheckpointFlags
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.parallel.world import GLOO, World
 from megatron_llm.process.errors import REPORTED_ERRORS, SaveFailed
@@ -42,9 +42,9 @@ Files = dict[str, tuple[int, str]]
 class Saver:
     """This rank's part in writing checkpoints, one at a time. All methods except `status` are collective."""
 
-    def __init__(self, args: Arguments, world: World, config: ModelConfig) -> None:
-        self.args, self.world, self.config = args, world, config
-        self.needed = checkpoint.needed_bytes(config, world.size, with_optimizer=not args.no_save_optim)
+    def __init__(self, flags: CheckpointFlags, world: World, config: ModelConfig) -> None:
+        self.flags, self.world, self.config = flags, world, config
+        self.needed = checkpoint.needed_bytes(config, world.size, with_optimizer=not flags.no_save_optim)
         self.group = dist.new_group(backend=GLOO, timeout=TIMEOUT)
         self.thread = ThreadPoolExecutor(1, "save", initializer=_use_device, initargs=(world.device,))
         self.job: Future[bool | None] | None = None
@@ -70,9 +70,9 @@ class Saver:
         self.iteration, self.began = state["iteration"], time.perf_counter()
         self.temporary = self.world.on_rank0(self._prepare)
         tensors = checkpoint.stored(parameters, optimizer)
-        copies = None if self.args.no_async_save else self._copied(tensors)
+        copies = None if self.flags.no_async_save else self._copied(tensors)
         self.job = self.thread.submit(self._write, self.temporary, tensors, copies, state)
-        if self.args.no_async_save:
+        if self.flags.no_async_save:
             self.finish()
 
     def status(self) -> int:
@@ -109,7 +109,7 @@ class Saver:
     def _prepare(self) -> Path:
         """Make the empty folder to write into (rank 0), before other ranks write to it."""
         self._check_space()
-        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        final = checkpoint.iteration_folder(self.flags.save, self.iteration)
         temporary = final.with_name(f".{final.name}.tmp-{attempt_name()}")
         try:
             remove(temporary)
@@ -123,7 +123,7 @@ class Saver:
 
         If it does not fit, the old checkpoints that retention does not keep are deleted first.
         """
-        needed, save = self.needed, self.args.save
+        needed, save = self.needed, self.flags.save
         if free_bytes(save) < needed:
             self._prune()
         if (free := free_bytes(save)) < needed:
@@ -136,8 +136,8 @@ class Saver:
 
     def forecast(self) -> str:
         """The text to print about the size of a checkpoint and the free space."""
-        free = free_bytes(self.args.save)
-        text = f"a checkpoint takes {_amount(self.needed)}; {self.args.save} has {_amount(free)} free"
+        free = free_bytes(self.flags.save)
+        text = f"a checkpoint takes {_amount(self.needed)}; {self.flags.save} has {_amount(free)} free"
         return text if free >= self.needed else f"warning: {text}: the next one will not fit"
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ class Saver:
         Returns whether a valid checkpoint of that name exists already. An error on any rank makes this fail on every
         rank, so that no rank is left waiting for another.
         """
-        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        final = checkpoint.iteration_folder(self.flags.save, self.iteration)
         try:
             checkpoint.write(temporary, tensors, copies, self.group)
             files = self._gathered(temporary)
@@ -225,7 +225,7 @@ class Saver:
             finally:
                 remove(temporary)  # exists only if it was not renamed
 
-        final = checkpoint.iteration_folder(self.args.save, self.iteration)
+        final = checkpoint.iteration_folder(self.flags.save, self.iteration)
         self.temporary = self.job = None
         self.world.on_rank0(publish)
         self.world.say(f"saved {final} in {time.perf_counter() - self.began:.1f} s")
@@ -234,9 +234,9 @@ class Saver:
 
     def _prune(self) -> None:
         try:
-            retention.prune(self.args.save, self.args.keep_last, self.args.keep_every)
+            retention.prune(self.flags.save, self.flags.keep_last, self.flags.keep_every)
         except OSError as error:
-            raise SaveFailed(f"old checkpoints in {self.args.save} cannot be deleted: {error}") from error
+            raise SaveFailed(f"old checkpoints in {self.flags.save} cannot be deleted: {error}") from error
 
 
 def _use_device(device: torch.device) -> None:

@@ -1,10 +1,10 @@
-"""The command line of finetune.py, made from the fields of a dataclass and the tables of the original's other flags."""
+"""The command line of finetune.py, made from the fields of dataclasses and the tables of the original's other flags."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from megatron_llm.flags.original_flags import NO_EFFECT, ONLY, REFUSED, SWITCHES_WITHOUT_EFFECT
@@ -38,16 +38,16 @@ class OnlyThese(argparse.Action):
             )
 
 
-def make(fields: type[Any], skipped: Collection[str], optional: Collection[str], **about: str) -> Parser:
-    """A parser with a flag for each field but the skipped ones, and the original's other flags.
+def make(sections: Iterable[type[Any]], optional: Collection[str], **about: str) -> Parser:
+    """A parser with a flag for each field of these dataclasses, and the original's other flags.
 
     A flag that is not given is absent from the result, so that it can be told from one that was given its default;
     those of `optional` need not be given although their field has no default.
     """
     parser = Parser(**about, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]
-    hints = get_type_hints(fields, include_extras=True)
-    for entry in dataclasses.fields(fields):
-        if entry.name not in skipped:
+    for section in sections:
+        hints = get_type_hints(section, include_extras=True)
+        for entry in dataclasses.fields(section):
             required = entry.default is dataclasses.MISSING and entry.name not in optional
             parser.add_argument(f"--{entry.name}", required=required, **_options(hints[entry.name]))
     for name, reason in NO_EFFECT.items():

@@ -1,11 +1,13 @@
-"""The flags of finetune.py: upstream Megatron-LLM's spelling and defaults, parsed into one frozen object.
+"""The flags of finetune.py: upstream Megatron-LLM's spelling and defaults, parsed into frozen sections.
 
-Each field of `Arguments` is a flag of the same name; its type, default and help are declared once, here.
+Each field of a section is a flag of the same name; its type, default and help are declared once, here. What computes
+with flags takes the sections that it needs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,15 +18,12 @@ from megatron_llm.data.gpt_dataset import DataPaths
 
 DERIVED = ("seq_length", "train_iters")
 """Fields without a default that need not be given: the checkpoint's, and what --train_samples comes to."""
-NOT_FLAGS = ("no_effect", "given")
-"""Fields of Arguments that say something about the command line itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """One training run. `None` means not given."""
+class CheckpointFlags:
+    """The flags on checkpoints: what a run starts from, what it saves, and what it keeps."""
 
-    # checkpoints
     load: Annotated[Path | None, "checkpoint folder or Hugging Face model to start from; without it random weights"] = (
         None
     )
@@ -62,7 +61,12 @@ class Arguments:
     ] = False
     use_checkpoint_opt_param_scheduler: Annotated[bool, "when continuing, keep the checkpoint's schedule"] = False
     override_opt_param_scheduler: Annotated[bool, "when continuing, take the schedule of these flags"] = False
-    # model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """The flags that describe the model, and how its layers are computed."""
+
     model_name: Annotated[
         Literal["llama", "llama2", "llama3", "codellama", "mistral", "falcon"],
         "architecture; the Llamas and Mistral differ only in other flags",
@@ -104,7 +108,12 @@ class Arguments:
     ] = None
     recompute_num_layers: Annotated[int, "see --recompute_method"] = 1
     torch_compile: Annotated[bool, "compile the layers: slower to begin, faster afterwards"] = False
-    # parallelism and precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelFlags:
+    """The flags on how ranks share the model and the batches."""
+
     tensor_model_parallel_size: Annotated[int, "ranks that share each layer's matrices"] = 1
     sequence_parallel: Annotated[bool, "between these matrices each tensor rank holds its part of the sequence"] = False
     pipeline_model_parallel_size: Annotated[int, "ranks that hold different layers; the rest is data parallel"] = 1
@@ -114,6 +123,12 @@ class Arguments:
     distributed_timeout_minutes: Annotated[
         float, "a rank that waits longer than this for the others within a step, evaluation or checkpoint fails"
     ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionFlags:
+    """The flags on number formats, on loss scaling with fp16, and on the threads that add numbers up."""
+
     bf16: Annotated[bool, "compute in bfloat16, with fp32 master weights and reductions"] = False
     fp16: Annotated[bool, "compute in float16 with loss scaling, with fp32 master weights and reductions"] = False
     loss_scale: Annotated[float | None, "fp16: a constant scale; default: one that adapts itself"] = None
@@ -122,7 +137,16 @@ class Arguments:
     loss_scale_window: Annotated[float, "fp16: updates without overflow after which the scale is doubled"] = 1000.0
     hysteresis: Annotated[int, "fp16: overflows after which each one halves the scale"] = 2
     threads: Annotated[int, "CPU threads of each rank; results depend on it in the last bits"] = 1
-    # data
+
+    def compute_dtype(self) -> torch.dtype:
+        """The data type of activations and of the weights that make them."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """The flags on the documents, their tokenizer, and how documents in one sample are separated."""
+
     data_path: Annotated[list[str] | None, "one prefix of .bin and .idx, or: weight prefix weight prefix …"] = None
     train_data_path: Annotated[list[str] | None, "training data of its own, in the form of --data_path"] = None
     valid_data_path: Annotated[list[str] | None, "validation data, beside --train_data_path"] = None
@@ -151,7 +175,18 @@ class Arguments:
         "each micro-batch, as upstream does; default: global, or what a continued run began with",
     ] = None
     num_workers: Annotated[int, "data-loading processes of each rank"] = 2
-    # training
+
+    def paths(self) -> DataPaths:
+        """Where the documents of train, valid and test come from. Raises UserError."""
+        return DataPaths.of(
+            self.data_path, (self.train_data_path, self.valid_data_path, self.test_data_path), self.split
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags:
+    """The flags on batches, on the length of the run, and on updates that are left out."""
+
     micro_batch_size: Annotated[int, "samples a rank computes at once"]
     global_batch_size: Annotated[int | None, "samples of an update; default: one micro-batch a rank"] = None
     rampup_batch_size: Annotated[
@@ -175,6 +210,12 @@ class Arguments:
         None
     )
     seed: Annotated[int, "decides the sample order and random weights"] = 1234
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingFlags:
+    """The flags on what a run reports, and where."""
+
     log_interval: Annotated[int, "iterations between log lines"] = 100
     log_samples: Annotated[bool, "record which samples each iteration took, in SAVE/samples.jsonl"] = False
     log_params_norm: Annotated[bool, "log the L2 norm of all weights"] = False
@@ -194,6 +235,12 @@ class Arguments:
         float | None,
         "TFLOP/s that a rank's device could do at most, for MFU; default: known for common GPUs with --bf16 or --fp16",
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    """The flags on evaluations during the run."""
+
     eval_interval: Annotated[int, "iterations between evaluations"] = 1000
     eval_iters: Annotated[int, "global batches of an evaluation; 0: none"] = 100
     eval_only: Annotated[
@@ -205,7 +252,12 @@ class Arguments:
         list[Literal["perplexity", "accuracy"]] | None,
         "what an evaluation says beside the loss: e to its power, and the share of tokens that are the likeliest",
     ] = None
-    # optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFlags:
+    """The flags on Adam, the learning rate and the weight decay."""
+
     lr: Annotated[float, "highest learning rate"]
     min_lr: Annotated[float, "learning rate at the end of the decay"] = 0.0
     lr_decay_style: Annotated[
@@ -235,28 +287,78 @@ class Arguments:
     adam_beta1: Annotated[float, "decay of the first moment"] = 0.9
     adam_beta2: Annotated[float, "decay of the second moment"] = 0.999
     adam_eps: Annotated[float, "added to Adam's denominator"] = 1e-08
-    no_effect: tuple[str, ...] = ()
-    """The given ones among NO_EFFECT; not a flag."""
-    given: tuple[str, ...] = ()
-    """Names of all flags on the command line that have an effect; not a flag."""
 
-    def data(self) -> DataPaths:
-        """Where the documents of train, valid and test come from. Raises UserError."""
-        return DataPaths.of(
-            self.data_path, (self.train_data_path, self.valid_data_path, self.test_data_path), self.split
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of one training run, in sections. `None` means not given."""
+
+    checkpoint: CheckpointFlags
+    model: ModelFlags
+    parallel: ParallelFlags
+    precision: PrecisionFlags
+    data: DataFlags
+    training: TrainingFlags
+    logging: LoggingFlags
+    evaluation: EvaluationFlags
+    optimizer: OptimizerFlags
+    no_effect: tuple[str, ...] = ()
+    """The given ones among NO_EFFECT."""
+    given: tuple[str, ...] = ()
+    """Names of all flags on the command line that have an effect."""
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, Any], *, no_effect: tuple[str, ...] = (), given: tuple[str, ...] = ()
+    ) -> Arguments:
+        """The arguments from the values of the flags by name; those that are left out have their default.
+
+        Raises TypeError for an unknown name, and for a missing one that has no default.
+        """
+        if unknown := values.keys() - SECTION_OF.keys():
+            raise TypeError(f"there are no flags {sorted(unknown)}")
+        sections = {
+            name: kind(**{flag: values[flag] for flag in values if SECTION_OF[flag] == name})
+            for name, kind in SECTIONS.items()
+        }
+        return cls(**sections, no_effect=no_effect, given=given)
+
+    def flag(self, name: str) -> Any:
+        """The value of the flag of this name."""
+        return getattr(getattr(self, SECTION_OF[name]), name)
+
+    def flags(self) -> dict[str, Any]:
+        """The values of all flags by name, in the order of their definition."""
+        return {name: self.flag(name) for name in SECTION_OF}
 
     def samples(self, global_batch: int) -> tuple[int, int, int]:
         """Train, valid and test samples that the whole run needs: upstream evaluates once more than intervals fit."""
-        evaluations = self.train_iters // self.eval_interval + 1
-        train = self.train_samples or self.train_iters * global_batch
-        return train, evaluations * self.eval_iters * global_batch, self.eval_iters * global_batch
-
-    def compute_dtype(self) -> torch.dtype:
-        """Of activations and of the weights that make them."""
-        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+        training, evaluation = self.training, self.evaluation
+        evaluations = training.train_iters // evaluation.eval_interval + 1
+        train = training.train_samples or training.train_iters * global_batch
+        return train, evaluations * evaluation.eval_iters * global_batch, evaluation.eval_iters * global_batch
 
     def as_json(self) -> dict[str, Any]:
         """The flags as JSON values, for state.json."""
-        values = dataclasses.asdict(self)
+        values = {**self.flags(), "no_effect": self.no_effect, "given": self.given}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+SECTIONS: dict[str, Any] = {
+    "checkpoint": CheckpointFlags,
+    "model": ModelFlags,
+    "parallel": ParallelFlags,
+    "precision": PrecisionFlags,
+    "data": DataFlags,
+    "training": TrainingFlags,
+    "logging": LoggingFlags,
+    "evaluation": EvaluationFlags,
+    "optimizer": OptimizerFlags,
+}
+"""Section of Arguments -> the class of its flags."""
+FLAGS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for section in SECTIONS.values() for field in dataclasses.fields(section)
+}
+"""Flag -> its field, in the order of --help."""
+SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
+"""Flag -> the section of Arguments that holds it."""

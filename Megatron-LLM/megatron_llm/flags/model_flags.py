@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import Arguments, ModelFlags
 from megatron_llm.model.config import ModelConfig
 from run_contract.errors import UserError
 
@@ -30,21 +31,21 @@ CHANGEABLE = (
 """Fields that do not affect the shape of any weight; --override_model_args takes them from the flags."""
 
 
-def config_from_flags(args: Arguments, vocab_size: int) -> ModelConfig:
+def config_from_flags(flags: ModelFlags, vocab_size: int) -> ModelConfig:
     """The geometry that the flags describe. Raises UserError when a flag is missing or wrong."""
-    if missing := [f"--{name}" for name in NEEDED if getattr(args, name) is None]:
+    if missing := [f"--{name}" for name in NEEDED if getattr(flags, name) is None]:
         raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
-    falcon, heads = args.model_name == "falcon", args.num_attention_heads
+    falcon, heads = flags.model_name == "falcon", flags.num_attention_heads
     assert heads is not None
     derived: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "num_attention_heads_kv": args.num_attention_heads_kv or heads,
-        "kv_channels": args.kv_channels or (args.hidden_size or 0) // heads,
-        **_derived(args),
+        "num_attention_heads_kv": flags.num_attention_heads_kv or heads,
+        "kv_channels": flags.kv_channels or (flags.hidden_size or 0) // heads,
+        **_derived(flags),
         "parallel_attn": falcon,
     }
-    flags: dict[str, Any] = {name: getattr(args, name, None) for name in FLAGS}
-    return _made(**flags | derived)
+    plain: dict[str, Any] = {name: getattr(flags, name, None) for name in FLAGS}
+    return _made(**plain | derived)
 
 
 def of_checkpoint(found: ModelConfig, args: Arguments, where: Path | None, *, begun: bool) -> ModelConfig:
@@ -53,9 +54,13 @@ def of_checkpoint(found: ModelConfig, args: Arguments, where: Path | None, *, be
     With --use_checkpoint_args only flags on the command line are compared, otherwise all of them. --override_model_args
     takes changeable fields from the flags instead, except when the run itself is continued (`begun`). Raises UserError.
     """
-    asked = _given(args) if args.use_checkpoint_args else dataclasses.asdict(config_from_flags(args, found.vocab_size))
+    asked = (
+        _given(args.model, args.given)
+        if args.checkpoint.use_checkpoint_args
+        else dataclasses.asdict(config_from_flags(args.model, found.vocab_size))
+    )
     differing = {name: value for name, value in asked.items() if value != getattr(found, name)}
-    taken = {} if begun or not args.override_model_args else _changeable(differing, args)
+    taken = {} if begun or not args.checkpoint.override_model_args else _changeable(differing, args.given)
     if refused := {name: value for name, value in differing.items() if name not in taken}:
         values = ", ".join(f"{name} {getattr(found, name)} (flags: {value})" for name, value in refused.items())
         raise UserError(f"{where} has {values}; {_remedy(refused, args, begun=begun)}")
@@ -71,31 +76,35 @@ def _made(**values: Any) -> ModelConfig:
         raise UserError(str(error)) from error
 
 
-def _derived(args: Arguments) -> dict[str, Any]:
+def _derived(flags: ModelFlags) -> dict[str, Any]:
     """The fields whose flags express their value in another form."""
-    falcon = args.model_name == "falcon"
+    falcon = flags.model_name == "falcon"
     return {
-        "tie_embed_logits": not args.no_tie_embed_logits,
+        "tie_embed_logits": not flags.no_tie_embed_logits,
         "use_rms_norm": not falcon,
-        "glu_activation": None if falcon else args.glu_activation,
+        "glu_activation": None if falcon else flags.glu_activation,
     }
 
 
-def _given(args: Arguments) -> dict[str, Any]:
+def _given(flags: ModelFlags, given: Collection[str]) -> dict[str, Any]:
     """The fields that are set by flags on the command line."""
-    derived = _derived(args)
-    return {name: derived.get(name, getattr(args, flag, None)) for name, flag in FLAGS.items() if flag in args.given}
+    derived = _derived(flags)
+    return {name: derived.get(name, getattr(flags, flag, None)) for name, flag in FLAGS.items() if flag in given}
 
 
-def _changeable(differing: dict[str, Any], args: Arguments) -> dict[str, Any]:
-    return {name: value for name, value in differing.items() if name in CHANGEABLE and FLAGS[name] in args.given}
+def _changeable(differing: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in differing.items() if name in CHANGEABLE and FLAGS[name] in given}
 
 
 def _remedy(refused: dict[str, Any], args: Arguments, *, begun: bool) -> str:
     """What the user can do about flags that contradict the checkpoint."""
-    keep = "leave these flags out" if args.use_checkpoint_args else "correct the flags or pass --use_checkpoint_args"
+    keep = (
+        "leave these flags out"
+        if args.checkpoint.use_checkpoint_args
+        else "correct the flags or pass --use_checkpoint_args"
+    )
     keep = f"{keep} to keep the checkpoint's"
-    if _changeable(refused, args) != refused:
+    if _changeable(refused, args.given) != refused:
         return keep
     if begun:
         return f"{keep}, or begin a new run from it with --load, --finetune, --override_model_args and another --save"

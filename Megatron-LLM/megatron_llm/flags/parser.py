@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_llm.flags import argument_parser, checks
 from megatron_llm.flags.argument_parser import Parser
-from megatron_llm.flags.arguments import DERIVED, NOT_FLAGS, Arguments
+from megatron_llm.flags.arguments import DERIVED, SECTIONS, Arguments
 from megatron_llm.flags.batch_sizes import BatchSizes
 from megatron_llm.flags.original_flags import NO_EFFECT
 from run_contract.errors import UserError
@@ -16,7 +16,7 @@ from run_contract.errors import UserError
 def parser(*, optional: Collection[str] = (), **about: str) -> Parser:
     """The parser of these flags; see `parse`."""
     texts = {"prog": "finetune.py", "description": "Train a language model on tokenised text.", **about}
-    return argument_parser.make(Arguments, NOT_FLAGS, (*optional, *DERIVED), **texts)
+    return argument_parser.make(SECTIONS.values(), (*optional, *DERIVED), **texts)
 
 
 def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) -> Arguments:
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
         raise UserError("--seq_length is missing; only with --use_checkpoint_args it is the checkpoint's")
     _resolve_recomputation(values)
     values["train_iters"] = _iterations(values)
-    args = Arguments(**values, no_effect=no_effect, given=given)
+    args = Arguments.of(values, no_effect=no_effect, given=given)
     checks.check(args)
     return args
 

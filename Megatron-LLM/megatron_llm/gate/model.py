@@ -166,16 +166,18 @@ def training_arguments(
     *, rows: int, length: int, tensor: int, pipeline: int, sequence: bool, bf16: bool, load: Path
 ) -> Arguments:
     """The arguments with which training would spread a model in this way."""
-    return Arguments(
-        save=load,
-        seq_length=length,
-        micro_batch_size=rows,
-        train_iters=1,
-        lr=0.0,
-        tensor_model_parallel_size=tensor,
-        pipeline_model_parallel_size=pipeline,
-        sequence_parallel=sequence,
-        bf16=bf16,
+    return Arguments.of(
+        {
+            "save": load,
+            "seq_length": length,
+            "micro_batch_size": rows,
+            "train_iters": 1,
+            "lr": 0.0,
+            "tensor_model_parallel_size": tensor,
+            "pipeline_model_parallel_size": pipeline,
+            "sequence_parallel": sequence,
+            "bf16": bf16,
+        }
     )
 
 
@@ -184,16 +186,17 @@ def spread(config: ModelConfig, state: Mapping[str, Tensor], args: Arguments, wo
 
     Collective. Raises UserError on all ranks.
     """
-    layout_checks.check(config, args, world.size)
-    _, micro_batches = layout_checks.batch_layout(args, world.size)
-    models = assemble.models_of(args, world, config)
+    layout_checks.check(config, args.parallel, args.model.seq_length, world.size)
+    _, micro_batches = layout_checks.batch_layout(args.parallel, args.training, world.size)
+    models = assemble.models_of(args.model, args.parallel, args.precision, world, config)
     (model,) = models.values()
     names = shapes(config)
     sharding.fill(sharding.parameters_by_name([model]), names, world, ((name, state[name]) for name in names))
     model.eval().requires_grad_(False)
+    shape = args.training.micro_batch_size, args.model.seq_length
     steps: Steps = (
         Direct(model, micro_batches, world)
-        if args.pipeline_model_parallel_size == 1
-        else pipeline.Pipelined(models, args, world, micro_batches)
+        if args.parallel.pipeline_model_parallel_size == 1
+        else pipeline.Pipelined(models, world, micro_batches, shape, args.precision.compute_dtype())
     )
-    return ShardedModel(world, model, steps, micro_batches, args.compute_dtype())
+    return ShardedModel(world, model, steps, micro_batches, args.precision.compute_dtype())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,18 +133,19 @@ class Metrics:
     """
 
     def __init__(self, args: Arguments, iteration: int, evaluation_due: bool) -> None:
-        args.save.mkdir(parents=True, exist_ok=True)
-        self.args, self.path = args, args.save / METRICS
+        save, logging = args.checkpoint.save, args.logging
+        save.mkdir(parents=True, exist_ok=True)
+        self.asked, self.path = args.evaluation.metrics or (), save / METRICS
         self.more = {
-            name: get for flag, found in ON_REQUEST.items() if getattr(args, flag) for name, get in found.items()
+            name: get for flag, found in ON_REQUEST.items() if getattr(logging, flag) for name, get in found.items()
         }
         cut_off(self.path, iteration, keep_last_validation=not evaluation_due)
         self.board: SummaryWriter | None = None
-        if args.tensorboard_dir:
+        if logging.tensorboard_dir:
             from torch.utils.tensorboard.writer import SummaryWriter  # its import takes a second
 
-            self.board = SummaryWriter(str(args.tensorboard_dir), purge_step=iteration + 1)
-        self.wandb = WandbRun(args) if args.wandb_logger else None
+            self.board = SummaryWriter(str(logging.tensorboard_dir), purge_step=iteration + 1)
+        self.wandb = WandbRun(logging, save, args.as_json()) if logging.wandb_logger else None
 
     def log_interval(self, interval: Interval) -> None:
         """Record the numbers of a log line."""
@@ -161,7 +162,7 @@ class Metrics:
             found["validation_accuracy"] = scalars["lm accuracy validation/lm accuracy validation"] = result.accuracy
         self._append({"iteration": iteration, **found})
         self._scalars(scalars, iteration)
-        return validation_line(iteration, result, self.args)
+        return validation_line(iteration, result, self.asked)
 
     def close(self, *, failed: bool) -> None:
         """Flush all numbers that have not been written or sent yet."""
@@ -190,13 +191,13 @@ def perplexity(loss: float) -> float:
     return math.exp(min(MAX_EXPONENT, loss))
 
 
-def validation_line(iteration: int, result: Result, args: Arguments) -> str:
-    """The line to print for an evaluation, with the values that --metrics asks for."""
+def validation_line(iteration: int, result: Result, asked: Collection[str]) -> str:
+    """The line to print for an evaluation, with the values that are `asked` for by --metrics."""
     line = (
         f" validation loss at iteration {iteration} | lm loss value: {result.loss:.6E} | "
         f"lm loss PPL: {perplexity(result.loss):.6E} |"
     )
-    if "perplexity" in (args.metrics or ()):
+    if "perplexity" in asked:
         line += f" ppl value: {perplexity(result.loss):.6E} |"
     return line + ("" if result.accuracy is None else f" lm accuracy value: {result.accuracy:.6E} |")
 

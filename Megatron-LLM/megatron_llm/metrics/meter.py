@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_llm.flags.arguments import Arguments
-from megatron_llm.model.config import ModelConfig
-from megatron_llm.model.flops import peak_tflops, training_flops
+from megatron_llm.model.flops import peak_tflops
 
 
 class Waited(Iterator[Tensor]):
@@ -40,12 +38,14 @@ class Work:
     """Peak TFLOP/s of its device; None when unknown."""
 
     @classmethod
-    def of(cls, args: Arguments, config: ModelConfig, global_batch: int, ranks: int) -> Work:
-        """The work given the run's sizes and this process's device. Only half precision has a known peak."""
-        peak = args.peak_tflops
-        if peak is None and torch.cuda.is_available() and args.compute_dtype() != torch.float32:
+    def of(cls, peak: float | None, dtype: torch.dtype, flops: float, ranks: int) -> Work:
+        """The work of each of `ranks` ranks that share `flops` model FLOPs per full global batch.
+
+        Without --peak_tflops (`peak`) it is that of this process's device, of which only half precision is known.
+        """
+        if peak is None and torch.cuda.is_available() and dtype != torch.float32:
             peak = peak_tflops(torch.cuda.get_device_name())
-        return cls(training_flops(config, args.seq_length, global_batch) / ranks / 1e12, peak)
+        return cls(flops / ranks / 1e12, peak)
 
     def rate(self, seconds: float, part: float = 1.0) -> tuple[float, float | None]:
         """(TFLOP/s of a rank, share of the peak or None), given the seconds that a part of a full global batch took."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import LoggingFlags
 from run_contract.errors import UserError
 from run_contract.publish import write_text
 
@@ -26,8 +27,11 @@ FINISH_SECONDS = 60
 class WandbRun:
     """A run at W&B, new or resumed."""
 
-    def __init__(self, args: Arguments) -> None:
-        """Start or resume the run. Raises UserError when the package is missing or W&B refuses."""
+    def __init__(self, flags: LoggingFlags, save: Path, config: Mapping[str, Any]) -> None:
+        """Start or resume the run. `config` is shown at W&B.
+
+        Raises UserError when the package is missing or W&B refuses.
+        """
         try:
             wandb = importlib.import_module("wandb")
         except ImportError as error:
@@ -35,16 +39,16 @@ class WandbRun:
                 f"--wandb_logger needs the package wandb, which {sys.executable} cannot import ({error}): install it "
                 "there (pip install wandb), or leave the flag out"
             ) from error
-        name = args.wandb_id or _stored_id(args.save) or secrets.token_hex(8)
+        name = flags.wandb_id or _stored_id(save) or secrets.token_hex(8)
         try:
             self.run: Any = wandb.init(
-                project=args.wandb_project,
-                entity=args.wandb_entity,
+                project=flags.wandb_project,
+                entity=flags.wandb_entity,
                 id=name,
-                **({"name": args.wandb_name} if args.wandb_name else {}),
+                **({"name": flags.wandb_name} if flags.wandb_name else {}),
                 resume="allow",
-                dir=str(args.save),
-                config=args.as_json(),
+                dir=str(save),
+                config=dict(config),
                 allow_val_change=True,
                 settings=wandb.Settings(console="off"),
             )
@@ -54,7 +58,7 @@ class WandbRun:
                 f"--wandb_logger: W&B refuses: {error}; set WANDB_API_KEY or run `wandb login` and check "
                 "--wandb_project and --wandb_entity, or set WANDB_MODE=offline"
             ) from error
-        write_text(args.save / ID_FILE, f"{name}\n")
+        write_text(save / ID_FILE, f"{name}\n")
 
     def log(self, record: dict[str, float]) -> None:
         """Send the numbers of an iteration."""

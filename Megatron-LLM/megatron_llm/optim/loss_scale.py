@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import PrecisionFlags
 
 GROWTH, BACKOFF = 2.0, 0.5
 
@@ -29,30 +29,30 @@ class LossScale:
     """Number of overflows since the last growth, which count against the hysteresis."""
 
     @classmethod
-    def of(cls, args: Arguments, saved: LossScale | None) -> LossScale | None:
+    def of(cls, precision: PrecisionFlags, saved: LossScale | None) -> LossScale | None:
         """The loss scale of a run: the constant --loss_scale, the checkpoint's, or a new one; None without --fp16."""
-        if not args.fp16:
+        if not precision.fp16:
             return None
-        if args.loss_scale is not None:
-            return cls(args.loss_scale)
-        return saved or cls(args.initial_loss_scale)
+        if precision.loss_scale is not None:
+            return cls(precision.loss_scale)
+        return saved or cls(precision.initial_loss_scale)
 
-    def adjust(self, args: Arguments, *, overflow: bool) -> None:
+    def adjust(self, precision: PrecisionFlags, *, overflow: bool) -> None:
         """Record whether an iteration overflowed, and change the scale for the next one if that is due."""
-        if args.loss_scale is not None:
+        if precision.loss_scale is not None:
             return
         if overflow:
             self.clean, self.forgiven = 0, self.forgiven + 1
-            if self.forgiven >= args.hysteresis:
-                self.factor = max(self.factor * BACKOFF, args.min_loss_scale)
+            if self.forgiven >= precision.hysteresis:
+                self.factor = max(self.factor * BACKOFF, precision.min_loss_scale)
             return
         self.clean += 1
-        if self.clean == args.loss_scale_window:
+        if self.clean == precision.loss_scale_window:
             self.clean, self.forgiven, self.factor = 0, 0, self.factor * GROWTH
 
-    def at_floor(self, args: Arguments) -> bool:
+    def at_floor(self, precision: PrecisionFlags) -> bool:
         """Whether the scale cannot become smaller."""
-        return args.loss_scale is not None or self.factor <= args.min_loss_scale
+        return precision.loss_scale is not None or self.factor <= precision.min_loss_scale
 
     def divide(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the gradients by the scale."""

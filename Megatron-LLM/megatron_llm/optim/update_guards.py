@@ -12,7 +12,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import PrecisionFlags, TrainingFlags
 from megatron_llm.optim.loss_scale import LossScale
 
 SKIPS_IN_A_ROW = 10
@@ -52,22 +52,24 @@ class Place:
         return f"samples {self.samples[0]} to {self.samples[-1]}"
 
 
-def objection(args: Arguments, memory: SpikeHistory, loss: float, norm: float, place: Place) -> str | None:
+def objection(
+    training: TrainingFlags, precision: PrecisionFlags, memory: SpikeHistory, loss: float, norm: float, place: Place
+) -> str | None:
     """The reason why this iteration makes no update; None if it may. Raises Diverged when the run must stop."""
     scale = memory.loss_scale
     overflow = scale is not None and math.isfinite(loss) and not math.isfinite(norm)
     if not overflow:
         _check_finite(loss, norm, place)
-    reason = _overflow(args, scale, overflow=overflow) if scale else None
-    reason = reason or _spike(args, memory, loss, norm)
+    reason = _overflow(precision, scale, overflow=overflow) if scale else None
+    reason = reason or _spike(training, memory, loss, norm)
     if reason is None:
         memory.skips_in_a_row, memory.norm = 0, norm
-        if args.skip_spikes is not None:
-            memory.losses = [*memory.losses, loss][-args.spike_window :]
-            memory.norms = [*memory.norms, norm][-args.spike_window :]
+        if training.skip_spikes is not None:
+            memory.losses = [*memory.losses, loss][-training.spike_window :]
+            memory.norms = [*memory.norms, norm][-training.spike_window :]
         return None
     memory.skips_in_a_row += 1
-    if memory.skips_in_a_row > SKIPS_IN_A_ROW and not (overflow and scale and not scale.at_floor(args)):
+    if memory.skips_in_a_row > SKIPS_IN_A_ROW and not (overflow and scale and not scale.at_floor(precision)):
         raise Diverged(
             f"iteration {place.iteration}: {reason} ({place}); {SKIPS_IN_A_ROW} iterations before it were skipped "
             "already, so this is no passing spike; the last checkpoint is kept: lower --lr, look at these samples, or "
@@ -84,21 +86,21 @@ def _check_finite(loss: float, norm: float, place: Place) -> None:
         )
 
 
-def _overflow(args: Arguments, scale: LossScale, *, overflow: bool) -> str | None:
+def _overflow(precision: PrecisionFlags, scale: LossScale, *, overflow: bool) -> str | None:
     before = scale.factor
-    scale.adjust(args, overflow=overflow)
+    scale.adjust(precision, overflow=overflow)
     return f"gradients overflow fp16 at loss scale {before:g}, next is {scale.factor:g}" if overflow else None
 
 
-def _spike(args: Arguments, memory: SpikeHistory, loss: float, norm: float) -> str | None:
+def _spike(training: TrainingFlags, memory: SpikeHistory, loss: float, norm: float) -> str | None:
     """A clause on a loss or gradient norm far above its mean; None without one, or before half a window is known."""
-    if args.skip_spikes is None or len(memory.losses) < max(2, args.spike_window // 2):
+    if training.skip_spikes is None or len(memory.losses) < max(2, training.spike_window // 2):
         return None
     for name, value, window in (("lm loss", loss, memory.losses), ("grad norm", norm, memory.norms)):
         mean, deviation = statistics.fmean(window), statistics.stdev(window)
-        if value > mean + args.skip_spikes * deviation:
+        if value > mean + training.skip_spikes * deviation:
             return (
-                f"{name} {value:g} is more than {args.skip_spikes:g} standard deviations of {deviation:g} above "
+                f"{name} {value:g} is more than {training.skip_spikes:g} standard deviations of {deviation:g} above "
                 f"{mean:g}, the mean of {len(window)} updates (--skip_spikes); lm loss {loss:g}, grad norm {norm:g}"
             )
     return None

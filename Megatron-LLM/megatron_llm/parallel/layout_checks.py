@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import ParallelFlags, TrainingFlags
 from megatron_llm.flags.batch_sizes import BatchSizes
 from megatron_llm.model.config import ModelConfig
 from run_contract.errors import UserError
 
 
-def batch_layout(args: Arguments, ranks: int) -> tuple[int, int]:
+def batch_layout(parallel: ParallelFlags, training: TrainingFlags, ranks: int) -> tuple[int, int]:
     """(full global batch size, micro-batches per rank and update).
 
     Raises UserError when ranks or batch sizes do not divide.
     """
-    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     if ranks % (tensor * pipeline):
         raise UserError(
             f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
             f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
         )
     copies = ranks // (tensor * pipeline)
-    together = args.micro_batch_size * copies
-    sizes = batch_sizes(args, ranks)
+    together = training.micro_batch_size * copies
+    sizes = batch_sizes(parallel, training, ranks)
     for size in sizes.all():
         flag = "--rampup_batch_size: a batch size of" if sizes.ramp else "--global_batch_size"
         if size % together:
             raise UserError(
                 f"{flag} {size} is not a multiple of {together} "
-                f"(--micro_batch_size {args.micro_batch_size} x {copies} data-parallel ranks); change one of the three"
+                f"(--micro_batch_size {training.micro_batch_size} x {copies} data-parallel ranks); change one of the "
+                "three"
             )
-        _check_micro_batches(flag, size, size // together, args)
+        _check_micro_batches(flag, size, size // together, parallel)
     return sizes.full, sizes.full // together
 
 
-def batch_sizes(args: Arguments, ranks: int) -> BatchSizes:
+def batch_sizes(parallel: ParallelFlags, training: TrainingFlags, ranks: int) -> BatchSizes:
     """The batch sizes of all updates. The default is one micro-batch per data rank and pipeline stage."""
-    full = args.global_batch_size or args.micro_batch_size * (ranks // args.tensor_model_parallel_size)
-    return BatchSizes.of(full, args.rampup_batch_size)
+    full = training.global_batch_size or training.micro_batch_size * (ranks // parallel.tensor_model_parallel_size)
+    return BatchSizes.of(full, training.rampup_batch_size)
 
 
-def _check_micro_batches(flag: str, size: int, micro_batches: int, args: Arguments) -> None:
-    pipeline, interleaved = args.pipeline_model_parallel_size, args.num_layers_per_virtual_pipeline_stage is not None
+def _check_micro_batches(flag: str, size: int, micro_batches: int, parallel: ParallelFlags) -> None:
+    pipeline = parallel.pipeline_model_parallel_size
+    interleaved = parallel.num_layers_per_virtual_pipeline_stage is not None
     if micro_batches < pipeline or (interleaved and micro_batches % pipeline):
         kind = "a multiple of" if interleaved else "at least"
         raise UserError(
@@ -49,20 +51,20 @@ def _check_micro_batches(flag: str, size: int, micro_batches: int, args: Argumen
         )
 
 
-def check(config: ModelConfig, args: Arguments, ranks: int) -> None:
-    """Raise UserError, naming the sizes, unless the model fits the parallel sizes of the flags on `ranks` ranks."""
-    tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+def check(config: ModelConfig, parallel: ParallelFlags, length: int, ranks: int) -> None:
+    """Raise UserError, naming the sizes, unless model and sample length fit the parallel sizes on `ranks` ranks."""
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     if tensor > 1:
-        _check_tensor(config, args, ranks // (tensor * pipeline))
-    _check_pipeline(config.num_layers, pipeline, args.num_layers_per_virtual_pipeline_stage)
+        _check_tensor(config, parallel, length, ranks // (tensor * pipeline))
+    _check_pipeline(config.num_layers, pipeline, parallel.num_layers_per_virtual_pipeline_stage)
 
 
-def _check_tensor(config: ModelConfig, args: Arguments, copies: int) -> None:
-    size, groups = args.tensor_model_parallel_size, config.num_attention_heads_kv
+def _check_tensor(config: ModelConfig, parallel: ParallelFlags, length: int, copies: int) -> None:
+    size, groups = parallel.tensor_model_parallel_size, config.num_attention_heads_kv
     counts = {
         "num_attention_heads": config.num_attention_heads,
         "ffn_hidden_size": config.ffn_hidden_size,
-    } | ({"seq_length": args.seq_length} if args.sequence_parallel else {})
+    } | ({"seq_length": length} if parallel.sequence_parallel else {})
     for name, count in counts.items():
         if count % size:
             raise UserError(f"--tensor_model_parallel_size {size} does not divide {name} {count}; choose one that does")

@@ -25,6 +25,7 @@ from megatron_llm.process.errors import REPORTED_ERRORS, OutputLost, SaveFailed
 from run_contract.errors import Superseded, UserError
 
 T = TypeVar("T")
+K = TypeVar("K")
 Told = UserError | Superseded | SaveFailed | OutputLost
 """The errors that ranks report to each other: process.errors.TOLD."""
 GLOO = "gloo_in_order"
@@ -110,7 +111,7 @@ class World:
     def on_rank0(self, function: Callable[[], T]) -> T:
         """Run a function on rank 0 and return its result on every rank.
 
-        An error of a type in TOLD is raised on every rank.
+        An error of a type in REPORTED_ERRORS is raised on every rank.
         """
         answer: list[T | Told | None] = [None]
         if self.rank == 0:
@@ -123,8 +124,25 @@ class World:
             raise answer[0]
         return answer[0]  # type: ignore[return-value]  # it is None only if T is None
 
+    def split_from_rank0(self, function: Callable[[], tuple[T, K]]) -> tuple[T, K | None]:
+        """Run a function on rank 0: every rank gets its first result; the second one stays there (elsewhere: None).
+
+        An error of a type in REPORTED_ERRORS is raised on every rank.
+        """
+        kept: K | None = None
+
+        def shared() -> T:
+            nonlocal kept
+            answer, kept = function()
+            return answer
+
+        return self.on_rank0(shared), kept
+
     def on_every_rank(self, function: Callable[[], T]) -> T:
-        """Run a function on every rank; the first error of a type in TOLD, by rank, is raised on all of them."""
+        """Run a function on every rank.
+
+        The first error of a type in REPORTED_ERRORS, in the order of ranks, is raised on all of them.
+        """
         error: Told | None = None
         try:
             result = function()

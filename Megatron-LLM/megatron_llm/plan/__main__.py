@@ -63,7 +63,7 @@ def main() -> int:
     recipe = _read(options.recipe) if options.recipe else {}
     args = _arguments(options.recipe, recipe, rest)
     config = read_config(options.model or _base(options.recipe, recipe))
-    peak = options.peak_tflops or flops.GPUS[options.gpu][args.compute_dtype() == torch.float32]
+    peak = options.peak_tflops or flops.GPUS[options.gpu][args.precision.compute_dtype() == torch.float32]
     question = PlanRequest(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
     ways, refused = question.ways()
     # a recipe has no key for interleaved stages
@@ -159,11 +159,13 @@ def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Ar
         except UserError as error:
             raise UserError(f"{path}: training: {error}") from error
     args = _parse([*flags, *rest])
-    if args.seq_length is None:
+    if args.model.seq_length is None:
         raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
-    if args.recompute_method is not None:
+    if args.model.recompute_method is not None:
         raise UserError("--recompute_method: only whole layers one by one are planned for; leave it out")
-    return args if args.recompute_granularity in AMOUNTS else replace(args, recompute_granularity=None)
+    if args.model.recompute_granularity in AMOUNTS:
+        return args
+    return replace(args, model=replace(args.model, recompute_granularity=None))
 
 
 def _precision(dtype: str) -> list[str]:
@@ -207,11 +209,11 @@ def read_config(folder: Path) -> ModelConfig:
 def _report(question: PlanRequest, device: str, ways: list[LayoutForecast], refused: dict[Layout, str]) -> list[str]:
     """The lines of the table, and the layouts that cannot be run."""
     args, count = question.args, flops.parameter_count(question.config)
-    precision = str(args.compute_dtype()).removeprefix("torch.")
+    precision = str(args.precision.compute_dtype()).removeprefix("torch.")
     lines = [
-        f"{count:,} parameters on {question.gpus} GPUs of {_gb(question.room)} GB, {device}; {args.seq_length} tokens "
-        f"a sample, micro-batch {args.micro_batch_size}, {precision}, recomputation "
-        f"{args.recompute_granularity or 'none'}",
+        f"{count:,} parameters on {question.gpus} GPUs of {_gb(question.room)} GB, {device}; "
+        f"{args.model.seq_length} tokens a sample, micro-batch {args.training.micro_batch_size}, {precision}, "
+        f"recomputation {args.model.recompute_granularity or 'none'}",
         "GB on the fullest GPU at its fullest moment; VP: pipeline stages of a GPU; *: as asked for",
         "",
         "  TP  PP  DP  VP weights  grads   Adam gathered activations pipeline working reserve   total fits"

@@ -17,6 +17,7 @@ from megatron_llm.flags.arguments import Arguments
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.flops import parameter_count
 from megatron_llm.model.llama import Part
+from megatron_llm.model.recompute import Recompute
 from megatron_llm.plan import memory
 from megatron_llm.plan.memory import FLOAT, Memory, Setting
 from run_contract.errors import UserError
@@ -31,7 +32,7 @@ SLICE_BYTES, STATE_BYTES = 1850, 10_000
 """Measured sizes in bytes: what torch's checkpoint files add per slice of a tensor, and state.json."""
 HELD_STAGES = (1, 2, 4)
 """Numbers of pipeline stages per rank that are considered."""
-AMOUNTS = (None, "selective", "full")
+AMOUNTS: tuple[Recompute, ...] = (None, "selective", "full")
 """The amounts of recomputation, in ascending order."""
 FLAGS = (
     "tensor_model_parallel_size",
@@ -90,10 +91,10 @@ def checkpoints(s: Setting, args: Arguments) -> Checkpoints:
     cuts = [cut for _, cut in (*layer * s.config.num_layers, *ends)]
     slices = sum(s.data * (1 if cut is None else s.tensor) for cut in cuts)
     size = 3 * (FLOAT * parameter_count(s.config) + SLICE_BYTES * slices) + STATE_BYTES
-    last, interval = args.train_iters, args.save_interval or args.train_iters
+    last, interval = args.training.train_iters, args.checkpoint.save_interval or args.training.train_iters
     saved = [*range(interval, last, interval), last]
-    newest = saved if args.keep_last is None else saved[-args.keep_last :]
-    forever = [n for n in saved if args.keep_every and n % args.keep_every == 0]
+    newest = saved if args.checkpoint.keep_last is None else saved[-args.checkpoint.keep_last :]
+    forever = [n for n in saved if args.checkpoint.keep_every and n % args.checkpoint.keep_every == 0]
     return Checkpoints(size, len(saved), len({*newest, *forever}))
 
 
@@ -133,7 +134,7 @@ class LayoutForecast:
     @property
     def days(self) -> float:
         """Number of days for all iterations."""
-        return self.seconds * self.args.train_iters / 86400
+        return self.seconds * self.args.training.train_iters / 86400
 
     @property
     def layout(self) -> Layout:
@@ -165,9 +166,12 @@ class PlanRequest:
     @property
     def layout(self) -> Layout:
         """The layout that the recipe or the flags name."""
-        pipeline, depth = self.args.pipeline_model_parallel_size, self.args.num_layers_per_virtual_pipeline_stage
+        pipeline, depth = (
+            self.args.parallel.pipeline_model_parallel_size,
+            self.args.parallel.num_layers_per_virtual_pipeline_stage,
+        )
         held = self.config.num_layers // (pipeline * depth) if depth else 1
-        return self.args.tensor_model_parallel_size, pipeline, held
+        return self.args.parallel.tensor_model_parallel_size, pipeline, held
 
     def way(self, args: Arguments) -> LayoutForecast:
         """The way with these flags. Raises UserError when it cannot be run."""
@@ -196,16 +200,18 @@ class PlanRequest:
 
     def _spread(self, layout: Layout) -> Arguments:
         tensor, pipeline, held = layout
-        return replace(
-            self.args,
+        parallel = replace(
+            self.args.parallel,
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
             num_layers_per_virtual_pipeline_stage=self.config.num_layers // (pipeline * held) if held > 1 else None,
         )
+        return replace(self.args, parallel=parallel)
 
     def changes(self, way: LayoutForecast) -> dict[str, Any]:
         """The flags of a way that differ from the request."""
-        return {name: getattr(way.args, name) for name in FLAGS if getattr(way.args, name) != getattr(self.args, name)}
+        asked, found = self.args.flags(), way.args.flags()
+        return {name: found[name] for name in FLAGS if found[name] != asked[name]}
 
     def remedy(self, way: LayoutForecast) -> LayoutForecast | None:
         """The best way to make the same layout fit, with more recomputation or smaller micro-batches; or None."""
@@ -217,13 +223,14 @@ class PlanRequest:
         request."""
         return self._best(variant for way in ways for variant in self._variants(way, AMOUNTS))
 
-    def _variants(self, way: LayoutForecast, amounts: Sequence[str | None]) -> Iterator[LayoutForecast]:
-        size = way.args.micro_batch_size
+    def _variants(self, way: LayoutForecast, amounts: Sequence[Recompute]) -> Iterator[LayoutForecast]:
+        size = way.args.training.micro_batch_size
         for amount in amounts:
             for smaller in (size >> times for times in range(size.bit_length())):
-                args: Any = {"recompute_granularity": amount, "micro_batch_size": smaller}
+                model = replace(way.args.model, recompute_granularity=amount)
+                training = replace(way.args.training, micro_batch_size=smaller)
                 try:
-                    yield self.way(replace(way.args, **args))
+                    yield self.way(replace(way.args, model=model, training=training))
                 except UserError:  # a batch of this size does not divide
                     continue
 

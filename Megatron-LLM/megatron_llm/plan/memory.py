@@ -56,22 +56,22 @@ class Setting:
     @classmethod
     def of(cls, config: ModelConfig, args: Arguments, ranks: int) -> Setting:
         """The setting that the flags give on `ranks` ranks. Raises UserError when they do not fit together."""
-        micro_batches = layout_checks.batch_layout(args, ranks)[1]
-        layout_checks.check(config, args, ranks)
-        tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+        micro_batches = layout_checks.batch_layout(args.parallel, args.training, ranks)[1]
+        layout_checks.check(config, args.parallel, args.model.seq_length, ranks)
+        tensor, pipeline = args.parallel.tensor_model_parallel_size, args.parallel.pipeline_model_parallel_size
         return cls(
             config=config,
             tensor=tensor,
             pipeline=pipeline,
             data=ranks // (tensor * pipeline),
-            depth=args.num_layers_per_virtual_pipeline_stage or config.num_layers // pipeline,
-            micro_batch=args.micro_batch_size,
+            depth=args.parallel.num_layers_per_virtual_pipeline_stage or config.num_layers // pipeline,
+            micro_batch=args.training.micro_batch_size,
             micro_batches=micro_batches,
-            length=args.seq_length,
-            half=args.bf16 or args.fp16,
-            sequence=args.sequence_parallel and tensor > 1,
-            recompute=args.recompute_granularity,
-            documents=args.reset_attention_mask,
+            length=args.model.seq_length,
+            half=args.precision.bf16 or args.precision.fp16,
+            sequence=args.parallel.sequence_parallel and tensor > 1,
+            recompute=args.model.recompute_granularity,
+            documents=args.data.reset_attention_mask,
         )
 
     @property

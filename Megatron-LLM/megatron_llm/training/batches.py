@@ -7,7 +7,7 @@ consumed samples, and that number is all that resuming needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from megatron_llm.data import gpt_dataset
-from megatron_llm.data.gpt_dataset import Plan, Samples
+from megatron_llm.data.gpt_dataset import DataPaths, Plan, Samples
 from megatron_llm.data.manifest import Manifest
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import Arguments, DataFlags
 from megatron_llm.process.signals import shield_worker
 from megatron_llm.tokenizer import build as tokenizer
 from run_contract.errors import InputsMissing, UserError
@@ -36,31 +36,31 @@ class DataIdentity:
     tokenizer_fingerprint: str | None
 
 
-def identify(args: Arguments) -> DataIdentity:
+def identify(flags: DataFlags, given: Collection[str]) -> DataIdentity:
     """Read the manifests and the tokenizer, and check that they belong together. Raises UserError, InputsMissing."""
-    fingerprint = args.data().fingerprint()
+    fingerprint = flags.paths().fingerprint()
     known: dict[str, tuple[str, int]] = {}
-    for prefix in args.data().prefixes():
+    for prefix in flags.paths().prefixes():
         try:
             manifest = Manifest.read(prefix)
         except InputsMissing:
             print(f"{prefix}.json is missing: it is not checked that this data fits the tokenizer", flush=True)
         else:
             known[f"the data {prefix}"] = (manifest.tokenizer_fingerprint, manifest.vocab_size)
-            if "tokenizer_type" in args.given and args.tokenizer_type != manifest.tokenizer_type:
+            if "tokenizer_type" in given and flags.tokenizer_type != manifest.tokenizer_type:
                 raise UserError(
-                    f"--tokenizer_type {args.tokenizer_type}, but the data {prefix} were tokenised with "
+                    f"--tokenizer_type {flags.tokenizer_type}, but the data {prefix} were tokenised with "
                     f"{manifest.tokenizer_type}; give that, or leave the flag out"
                 )
-    if args.vocab_file:
+    if flags.vocab_file:
         built = tokenizer.build(
-            args.tokenizer_type,
-            args.vocab_file,
-            no_new_tokens=args.no_new_tokens,
-            vocab_extra_ids=args.vocab_extra_ids,
-            vocab_extra_ids_list=args.vocab_extra_ids_list,
+            flags.tokenizer_type,
+            flags.vocab_file,
+            no_new_tokens=flags.no_new_tokens,
+            vocab_extra_ids=flags.vocab_extra_ids,
+            vocab_extra_ids_list=flags.vocab_extra_ids_list,
         )
-        known[f"--vocab_file {args.vocab_file}"] = (built.fingerprint, built.vocab_size)
+        known[f"--vocab_file {flags.vocab_file}"] = (built.fingerprint, built.vocab_size)
     if len(set(known.values())) > 1:
         found = "; ".join(f"{name} has {vocab} tokens, fingerprint {print_}" for name, (print_, vocab) in known.items())
         raise UserError(f"tokenizers differ: {found}; tokenise the data again with the tokenizer of the model")
@@ -68,17 +68,19 @@ def identify(args: Arguments) -> DataIdentity:
     return DataIdentity(fingerprint, vocab_size, tokenizer_fingerprint)
 
 
-def check_fits(identity: DataIdentity, args: Arguments, vocab_size: int, max_position_embeddings: int) -> None:
-    """Check that the data's vocabulary and --seq_length fit the model. Raises UserError."""
+def check_fits(
+    identity: DataIdentity, paths: DataPaths, length: int, vocab_size: int, max_position_embeddings: int
+) -> None:
+    """Check that the data's vocabulary and --seq_length (`length`) fit the model. Raises UserError."""
     if identity.vocab_size is not None and identity.vocab_size > vocab_size:
         raise UserError(
-            f"the data {', '.join(map(str, args.data().prefixes()))} has {identity.vocab_size} kinds of tokens and the "
+            f"the data {', '.join(map(str, paths.prefixes()))} has {identity.vocab_size} kinds of tokens and the "
             f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens, or "
             f"give the model rows for the new tokens: checkpoint_util.py --true_vocab_size {identity.vocab_size}"
         )
-    if args.seq_length > max_position_embeddings:
+    if length > max_position_embeddings:
         raise UserError(
-            f"--seq_length {args.seq_length} is more than the model's max_position_embeddings "
+            f"--seq_length {length} is more than the model's max_position_embeddings "
             f"{max_position_embeddings}; use at most that"
         )
 
@@ -89,8 +91,8 @@ def find_indices(args: Arguments, global_batch: int) -> list[Path | None]:
     Returns the path of each index's manifest. Where an index does not exist, the entry is None; with --index_path a
     missing index is an error instead. Raises UserError, InputsMissing.
     """
-    folder = args.index_path or args.data().index_folder()
-    needed, plans = args.index_path is not None, _plans(args, global_batch)
+    folder = args.data.index_path or args.data.paths().index_folder()
+    needed, plans = args.data.index_path is not None, _plans(args, global_batch)
     return [_find_index(plan, folder, needed=needed) if plan else None for plan in plans]
 
 
@@ -121,7 +123,7 @@ def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> 
 def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
     """The plans of what training and validation read; the test split is never evaluated."""
     train, valid, _ = args.samples(global_batch)
-    return gpt_dataset.plan(args.data(), args.seed, args.seq_length, (train, valid, 0))[:2]
+    return gpt_dataset.plan(args.data.paths(), args.training.seed, args.model.seq_length, (train, valid, 0))[:2]
 
 
 @dataclass(frozen=True)

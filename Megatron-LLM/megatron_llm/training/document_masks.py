@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron_llm.data.manifest import Manifest
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import DataFlags
 from run_contract.errors import InputsMissing, UserError
 
 FLAGS = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
@@ -43,35 +43,35 @@ class Masks:
         return self.eod_mask_loss and self.loss_normalisation == GLOBAL
 
     @classmethod
-    def of(cls, args: Arguments) -> Masks:
+    def of(cls, flags: DataFlags) -> Masks:
         """The masks that the flags ask for, with the EOD token from the data's manifests.
 
         Raises UserError, InputsMissing.
         """
-        asked = {name: getattr(args, name) for name in FLAGS}
+        asked = {name: getattr(flags, name) for name in FLAGS}
         if not any(asked.values()):
             return cls()
-        flags = " ".join(f"--{name}" for name, given in asked.items() if given)
+        said = " ".join(f"--{name}" for name, given in asked.items() if given)
         found: dict[int, str] = {}
-        for prefix in args.data().prefixes():
+        for prefix in flags.paths().prefixes():
             try:
                 manifest = Manifest.read(prefix)
             except InputsMissing as error:
                 raise InputsMissing(
-                    f"{flags}: which token ends a document is told by the manifest, and {error}"
+                    f"{said}: which token ends a document is told by the manifest, and {error}"
                 ) from error
             if not manifest.append_eod:
                 raise UserError(
-                    f"{flags}: the documents of {prefix} are not separated, no EOD ends them; tokenise them with "
+                    f"{said}: the documents of {prefix} are not separated, no EOD ends them; tokenise them with "
                     "preprocess_data.py --append_eod, or leave these flags out"
                 )
             found[manifest.eod] = f"token {manifest.eod} in {prefix}"
         if len(found) > 1:
             raise UserError(
-                f"{flags}: documents end with {', '.join(found.values())}; tokenise all of them with one tokenizer "
+                f"{said}: documents end with {', '.join(found.values())}; tokenise all of them with one tokenizer "
                 "and the same flags"
             )
-        return cls(**asked, eod=next(iter(found)), loss_normalisation=args.loss_normalisation or GLOBAL)
+        return cls(**asked, eod=next(iter(found)), loss_normalisation=flags.loss_normalisation or GLOBAL)
 
     def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         """The inputs that the model takes besides tokens (b, s), each (b, s), without those that no flag asks for.
@@ -99,19 +99,19 @@ class Masks:
 NONE = Masks()
 
 
-def with_normalisation(args: Arguments, saved: Mapping[str, Any]) -> Arguments:
-    """The arguments with --loss_normalisation set: as given, else as in the run being continued, else `global`.
+def with_normalisation(flags: DataFlags, saved: Mapping[str, Any]) -> DataFlags:
+    """The flags with --loss_normalisation set: as given, else as in the run being continued, else `global`.
 
     saved: the state.json of the checkpoint being continued, or an empty mapping. Runs that began before the flag
     existed used `micro`. Raises UserError when the flag would change what a run with --eod_mask_loss learns.
     """
-    asked = args.loss_normalisation
+    asked = flags.loss_normalisation
     began: Any = asked or GLOBAL
-    if saved and args.eod_mask_loss:
+    if saved and flags.eod_mask_loss:
         began = saved["arguments"].get("loss_normalisation", MICRO)
     if asked not in (None, began):
         raise UserError(
             f"--loss_normalisation {asked}: this run was trained with {began}; keep it so, or begin a new run from its "
             "checkpoint with --finetune and another --save folder"
         )
-    return replace(args, loss_normalisation=began)
+    return replace(flags, loss_normalisation=began)

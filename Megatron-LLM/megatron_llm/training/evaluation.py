@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_llm.data.gpt_dataset import Samples
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import EvaluationFlags
 from megatron_llm.metrics.validation import Result
 from megatron_llm.model.hits import Hits
 from megatron_llm.model.llama import Llama
@@ -23,7 +23,9 @@ from megatron_llm.training.steps import Steps, agreed_mean
 class Evaluation:
     """This rank's part of an evaluation."""
 
-    args: Arguments
+    flags: EvaluationFlags
+    rows: int
+    """Number of samples in a micro-batch."""
     world: World
     steps: Steps
     models: Iterable[Llama]
@@ -36,24 +38,23 @@ class Evaluation:
 
         given_up: asked before each batch; must give the same answer on all ranks. Returns None if it said yes.
         """
-        rows = self.args.micro_batch_size
-        self.steps.micro_batches = batch_size // (rows * self.world.data_size)
-        last = first + self.args.eval_iters * batch_size
-        micro = batches.load(self.valid, Share(first, last, rows, self.world.data_rank, self.world.data_size), 0)
+        self.steps.micro_batches = batch_size // (self.rows * self.world.data_size)
+        last = first + self.flags.eval_iters * batch_size
+        micro = batches.load(self.valid, Share(first, last, self.rows, self.world.data_rank, self.world.data_size), 0)
         total, hits = torch.zeros((), device=self.world.device), Hits()
         with self._counting(hits):
-            for _ in range(self.args.eval_iters):
+            for _ in range(self.flags.eval_iters):
                 if given_up():
                     self.steps.free()
                     return None
                 total += self.steps.evaluate(micro)
         self.steps.free()
-        loss = agreed_mean(self.world, self.steps, total / self.args.eval_iters)
+        loss = agreed_mean(self.world, self.steps, total / self.flags.eval_iters)
         return Result(loss, _share(hits, self.world) if self._accuracy else None)
 
     @property
     def _accuracy(self) -> bool:
-        return "accuracy" in (self.args.metrics or ())
+        return "accuracy" in (self.flags.metrics or ())
 
     @contextmanager
     def _counting(self, hits: Hits) -> Iterator[None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.distributed.tensor import DTensor
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import ParallelFlags
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.llama import Llama, Part
 from megatron_llm.parallel.sharding import free_gathered_weights
@@ -25,10 +25,10 @@ from megatron_llm.training.document_masks import NONE, Masks
 from megatron_llm.training.steps import Intake
 
 
-def stages(config: ModelConfig, args: Arguments, world: World) -> dict[int, Part]:
+def stages(config: ModelConfig, flags: ParallelFlags, world: World) -> dict[int, Part]:
     """This rank's stages by their number in the pipeline: every n-th one, where n is the pipeline-parallel size."""
-    size, rank = args.pipeline_model_parallel_size, world.mesh.get_local_rank("pp")
-    depth = args.num_layers_per_virtual_pipeline_stage or config.num_layers // size
+    size, rank = flags.pipeline_model_parallel_size, world.mesh.get_local_rank("pp")
+    depth = flags.num_layers_per_virtual_pipeline_stage or config.num_layers // size
     count = config.num_layers // depth
     return {
         stage: Part(range(stage * depth, (stage + 1) * depth), first=stage == 0, last=stage == count - 1)
@@ -99,17 +99,24 @@ class Pipelined:
     """The steps of a rank that holds only some of the layers; see steps.Steps."""
 
     def __init__(
-        self, models: Mapping[int, Llama], args: Arguments, world: World, micro_batches: int, masks: Masks = NONE
+        self,
+        models: Mapping[int, Llama],
+        world: World,
+        micro_batches: int,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        masks: Masks = NONE,
     ) -> None:
         """models: this rank's stages by number, with their values. micro_batches: how many each rank computes per full
-        global batch; the attribute changes with the batch size."""
+        global batch; the attribute changes with the batch size. shape: (b, s) of a micro-batch's tokens. dtype: the
+        data type of the hidden states that stages exchange."""
         self.models, self.micro_batches, self.device = list(models.values()), micro_batches, world.device
         self.intake = Intake(self.models[0].config.vocab_size, world, masks)
         self.tied = TiedEmbedding(self.models, world.mesh.get_group("pp"))
         self.tied.share()
         self.loss_scale = 1.0
-        count = args.pipeline_model_parallel_size * len(models)
-        self.stages = [_stage(model, number, count, args, world) for number, model in models.items()]
+        count = world.mesh["pp"].size() * len(models)
+        self.stages = [_stage(model, number, count, shape, dtype, world) for number, model in models.items()]
         self.schedules: dict[int, Schedule1F1B | ScheduleInterleaved1F1B] = {}
         """The latest schedule, by its number of micro-batches, which grows with --rampup_batch_size."""
 
@@ -170,12 +177,14 @@ class Pipelined:
         return self.intake.judged(total / self.loss_scale)
 
 
-def _stage(model: Llama, number: int, count: int, args: Arguments, world: World) -> PipelineStage:
+def _stage(
+    model: Llama, number: int, count: int, shape: tuple[int, int], dtype: torch.dtype, world: World
+) -> PipelineStage:
     """A pipeline stage with its input and output shapes given, so that torch need not find them by a trial run."""
-    length = args.seq_length // (model.tp.size if model.tp.sequence else 1)
-    tokens = torch.empty(args.micro_batch_size, args.seq_length, dtype=torch.int64, device="meta")
-    size = (args.micro_batch_size, length, model.config.hidden_size)
-    hidden = torch.empty(size, dtype=args.compute_dtype(), device="meta", requires_grad=True)
+    length = shape[1] // (model.tp.size if model.tp.sequence else 1)
+    tokens = torch.empty(*shape, dtype=torch.int64, device="meta")
+    size = (shape[0], length, model.config.hidden_size)
+    hidden = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
     return PipelineStage(
         model,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megatron_llm.checkpoint import folder as checkpoint
 from megatron_llm.flags import model_flags
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import Arguments, OptimizerFlags
 from megatron_llm.flags.batch_sizes import BatchSizes
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.llama import initial_weights, shapes
@@ -28,61 +28,81 @@ from run_contract.claim import check_claim
 from run_contract.errors import UserError
 
 
-def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int, weights: dict[str, Tensor]) -> Start:
+class LoadedWeights:
+    """The whole weights that rank 0 has loaded.
+
+    Each is handed out once, so that its memory is free again while the ranks fill their parts of the model.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = dict(state)
+
+    def take(self, name: str) -> Tensor:
+        """A weight, which is forgotten here."""
+        return self._state.pop(name)
+
+
+def find(args: Arguments, identity: DataIdentity, sizes: BatchSizes, ranks: int) -> tuple[Start, LoadedWeights | None]:
     """Choose and check the starting point (rank 0 only).
 
-    Weights that only rank 0 loads (from a layout other than this engine's checkpoints, or with --finetune) are put into
-    `weights`. Raises UserError when checkpoint, flags and data do not fit together, and InputsMissing when --load has
-    no files.
+    Weights that only rank 0 loads come from a layout other than this engine's checkpoints, or with --finetune; without
+    them the second result is None. Raises UserError when checkpoint, flags and data do not fit together, and
+    InputsMissing when --load has no files.
     """
-    if not args.eval_only:
+    if not args.evaluation.eval_only:
         check_claim()
-        checkpoint.remove_stale(args.save)
-    start = _choose(args, identity, sizes, weights)
-    where = start.folder or args.load
+        checkpoint.remove_stale(args.checkpoint.save)
+    start, weights = _choose(args, identity, sizes)
+    where = start.folder or args.checkpoint.load
     if where:
-        _check_family(start.config, args.model_name, where)
-        begun = start.folder is not None and start.folder.parent == args.save
+        _check_family(start.config, args.model.model_name, where)
+        begun = start.folder is not None and start.folder.parent == args.checkpoint.save
         start = replace(start, config=model_flags.of_checkpoint(start.config, args, where, begun=begun))
-    args = replace(args, seq_length=_length(args, start, where))
-    layout_checks.check(start.config, args, ranks)
-    check_fits(identity, args, start.config.vocab_size, start.config.max_position_embeddings)
-    if where and start.progress.iteration and not args.eval_only:
+    args = replace(args, model=replace(args.model, seq_length=_length(args.model.seq_length, start, where)))
+    layout_checks.check(start.config, args.parallel, args.model.seq_length, ranks)
+    positions = start.config.max_position_embeddings
+    check_fits(identity, args.data.paths(), args.model.seq_length, start.config.vocab_size, positions)
+    if where and start.progress.iteration and not args.evaluation.eval_only:
         start = replace(start, progress=run_changes.check(start, args, identity, sizes, where))
-    return replace(start, seq_length=args.seq_length)
+    return replace(start, seq_length=args.model.seq_length), weights
 
 
-def _length(args: Arguments, start: Start, where: Path | None) -> int:
-    """The sequence length: --seq_length, or the checkpoint's value. Raises UserError when neither is known."""
-    if args.seq_length is not None:
-        return args.seq_length
+def _length(asked: int | None, start: Start, where: Path | None) -> int:
+    """The sequence length: --seq_length (`asked`), or the checkpoint's. Raises UserError when neither is known."""
+    if asked is not None:
+        return asked
     if length := start.recorded.get("seq_length"):
         print(f"--seq_length {length}, as in {where}", flush=True)
         return int(length)
     raise UserError(f"{where} does not tell how long the samples of its training were; give --seq_length")
 
 
-def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes, weights: dict[str, Tensor]) -> Start:
-    own = None if args.eval_only and args.load else checkpoint.latest_valid(args.save)
+def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes) -> tuple[Start, LoadedWeights | None]:
+    own = None if args.evaluation.eval_only and args.checkpoint.load else checkpoint.latest_valid(args.checkpoint.save)
     if own:
         print(f"continuing from {own}", flush=True)
-        return _as_asked(_from_ours(own), args, sizes, begun=True)
-    if args.load is None:
-        return _anew(args, identity)
-    if any(args.save.glob("iter_*")) and not args.eval_only:
-        print(f"no checkpoint in {args.save} verifies: the run begins anew from {args.load}", flush=True)
-    plain = args.load_iters is None and (args.load / "config.json").is_file()  # a Hugging Face folder
-    folder = args.load if plain else megatron.find(args.load, args.load_iters)
+        return _as_asked(_from_ours(own), args, sizes, begun=True), None
+    if args.checkpoint.load is None:
+        return _anew(args, identity), None
+    if any(args.checkpoint.save.glob("iter_*")) and not args.evaluation.eval_only:
+        print(
+            f"no checkpoint in {args.checkpoint.save} verifies: the run begins anew from {args.checkpoint.load}",
+            flush=True,
+        )
+    plain = (
+        args.checkpoint.load_iters is None and (args.checkpoint.load / "config.json").is_file()
+    )  # a Hugging Face folder
+    folder = args.checkpoint.load if plain else megatron.find(args.checkpoint.load, args.checkpoint.load_iters)
     print(f"loading {folder}", flush=True)
-    if checkpoint.is_ours(folder) and not args.finetune:
+    if checkpoint.is_ours(folder) and not args.checkpoint.finetune:
         if reason := checkpoint.problem(folder):
             raise UserError(f"{folder} does not verify: {reason}; choose another with --load_iters")
-        return _as_asked(_from_ours(folder), args, sizes, begun=False)
-    loaded = load_any.load(args.load, args.load_iters)
-    begins = args.finetune or loaded.iteration == "release"
+        return _as_asked(_from_ours(folder), args, sizes, begun=False), None
+    loaded = load_any.load(args.checkpoint.load, args.checkpoint.load_iters)
+    begins = args.checkpoint.finetune or loaded.iteration == "release"
     progress = Progress() if begins else _original_progress(loaded, args, sizes)
-    weights.update(loaded.state)
-    return Start(loaded.config, progress, recorded=run_changes.original(loaded.args))
+    start = Start(loaded.config, progress, recorded=run_changes.original(loaded.args))
+    return start, LoadedWeights(loaded.state)
 
 
 def _anew(args: Arguments, identity: DataIdentity) -> Start:
@@ -90,14 +110,17 @@ def _anew(args: Arguments, identity: DataIdentity) -> Start:
 
     Raises UserError with --eval_only, or when the vocabulary size is unknown.
     """
-    if args.eval_only:
-        raise UserError(f"--eval_only: there is no checkpoint in {args.save}; give --load")
-    if any(args.save.glob("iter_*")):
-        print(f"no checkpoint in {args.save} verifies: the run begins anew from random weights", flush=True)
+    if args.evaluation.eval_only:
+        raise UserError(f"--eval_only: there is no checkpoint in {args.checkpoint.save}; give --load")
+    if any(args.checkpoint.save.glob("iter_*")):
+        print(f"no checkpoint in {args.checkpoint.save} verifies: the run begins anew from random weights", flush=True)
     if identity.vocab_size is None:
         raise UserError("the size of the vocabulary is unknown: give --vocab_file, or --load a checkpoint")
-    print(f"no --load and no checkpoint to continue in {args.save}: random weights, seed {args.seed}", flush=True)
-    return Start(model_flags.config_from_flags(args, identity.vocab_size), Progress())
+    print(
+        f"no --load and no checkpoint to continue in {args.checkpoint.save}: random weights, seed {args.training.seed}",
+        flush=True,
+    )
+    return Start(model_flags.config_from_flags(args.model, identity.vocab_size), Progress())
 
 
 def _from_ours(folder: Path) -> Start:
@@ -122,11 +145,11 @@ def _as_asked(start: Start, args: Arguments, sizes: BatchSizes, *, begun: bool) 
     begun: the checkpoint is in --save, so the run itself is continued. Then every part that was saved is loaded,
     whatever these flags say. Raises UserError when a part was not saved and --no_load_X does not accept its absence.
     """
-    if args.eval_only:
+    if args.evaluation.eval_only:
         return replace(start, with_optimizer=False)
     left_out = []
     for part, (name, effect) in PARTS.items():
-        asked, lacks = getattr(args, f"no_load_{part}"), name not in start.saved
+        asked, lacks = getattr(args.checkpoint, f"no_load_{part}"), name not in start.saved
         if lacks and not asked:
             raise UserError(
                 f"{start.folder} was saved with --no_save_{part}; pass --no_load_{part} to go on without: {effect}"
@@ -162,10 +185,10 @@ def _original_progress(loaded: load_any.Loaded, args: Arguments, sizes: BatchSiz
     Raises UserError unless --no_load_optim shows that the user knows this.
     """
     assert loaded.iteration != "release"
-    if args.eval_only:
+    if args.evaluation.eval_only:
         return Progress(loaded.iteration)
     held = ", ".join(megatron.training_state(loaded.folder)) or "no optimizer state"
-    if not args.no_load_optim:
+    if not args.checkpoint.no_load_optim:
         raise UserError(
             f"{loaded.folder} is of Megatron's trainer and holds {held}: the optimizer does not go on from it; pass "
             f"--no_load_optim to go on at iteration {loaded.iteration} with Adam's moments at zero and the learning "
@@ -187,56 +210,71 @@ def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> No
         )
 
 
-def weights_in_order(start: Start, weights: dict[str, Tensor], args: Arguments) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole tensor) of every parameter in the model's order, from `weights` or random (rank 0 only)."""
-    if not weights:
-        return initial_weights(start.config, args.seed, args.init_method_std)
-    return ((name, weights.pop(name)) for name in shapes(start.config))
+def weights_in_order(
+    config: ModelConfig, weights: LoadedWeights | None, seed: int, deviation: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) of every parameter in the model's order (rank 0 only).
+
+    Without loaded weights they are random: normal, with mean 0 and this standard deviation.
+    """
+    if weights is None:
+        return initial_weights(config, seed, deviation)
+    return ((name, weights.take(name)) for name in shapes(config))
 
 
 def load_model(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer | None,
     start: Start,
-    weights: dict[str, Tensor],
-    args: Arguments,
+    weights: Iterator[tuple[str, Tensor]],
     world: World,
 ) -> None:
-    """Load the values of the sharded model, and the optimizer's moments when a run is continued. Collective."""
+    """Load the values of the sharded model, and the optimizer's moments when a run is continued. Collective.
+
+    weights: see `weights_in_order`; used only on rank 0, and not if the start is one of this engine's checkpoints.
+    """
     if start.folder:
         checkpoint.load(start.folder, parameters, optimizer if start.with_optimizer else None)
     else:
-        fill(parameters, shapes(start.config), world, weights_in_order(start, weights, args))
+        fill(parameters, shapes(start.config), world, weights)
 
 
 def schedule(args: Arguments, global_batch: int, saved: dict[str, Any]) -> Schedule:
     """The learning-rate schedule from the flags, or from the checkpoint being continued. Raises UserError."""
-    decay = args.lr_decay_samples or (args.lr_decay_iters or 0) * global_batch or args.samples(global_batch)[0]
-    warmup: float = args.lr_warmup_samples or args.lr_warmup_iters * global_batch
-    if args.lr_warmup_fraction is not None:
-        warmup = args.lr_warmup_fraction * decay
-    flags = Schedule(args.lr, args.min_lr, warmup, decay, args.lr_decay_style, **_weight_decay(args, global_batch))
-    if args.lr_decay_style == "WSD":
-        last = args.lr_wsd_decay_samples or (args.lr_wsd_decay_iters or 0) * global_batch
-        flags = replace(flags, wsd_style=args.lr_wsd_decay_style, wsd_samples=last)
+    flags, samples = args.optimizer, args.samples(global_batch)[0]
+    decay = flags.lr_decay_samples or (flags.lr_decay_iters or 0) * global_batch or samples
+    warmup: float = flags.lr_warmup_samples or flags.lr_warmup_iters * global_batch
+    if flags.lr_warmup_fraction is not None:
+        warmup = flags.lr_warmup_fraction * decay
+    found = Schedule(
+        flags.lr,
+        flags.min_lr,
+        warmup,
+        decay,
+        flags.lr_decay_style,
+        **_weight_decay(args.optimizer, samples),
+    )
+    if flags.lr_decay_style == "WSD":
+        last = flags.lr_wsd_decay_samples or (flags.lr_wsd_decay_iters or 0) * global_batch
+        found = replace(found, wsd_style=flags.lr_wsd_decay_style, wsd_samples=last)
     if "schedule" not in saved:
-        return flags
+        return found
     constant = saved["arguments"]["weight_decay"]  # older checkpoints know only a constant weight decay
     before = {"start_weight_decay": constant, "end_weight_decay": constant, **saved["schedule"]}
-    return flags.resumed(
+    return found.resumed(
         before,
-        use_checkpoint=args.use_checkpoint_opt_param_scheduler,
-        override=args.override_opt_param_scheduler,
+        use_checkpoint=args.checkpoint.use_checkpoint_opt_param_scheduler,
+        override=args.checkpoint.override_opt_param_scheduler,
     )
 
 
-def _weight_decay(args: Arguments, global_batch: int) -> dict[str, Any]:
-    """The fields of the schedule that describe how the weight decay grows."""
-    if args.weight_decay_incr_style == "constant":
-        return {"start_weight_decay": args.weight_decay, "end_weight_decay": args.weight_decay}
+def _weight_decay(flags: OptimizerFlags, samples: int) -> dict[str, Any]:
+    """The fields of the schedule that describe how the weight decay grows over a run of `samples` samples."""
+    if flags.weight_decay_incr_style == "constant":
+        return {"start_weight_decay": flags.weight_decay, "end_weight_decay": flags.weight_decay}
     return {
-        "start_weight_decay": args.start_weight_decay,
-        "end_weight_decay": args.end_weight_decay,
-        "weight_decay_style": args.weight_decay_incr_style,
-        "weight_decay_samples": args.samples(global_batch)[0],
+        "start_weight_decay": flags.start_weight_decay,
+        "end_weight_decay": flags.end_weight_decay,
+        "weight_decay_style": flags.weight_decay_incr_style,
+        "weight_decay_samples": samples,
     }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_llm.data import gpt_dataset
 from megatron_llm.flags import model_flags
-from megatron_llm.flags.arguments import NOT_FLAGS, Arguments
+from megatron_llm.flags.arguments import FLAGS, Arguments
 from megatron_llm.flags.batch_sizes import BatchSizes
 from megatron_llm.training.batches import DataIdentity
 from run_contract.errors import UserError
@@ -73,8 +73,8 @@ RULES: dict[str, Rule] = {name: rule for rule, names in _NAMED.items() for name 
 
 def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of one of this engine's checkpoints; flags that its version did not have yet get their default."""
-    fields = [entry for entry in dataclasses.fields(Arguments) if entry.default is not dataclasses.MISSING]
-    return {entry.name: entry.default for entry in fields if entry.name not in NOT_FLAGS} | dict(arguments)
+    defaults = {name: field.default for name, field in FLAGS.items() if field.default is not dataclasses.MISSING}
+    return defaults | dict(arguments)
 
 
 def original(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,16 +129,20 @@ def _check_data(before: Mapping[str, Any], identity: DataIdentity, where: Path) 
 
 def _earlier(args: Arguments, before: Mapping[str, Any]) -> Arguments | None:
     """The flags with the earlier lengths of the run and its evaluations; None if the checkpoint lacks one of them."""
-    names = [name for name, rule in RULES.items() if rule in (Rule.LENGTH, Rule.EVALUATION)]
-    if not all(name in before for name in names):
+    lengths, evaluation = ([name for name in RULES if RULES[name] is rule] for rule in (Rule.LENGTH, Rule.EVALUATION))
+    if not all(name in before for name in (*lengths, *evaluation)):
         return None
-    return replace(args, **{name: before[name] for name in names})
+    return replace(
+        args,
+        training=replace(args.training, **{name: before[name] for name in lengths}),
+        evaluation=replace(args.evaluation, **{name: before[name] for name in evaluation}),
+    )
 
 
 def _plan(args: Arguments, split: int, samples: int) -> gpt_dataset.Plan | None:
     """The plan of what is read of the training (0) or validation (1) data."""
     wanted = (samples, 0, 0) if split == 0 else (0, samples, 0)
-    return gpt_dataset.plan(args.data(), args.seed, args.seq_length, wanted)[split]
+    return gpt_dataset.plan(args.data.paths(), args.training.seed, args.model.seq_length, wanted)[split]
 
 
 def _same_order(args: Arguments, split: int, before: int, wanted: int) -> bool:
@@ -172,7 +176,7 @@ def _check_train_samples(
             f"{where} is of a run of {before} samples, now it is to have {wanted}: the passes over the data would be "
             f"shuffled in another way, and samples repeated or lost; keep the run as long as it was, or {NEW_RUN}"
         )
-    more = max(0, args.train_iters - progress.iteration)
+    more = max(0, args.training.train_iters - progress.iteration)
     last = sizes.consumed(progress.consumed_train_samples, more)
     if more and not _enough(args, 0, wanted, last):
         raise UserError(
@@ -184,13 +188,13 @@ def _check_train_samples(
 
 def _with_validation(progress: Progress, args: Arguments, earlier: Arguments | None, sizes: BatchSizes) -> Progress:
     """The progress, with validation going on where it stopped or, if its samples changed or run out, beginning anew."""
-    if not args.eval_iters:
+    if not args.evaluation.eval_iters:
         return replace(progress, evaluation_due=False)
     wanted = args.samples(sizes.full)[1]
     before = earlier.samples(sizes.full)[1] if earlier else wanted
-    first, interval = progress.iteration, args.eval_interval
-    evaluations = progress.evaluation_due + max(0, -(-args.train_iters // interval) - first // interval)
-    last = progress.consumed_valid_samples + evaluations * args.eval_iters * sizes.full
+    first, interval = progress.iteration, args.evaluation.eval_interval
+    evaluations = progress.evaluation_due + max(0, -(-args.training.train_iters // interval) - first // interval)
+    last = progress.consumed_valid_samples + evaluations * args.evaluation.eval_iters * sizes.full
     if not progress.consumed_valid_samples:
         return progress
     if before and _same_order(args, 1, before, wanted) and _enough(args, 1, wanted, last):

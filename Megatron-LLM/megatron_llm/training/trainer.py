@@ -102,19 +102,19 @@ class Trainer:
             request = self.request()
             if request == SAVE:
                 self.save_if_new()
-                self.world.on_rank0(lambda: remove(self.args.save / SAVE_FILE))
+                self.world.on_rank0(lambda: remove(self.args.checkpoint.save / SAVE_FILE))
             elif request != GO_ON:
                 return self.leave(request)
             if self.progress.evaluation_due:
                 self.evaluate()
-            elif self.progress.iteration + 1 in (self.args.skip_iters or ()):
+            elif self.progress.iteration + 1 in (self.args.training.skip_iters or ()):
                 self.skip()
             else:
                 self.step()
             if not self.progress.evaluation_due and self.progress.iteration > first:
-                if self.divides(self.args.save_interval):
+                if self.divides(self.args.checkpoint.save_interval):
                     self.save_if_new()
-                if (self.divides(self.args.exit_interval) or self.out_of_time()) and not self.finished():
+                if (self.divides(self.args.training.exit_interval) or self.out_of_time()) and not self.finished():
                     return self.leave(SIGNALLED)
         self.save_if_new()
         self.finish_saving()
@@ -122,7 +122,7 @@ class Trainer:
 
     def finished(self) -> bool:
         """Whether the last iteration and its evaluation are done."""
-        return self.progress.iteration >= self.args.train_iters and not self.progress.evaluation_due
+        return self.progress.iteration >= self.args.training.train_iters and not self.progress.evaluation_due
 
     def divides(self, interval: int | None) -> bool:
         """Whether something that is to be done every `interval` iterations is due now."""
@@ -130,7 +130,7 @@ class Trainer:
 
     def out_of_time(self) -> bool:
         """Whether --exit_duration_in_mins has passed, by the clock of rank 0. Collective."""
-        minutes = self.args.exit_duration_in_mins
+        minutes = self.args.training.exit_duration_in_mins
         return minutes is not None and self.world.on_rank0(lambda: time.monotonic() - self.began > 60 * minutes)
 
     def request(self) -> int:
@@ -140,8 +140,8 @@ class Trainer:
         """
         code = SIGNALLED if self.stop.received else OUTPUT_LOST if self.stop.lost else GO_ON
         if self.world.rank == 0:
-            code = max(code, SAVE if (self.args.save / SAVE_FILE).exists() else GO_ON)
-            code = max(code, STOP if (self.args.save / STOP_FILE).exists() else GO_ON)
+            code = max(code, SAVE if (self.args.checkpoint.save / SAVE_FILE).exists() else GO_ON)
+            code = max(code, STOP if (self.args.checkpoint.save / STOP_FILE).exists() else GO_ON)
         agreed, saving = self.world.max_over_ranks(code, self.saver.status())
         if saving != IDLE:
             self.stand_still(lambda: self.saver.advance(saving))
@@ -157,8 +157,8 @@ class Trainer:
         if request == OUTPUT_LOST:
             self.world.on_every_rank(lambda: check_outputs(self.stop.lost))
         if request == STOP:
-            self.world.on_rank0(lambda: remove(self.args.save / STOP_FILE))
-        self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.train_iters}")
+            self.world.on_rank0(lambda: remove(self.args.checkpoint.save / STOP_FILE))
+        self.world.say(f"stopped after iteration {self.progress.iteration} of {self.args.training.train_iters}")
         return EXIT_STOPPED if request == STOP else EXIT_AGAIN
 
     def batch_size(self) -> int:
@@ -167,7 +167,7 @@ class Trainer:
 
     def micro_batches(self, batch_size: int) -> int:
         """Number of micro-batches that each rank computes for a global batch of this size."""
-        return batch_size // (self.args.micro_batch_size * self.world.data_size)
+        return batch_size // (self.args.training.micro_batch_size * self.world.data_size)
 
     def step(self) -> None:
         """Make one update from one global batch, unless a guard objects.
@@ -181,11 +181,13 @@ class Trainer:
             scale.divide(self.parameters.values())
         first = self.world.mesh.get_local_rank("tp") == 0
         norm = gradient_norm(self.parameters.values(), self.world.total, count_copies=first)
-        if reason := objection(self.args, self.progress.memory, mean, float(norm), self.place()):
+        if reason := objection(
+            self.args.training, self.args.precision, self.progress.memory, mean, float(norm), self.place()
+        ):
             self.optimizer.zero_grad(set_to_none=True)
             self.pass_over(reason, began)
             return
-        clip_gradients(self.parameters.values(), norm, self.args.clip_grad)
+        clip_gradients(self.parameters.values(), norm, self.args.optimizer.clip_grad)
         update(self.optimizer, self.learning_rate(), self.schedule.weight_decay(self.scheduled_samples()))
         self.seconds += time.perf_counter() - began
         self.progress.optimizer_steps += 1
@@ -233,9 +235,11 @@ class Trainer:
         self.steps_timed, self.samples_timed = self.steps_timed + 1, self.samples_timed + size
         if self.sample_log:
             self.sample_log.write(progress.iteration, progress.optimizer_steps)
-        last = progress.iteration == self.args.train_iters
-        progress.evaluation_due = self.evaluation is not None and (last or self.divides(self.args.eval_interval))
-        if self.divides(self.args.log_interval):
+        last = progress.iteration == self.args.training.train_iters
+        progress.evaluation_due = self.evaluation is not None and (
+            last or self.divides(self.args.evaluation.eval_interval)
+        )
+        if self.divides(self.args.logging.log_interval):
             if progress.losses_since_log:
                 self.log()
             progress.losses_since_log, self.seconds, self.steps_timed, self.samples_timed = [], 0.0, 0, 0
@@ -251,7 +255,7 @@ class Trainer:
             iteration=progress.iteration,
             consumed_samples=progress.consumed_train_samples,
             seconds_per_iteration=seconds,
-            tokens_per_second=self.samples_timed * self.args.seq_length / self.seconds,
+            tokens_per_second=self.samples_timed * self.args.model.seq_length / self.seconds,
             learning_rate=self.learning_rate(),
             lm_loss=sum(progress.losses_since_log) / len(progress.losses_since_log),
             grad_norm=progress.memory.norm,
@@ -265,10 +269,10 @@ class Trainer:
             reserved=int(reserved),
             batch_size=self.sizes.last(progress.consumed_train_samples),
             ranks=self.world.size,
-            params_norm=self.params_norm() if self.args.log_params_norm else None,
+            params_norm=self.params_norm() if self.args.logging.log_params_norm else None,
         )
         self.save_seconds, progress.memory.skips_since_log = 0.0, 0
-        self.world.say(f"{interval.line(self.args.train_iters)}\n{interval.second_line()}")
+        self.world.say(f"{interval.line(self.args.training.train_iters)}\n{interval.second_line()}")
         self.record(lambda metrics: metrics.log_interval(interval))
 
     def params_norm(self) -> float:
@@ -285,7 +289,7 @@ class Trainer:
         assert self.evaluation
         size = self.sizes.last(self.progress.consumed_train_samples)
         if result := self.evaluation.run(self.progress.consumed_valid_samples, size, self.stops_evaluation):
-            self.progress.consumed_valid_samples += self.args.eval_iters * size
+            self.progress.consumed_valid_samples += self.args.evaluation.eval_iters * size
             self.progress.evaluation_due = False
             self.record(lambda metrics: print(metrics.log_validation(self.progress.iteration, result), flush=True))
 
@@ -312,7 +316,7 @@ class Trainer:
 
     def saved_optimizer(self) -> torch.optim.AdamW | None:
         """The optimizer whose moments go into checkpoints; None with --no_save_optim."""
-        return None if self.args.no_save_optim else self.optimizer
+        return None if self.args.checkpoint.no_save_optim else self.optimizer
 
     def finish_saving(self) -> None:
         """Wait until the checkpoint that was begun is published."""
@@ -333,8 +337,8 @@ class Trainer:
             "data": asdict(self.identity),
             "arguments": self.args.as_json(),
         }
-        if not self.args.no_save_optim:
+        if not self.args.checkpoint.no_save_optim:
             state["schedule"] = asdict(self.schedule)
-        if not self.args.no_save_rng:
+        if not self.args.checkpoint.no_save_rng:
             state["rng"] = {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()}
         return state

@@ -46,7 +46,7 @@ def parts(world: World, tiny_config: ModelConfig) -> Parts:
 
 def save(folder: Path, iteration: int, parts: Parts, world: World, config: ModelConfig) -> Path:
     """Save the parts as an iteration."""
-    saver = Saver(save_arguments(folder), world, config)
+    saver = Saver(save_arguments(folder).checkpoint, world, config)
     saver.begin(*parts, {"iteration": iteration})
     saver.finish()
     return checkpoint.iteration_folder(folder, iteration)

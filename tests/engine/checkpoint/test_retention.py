@@ -28,7 +28,7 @@ def saved(tmp_path: Path, world: World, tiny_config: ModelConfig) -> Path:
     parameters = parameters_by_name([model])
     fill(parameters, shapes(tiny_config), world, initial_weights(tiny_config, 1, 0.02))
     optimizer = build_optimizer(parameters.values(), betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
-    saver = Saver(save_arguments(tmp_path), world, tiny_config)
+    saver = Saver(save_arguments(tmp_path).checkpoint, world, tiny_config)
     for iteration in range(5, 31, 5):
         saver.begin(parameters, optimizer, {"iteration": iteration})
     saver.finish()

@@ -42,7 +42,7 @@ class Run:
         fill(self.parameters, shapes(config), world, initial_weights(config, 1, 0.02))
         values = self.parameters.values()
         self.optimizer = build_optimizer(values, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
-        self.saver = Saver(save_arguments(save, *more), world, config)
+        self.saver = Saver(save_arguments(save, *more).checkpoint, world, config)
 
     def begin(self, iteration: int) -> None:
         """Begin to save the model as it is."""

@@ -139,7 +139,7 @@ def test_how_many_samples_a_run_needs() -> None:
     args = parse([*required.split(), "--train_iters", "100"])
     assert args.samples(8) == (800, (100 // 30 + 1) * 7 * 8, 7 * 8)
     args = parse([*required.split(), "--train_samples", "805", "--global_batch_size", "8"])
-    assert args.train_iters == 100
+    assert args.training.train_iters == 100
     assert args.samples(8) == (805, (100 // 30 + 1) * 7 * 8, 7 * 8)
 
 

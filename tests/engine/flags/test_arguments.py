@@ -32,23 +32,25 @@ PUBLISHED_FLAGS = (
 def test_the_published_command_line_is_understood() -> None:
     """Every flag of the published recipe gets its value."""
     args = parse(PUBLISHED_FLAGS.split())
-    assert (args.lr, args.min_lr, args.global_batch_size, args.seed) == (15e-6, 5e-8, 512, 8446)
-    assert (args.load, args.data_path, args.recompute_granularity) == (Path("l"), ["d"], "selective")
-    assert args.bf16
-    assert args.use_checkpoint_args
-    assert args.sequence_parallel
-    assert args.tensor_model_parallel_size == 4
+    expected = {"lr": 15e-6, "min_lr": 5e-8, "global_batch_size": 512, "seed": 8446, "load": Path("l")}
+    expected |= {"data_path": ["d"], "recompute_granularity": "selective"}
+    assert {name: args.flag(name) for name in expected} == expected
+    assert args.precision.bf16
+    assert args.checkpoint.use_checkpoint_args
+    assert args.parallel.sequence_parallel
+    assert args.parallel.tensor_model_parallel_size == 4
     assert set(args.no_effect) == {"use_flash_attn", "no_bias_gelu_fusion"}
 
 
 def test_defaults_are_upstreams() -> None:
     """A flag that is not given has the value that upstream gives it."""
     args = parse(REQUIRED)
-    assert (args.weight_decay, args.adam_beta1, args.adam_beta2, args.adam_eps) == (0.01, 0.9, 0.999, 1e-8)
-    assert (args.clip_grad, args.seed, args.min_lr, args.lr_decay_style) == (1.0, 1234, 0.0, "linear")
-    assert (args.eval_interval, args.eval_iters, args.log_interval, args.num_workers) == (1000, 100, 100, 2)
-    assert (args.layernorm_epsilon, args.rope_theta, args.init_method_std) == (1e-5, 10000.0, 0.02)
-    assert args.split.replace(" ", "") == "969,30,1"
+    expected = {"weight_decay": 0.01, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8, "clip_grad": 1.0}
+    expected |= {"seed": 1234, "min_lr": 0.0, "lr_decay_style": "linear", "eval_interval": 1000, "eval_iters": 100}
+    expected |= {"log_interval": 100, "num_workers": 2, "layernorm_epsilon": 1e-5, "rope_theta": 10000.0}
+    expected |= {"init_method_std": 0.02}
+    assert {name: args.flag(name) for name in expected} == expected
+    assert args.data.split.replace(" ", "") == "969,30,1"
 
 
 ACCEPTED = (
@@ -78,11 +80,11 @@ Only dropout differs from upstream, whose 0.1 this engine does not have."""
 def test_flags_have_upstreams_names_and_defaults(flag: str) -> None:
     """Each flag is taken, and what it stands at without being given is upstream's value."""
     name, *values = flag.split()
-    default = getattr(parse(REQUIRED), name[2:])
+    default = parse(REQUIRED).flag(name[2:])
     more = {"--lr_decay_style": ["--lr_wsd_decay_iters", "2"], "--load": ["--use_checkpoint_args"]}.get(name, [])
     if "wsd_decay_" in name and "style" not in name:
         more = ["--lr_decay_style", "WSD"]
-    given = getattr(parse([*REQUIRED, name, *values[-1:], *more]), name[2:])
+    given = parse([*REQUIRED, name, *values[-1:], *more]).flag(name[2:])
     if not values:
         assert (default, given) == (False, True)
     elif "dropout" not in name:
@@ -103,7 +105,7 @@ def test_flags_know_whether_they_were_given() -> None:
     args = parse([*REQUIRED, "--rope_theta", "10000.0", "--recompute_activations", "--DDP_impl", "torch"])
     required = REQUIRED_FLAGS.replace("--", "").split()[::2]
     assert args.given == tuple(sorted([*required, "recompute_activations", "rope_theta"]))
-    assert args.recompute_granularity == "selective"
+    assert args.model.recompute_granularity == "selective"
     assert args.no_effect == ("DDP_impl",)
 
 
@@ -175,7 +177,7 @@ def test_a_run_counted_in_samples() -> None:
     """--train_samples is so many whole global batches, which must be known; the decay ends at the last sample."""
     required = [*REQUIRED[:8], "--lr", "1e-3"]
     args = parse([*required, "--train_samples", "83", "--global_batch_size", "8"])
-    assert args.train_iters == 10
+    assert args.training.train_iters == 10
     assert schedule(args, 8, {}).decay_samples == 83
     assert schedule(parse([*required, "--train_iters", "10"]), 8, {}).decay_samples == 80
     for more in (["--train_samples", "83"], ["--train_samples", "7", "--global_batch_size", "8"]):
@@ -226,18 +228,18 @@ def test_ranks_and_global_batch_must_divide(flags: str, ranks: int, expected: tu
     args = parse([*REQUIRED, *flags.split()])
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            batch_layout(args, ranks)
+            batch_layout(args.parallel, args.training, ranks)
     else:
-        assert batch_layout(args, ranks) == expected
+        assert batch_layout(args.parallel, args.training, ranks) == expected
 
 
 def test_geometry_comes_from_flags() -> None:
     """Head size and kv heads have upstream's defaults, and a missing size is named."""
     sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48"
-    config = config_from_flags(parse([*REQUIRED, *sizes.split(), "--max_position_embeddings", "64"]), 100)
+    config = config_from_flags(parse([*REQUIRED, *sizes.split(), "--max_position_embeddings", "64"]).model, 100)
     assert (config.kv_channels, config.num_attention_heads_kv, config.tie_embed_logits) == (8, 4, True)
     with pytest.raises(UserError, match="missing --max_position_embeddings;"):
-        config_from_flags(parse([*REQUIRED, *sizes.split()]), 100)
+        config_from_flags(parse([*REQUIRED, *sizes.split()]).model, 100)
 
 
 def test_families_have_their_own_geometry() -> None:
@@ -245,7 +247,7 @@ def test_families_have_their_own_geometry() -> None:
     sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48 --max_position_embeddings 64"
 
     def config(flags: str) -> ModelConfig:
-        return config_from_flags(parse([*REQUIRED, *sizes.split(), *flags.split()]), 100)
+        return config_from_flags(parse([*REQUIRED, *sizes.split(), *flags.split()]).model, 100)
 
     falcon = config("--model_name falcon --parallel_attn --parallel_layernorm --num_attention_heads_kv 1")
     assert (falcon.use_rms_norm, falcon.glu_activation, falcon.tie_embed_logits) == (False, None, True)

@@ -79,4 +79,5 @@ def test_without_a_ramp_all_are_alike() -> None:
 def test_wrong_ramps_are_refused(flags: str, message: str) -> None:
     """Every size of the ramp must be computable by the ranks, before the run begins."""
     with pytest.raises(UserError, match=message):
-        batch_layout(parse([*FLAGS, *flags.split()]), 2 if "pipeline" in flags else 1)
+        args = parse([*FLAGS, *flags.split()])
+        batch_layout(args.parallel, args.training, 2 if "pipeline" in flags else 1)

@@ -40,7 +40,7 @@ def test_a_given_flag_that_differs_is_refused_or_taken(tiny_config: ModelConfig,
             of_checkpoint(found, override, WHERE, begun=False)
         return
     taken = of_checkpoint(found, override, WHERE, begun=False)
-    assert taken == replace(found, **{field: getattr(override, name)})
+    assert taken == replace(found, **{field: override.flag(name)})
     with pytest.raises(UserError, match="begin a new run from it with --load, --finetune, --override_model_args"):
         of_checkpoint(found, override, WHERE, begun=True)
     assert of_checkpoint(taken, override, WHERE, begun=True) == taken, "the run that began with it goes on"

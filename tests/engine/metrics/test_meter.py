@@ -11,7 +11,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_llm.flags.parser import parse
 from megatron_llm.metrics.meter import Waited, Work, peak_memory
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.flops import training_flops
@@ -42,10 +41,9 @@ def test_waiting_for_batches_is_timed() -> None:
 
 def test_work_is_shared_by_the_ranks(tiny_config: ModelConfig) -> None:
     """Each rank's TFLOP/s is its part of the model FLOPs by the time; without a peak there is no MFU."""
-    required = [str(flag) for flag in flags(Path("d"), Path("s"))]
     flops = training_flops(tiny_config, 32, 8)
-    assert Work.of(parse(required), tiny_config, 8, 4).rate(2.0) == (pytest.approx(flops / 8e12), None)
-    given = Work.of(parse([*required, "--peak_tflops", "1e-6"]), tiny_config, 8, 1)
+    assert Work.of(None, torch.float32, flops, 4).rate(2.0) == (pytest.approx(flops / 8e12), None)
+    given = Work.of(1e-6, torch.float32, flops, 1)
     assert given.rate(2.0) == (pytest.approx(flops / 2e12), pytest.approx(flops / 2e6))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_llm.flags.arguments import Arguments
+from megatron_llm.flags.arguments import PrecisionFlags, TrainingFlags
 from megatron_llm.flags.parser import parse
 from megatron_llm.optim.loss_scale import LossScale
 from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, Place, SpikeHistory, objection
@@ -22,9 +22,10 @@ PLACE = Place(12, range(88, 96))
 SPIKES = ("--skip_spikes", "1.0", "--spike_window", 8)
 
 
-def arguments(*more: object) -> Arguments:
-    """The tiny run's flags and more."""
-    return parse([str(flag) for flag in flags(Path("d"), Path("s"), *more)])
+def arguments(*more: object) -> tuple[TrainingFlags, PrecisionFlags]:
+    """The tiny run's flags and more, as far as the guards take them."""
+    args = parse([str(flag) for flag in flags(Path("d"), Path("s"), *more)])
+    return args.training, args.precision
 
 
 def remembered(*losses: float) -> SpikeHistory:
@@ -44,7 +45,7 @@ def remembered(*losses: float) -> SpikeHistory:
 def test_what_is_a_spike(loss: float, norm: float, reason: str | None) -> None:
     """Losses 2.0 and 2.2 twice have mean 2.1 and standard deviation 0.11547: two of them above the mean is too much."""
     memory = remembered(2.0, 2.2, 2.0, 2.2)
-    found = objection(arguments("--skip_spikes", 2, "--spike_window", 8), memory, loss, norm, PLACE)
+    found = objection(*arguments("--skip_spikes", 2, "--spike_window", 8), memory, loss, norm, PLACE)
     if reason is None:
         assert found is None
         assert memory.losses[-1] == loss
@@ -56,11 +57,11 @@ def test_what_is_a_spike(loss: float, norm: float, reason: str | None) -> None:
 def test_the_window_slides_and_needs_half_of_itself() -> None:
     """Nothing is a spike before half a window is known; old values leave it."""
     args, memory = arguments("--skip_spikes", 1, "--spike_window", 4), SpikeHistory()
-    assert objection(args, memory, 1.0, 1.0, PLACE) is None
-    assert objection(args, memory, 9.0, 9.0, PLACE) is None
-    assert objection(args, memory, 99.0, 99.0, PLACE) is not None
+    assert objection(*args, memory, 1.0, 1.0, PLACE) is None
+    assert objection(*args, memory, 9.0, 9.0, PLACE) is None
+    assert objection(*args, memory, 99.0, 99.0, PLACE) is not None
     for loss in (5.0, 5.1, 5.0):
-        assert objection(args, memory, loss, loss, PLACE) is None
+        assert objection(*args, memory, loss, loss, PLACE) is None
     assert memory.losses == [9.0, 5.0, 5.1, 5.0]
 
 
@@ -68,10 +69,10 @@ def test_spikes_without_end_stop_the_run() -> None:
     """After ten skips in a row the next spike is an error; an update in between begins the count again."""
     args, memory = arguments("--skip_spikes", 2, "--spike_window", 4), remembered(2.0, 2.2)
     for _ in range(SKIPS_IN_A_ROW):
-        assert objection(args, memory, 9.0, 1.0, PLACE)
+        assert objection(*args, memory, 9.0, 1.0, PLACE)
     with pytest.raises(Diverged, match=r"iteration 12: lm loss 9 .* \(samples 88 to 95\); 10 iterations before it"):
-        objection(args, memory, 9.0, 1.0, PLACE)
-    assert objection(args, memory, 2.1, 1.1, PLACE) is None
+        objection(*args, memory, 9.0, 1.0, PLACE)
+    assert objection(*args, memory, 2.1, 1.1, PLACE) is None
     assert memory.skips_in_a_row == 0
 
 
@@ -80,20 +81,20 @@ def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
     """With or without a guard against spikes; with fp16 a loss does, while a gradient may overflow."""
     for more in ((), SPIKES):
         with pytest.raises(Diverged, match=f"iteration 12: lm loss is {loss} and the grad norm {norm}"):
-            objection(arguments(*more), SpikeHistory(), loss, norm, PLACE)
+            objection(*arguments(*more), SpikeHistory(), loss, norm, PLACE)
     fp16, memory = arguments("--fp16"), SpikeHistory(loss_scale=LossScale(8.0))
     if loss == 1.0:
-        assert objection(fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 8"
-        assert objection(fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 4"
+        assert objection(*fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 8"
+        assert objection(*fp16, memory, loss, norm, PLACE) == "gradients overflow fp16 at loss scale 8, next is 4"
     else:
         with pytest.raises(Diverged):
-            objection(fp16, memory, loss, norm, PLACE)
+            objection(*fp16, memory, loss, norm, PLACE)
 
 
 def test_the_loss_scale_moves_as_upstreams() -> None:
     """Window 3, hysteresis 2: one overflow is forgiven, each further one halves; three clean updates double it and
     forgive again; not below the minimum."""
-    args = arguments("--fp16", "--initial_loss_scale", 16, "--loss_scale_window", 3, "--min_loss_scale", 4)
+    _, args = arguments("--fp16", "--initial_loss_scale", 16, "--loss_scale_window", 3, "--min_loss_scale", 4)
     scale = LossScale.of(args, None)
     assert scale
     events = [True, True, True, False, False, True, False, False, False, True, True, True]
@@ -107,22 +108,22 @@ def test_the_loss_scale_moves_as_upstreams() -> None:
 def test_which_loss_scale_a_run_goes_on_with() -> None:
     """The checkpoint's, unless a constant one or another precision is asked for."""
     saved = LossScale(64.0, 3, 1)
-    assert LossScale.of(arguments("--fp16"), saved) is saved
-    assert LossScale.of(arguments("--fp16"), None) == LossScale(2.0**32)
-    assert LossScale.of(arguments("--fp16", "--loss_scale", 128), saved) == LossScale(128.0)
-    assert LossScale.of(arguments("--bf16"), saved) is None
+    assert LossScale.of(arguments("--fp16")[1], saved) is saved
+    assert LossScale.of(arguments("--fp16")[1], None) == LossScale(2.0**32)
+    assert LossScale.of(arguments("--fp16", "--loss_scale", 128)[1], saved) == LossScale(128.0)
+    assert LossScale.of(arguments("--bf16")[1], saved) is None
 
 
 def test_a_constant_loss_scale_that_overflows_stops_the_run() -> None:
     """It cannot become smaller, so ten overflows in a row are enough; one that can goes on becoming smaller."""
     constant, memory = arguments("--fp16", "--loss_scale", 128), SpikeHistory(loss_scale=LossScale(128.0))
     for _ in range(SKIPS_IN_A_ROW):
-        assert objection(constant, memory, 1.0, float("inf"), PLACE)
+        assert objection(*constant, memory, 1.0, float("inf"), PLACE)
     with pytest.raises(Diverged, match="gradients overflow fp16 at loss scale 128"):
-        objection(constant, memory, 1.0, float("inf"), PLACE)
+        objection(*constant, memory, 1.0, float("inf"), PLACE)
     moving = SpikeHistory(loss_scale=LossScale(2.0**32))
     for _ in range(20):
-        assert objection(arguments("--fp16"), moving, 1.0, float("inf"), PLACE)
+        assert objection(*arguments("--fp16"), moving, 1.0, float("inf"), PLACE)
     assert moving.loss_scale == LossScale(2.0**13, 0, 20)
 
 

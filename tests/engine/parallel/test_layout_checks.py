@@ -28,7 +28,8 @@ REQUIRED = "--data_path d --save s --seq_length 30 --micro_batch_size 2 --train_
 )
 def test_layouts_that_fit(tiny_config: ModelConfig, changes: dict[str, Any], flags: str, ranks: int) -> None:
     """More ranks than key/value heads, interleaved stages, tied embeddings on any ranks are all possible."""
-    layout_checks.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)
+    args = parse([*REQUIRED.split(), *flags.split()])
+    layout_checks.check(replace(tiny_config, **changes), args.parallel, args.model.seq_length, ranks)
 
 
 @pytest.mark.parametrize(
@@ -59,5 +60,6 @@ def test_layouts_that_do_not_fit(
     tiny_config: ModelConfig, changes: dict[str, Any], flags: str, ranks: int, message: str
 ) -> None:
     """The message names the flag, the model's size that it does not fit, and what to choose."""
+    args = parse([*REQUIRED.split(), *flags.split()])
     with pytest.raises(UserError, match=message):
-        layout_checks.check(replace(tiny_config, **changes), parse([*REQUIRED.split(), *flags.split()]), ranks)
+        layout_checks.check(replace(tiny_config, **changes), args.parallel, args.model.seq_length, ranks)

@@ -182,7 +182,7 @@ def watched(runs: list[list[str]]) -> None:
     world = parallel.start()
     for argv in runs:
         args = flags_parser.parse(argv)
-        sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+        sizes = args.parallel.tensor_model_parallel_size, args.parallel.pipeline_model_parallel_size
         mesh = parallel.layout_mesh(world.device, world.size, *sizes)
         with Watch() as watch:
             code = assemble.run(args, replace(world, mesh=mesh), signals.StopRequest())
@@ -215,7 +215,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str,
         ]
         for (name, argv), own in zip(argvs.items(), zip(*lines, strict=True), strict=True):
             args = flags_parser.parse([str(part) for part in argv])
-            setting = Setting.of(model_flags.config_from_flags(args, VOCABULARY), args, size)
+            setting = Setting.of(model_flags.config_from_flags(args.model, VOCABULARY), args, size)
             found[name] = Held(setting, args, [json.loads(line.removeprefix("watched ")) for line in own])
     return found
 
@@ -267,10 +267,10 @@ def test_no_rank_needs_more_than_predicted(held: dict[str, Held], name: str) -> 
 def test_a_checkpoint_is_as_large_as_predicted(held: dict[str, Held], name: str) -> None:
     """The folder that the run wrote, within 1 % and 20 kB; and the geometry is read from it."""
     run = held[name]
-    folder = checkpoint.iteration_folder(run.args.save, 2)
+    folder = checkpoint.iteration_folder(run.args.checkpoint.save, 2)
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert planning.checkpoints(run.setting, run.args).size == pytest.approx(size, rel=0.01, abs=20_000)
-    assert plan.read_config(run.args.save) == run.setting.config
+    assert plan.read_config(run.args.checkpoint.save) == run.setting.config
 
 
 FALCON = {

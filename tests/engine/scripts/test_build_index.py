@@ -56,8 +56,9 @@ def run(argv: list[str]) -> tuple[object, str, str]:
 def opened(argv: list[str]) -> list[gpt_dataset.Samples | None]:
     """The training and validation samples as every rank of finetune.py gets them with these flags."""
     args = parse([*argv, "--save", "s", "--lr", "1e-3", "--micro_batch_size", "2"])
-    assert args.global_batch_size is not None
-    return list(batches.datasets(args, args.global_batch_size, batches.find_indices(args, args.global_batch_size)))
+    size = args.training.global_batch_size
+    assert size is not None
+    return list(batches.datasets(args, size, batches.find_indices(args, size)))
 
 
 @pytest.fixture

@@ -28,18 +28,20 @@ def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path, tiny_data:
     )
     required = "--save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3 --no_new_tokens"
     argv = [*required.split(), "--data_path", str(tiny_data)]
-    assert identify(parse(argv)).vocab_size == 131
+    args = parse(argv)
+    assert identify(args.data, args.given).vocab_size == 131
+    args = parse([*argv, "--vocab_file", str(tmp_path / "other.model")])
     with pytest.raises(UserError, match=r"tokenizers differ: .*131 tokens, fingerprint tiny; --vocab_file .*20 tokens"):
-        identify(parse([*argv, "--vocab_file", str(tmp_path / "other.model")]))
+        identify(args.data, args.given)
 
 
 def test_what_does_not_fit_the_model_is_refused(tiny_data: Path) -> None:
     """More kinds of tokens than embeddings, or longer samples than positions."""
     required = "--save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
     args = parse([*required.split(), "--data_path", str(tiny_data)])
-    identity = identify(args)
-    check_fits(identity, args, 131, 32)
+    identity = identify(args.data, args.given)
+    check_fits(identity, args.data.paths(), args.model.seq_length, 131, 32)
     with pytest.raises(UserError, match="131 kinds of tokens"):
-        check_fits(identity, args, 130, 32)
+        check_fits(identity, args.data.paths(), args.model.seq_length, 130, 32)
     with pytest.raises(UserError, match="max_position_embeddings 31"):
-        check_fits(identity, args, 131, 31)
+        check_fits(identity, args.data.paths(), args.model.seq_length, 131, 31)

@@ -241,7 +241,7 @@ def test_a_step_counts_tokens_or_micro_batches(
 def asked(prefixes: list[object], *more: str) -> Masks:
     """What flags and data ask for."""
     required = "--save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3"
-    return Masks.of(parse([*required.split(), "--data_path", *map(str, prefixes), *more]))
+    return Masks.of(parse([*required.split(), "--data_path", *map(str, prefixes), *more]).data)
 
 
 def copied(data: Path, folder: Path, **changes: object) -> Path:
@@ -271,7 +271,7 @@ def test_a_run_keeps_its_normalisation() -> None:
     required = "--save s --seq_length 32 --micro_batch_size 2 --train_iters 10 --lr 1e-3 --data_path d"
 
     def found(more: str, saved: Any) -> str | None:
-        return with_normalisation(parse(f"{required} {more}".split()), saved).loss_normalisation
+        return with_normalisation(parse(f"{required} {more}".split()).data, saved).loss_normalisation
 
     before, now = {"arguments": {"eod_mask_loss": True}}, {"arguments": {"loss_normalisation": "global"}}
     assert found("--eod_mask_loss", {}) == "global"

@@ -49,7 +49,7 @@ def save(begun: Path, tmp_path: Path) -> Path:
 def found(argv: list[object]) -> Start:
     """Where a run starts, without running it."""
     args = flags_parser.parse([str(word) for word in argv])
-    return resume.find(args, batches.identify(args), BatchSizes.of(8, None), 1, {})
+    return resume.find(args, batches.identify(args.data, args.given), BatchSizes.of(8, None), 1)[0]
 
 
 def rewrite(save: Path, change: Callable[[dict[str, Any]], None]) -> None:
