@@ -33,7 +33,7 @@ from run_contract.publish import fsync
 from snakmodel.config.sections import PROJECT
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
+from snakmodel.prepare.shard_writer import Cleaning, documents
 from snakmodel.shards.append_file import append_file
 
 FILES = 4
@@ -161,7 +161,7 @@ def long_line(work: Path, size: int) -> dict[str, Any]:
 
     def prepares() -> int:
         part = Part(str(path), "line", 0, path.stat().st_size)
-        return sum(len(texts) for texts in documents(part, Reading(), Cleaning(), Counts()))
+        return sum(len(texts) for texts, _ in documents(part, Reading(), Cleaning()))
 
     def tokenizers() -> int:
         return sum(len(columns(block, ["text"]).texts["text"]) for block in read_blocks(path, ["text"]))

@@ -9,10 +9,11 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from run_contract.errors import UserError
+from snakmodel.prepare import shard_writer
 from snakmodel.prepare.byte_streams import BOM
 from snakmodel.prepare.input_files import Part
-from snakmodel.prepare.readers import BACKWARD_BLOCK
-from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Counts
+from snakmodel.prepare.readers import BACKWARD_BLOCK, Reading
+from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Cleaning, Counts
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 
 
@@ -127,3 +128,15 @@ def shard(part: Part, path: Path) -> bytes:
     )
     write_stream(path, SCHEMA, (pa.record_batch(one, schema=SCHEMA) for one in columns))
     return path.read_bytes()
+
+
+def texts(
+    part: Part, reading: Reading | None = None, cleaning: Cleaning | None = None, counts: Counts | None = None
+) -> list[str]:
+    """The documents that prepare keeps of a part. The counts of what it leaves out are added to `counts`."""
+    found = []
+    for array, left_out in shard_writer.documents(part, reading or Reading(), cleaning or Cleaning()):
+        found += array.to_pylist()
+        if counts is not None:
+            counts.add(left_out)
+    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,11 +9,11 @@ import pytest
 from snakmodel.dedup import components
 from snakmodel.dedup.buckets import chained, forest, group
 from snakmodel.dedup.components import cluster_sizes
-from snakmodel.dedup.filter import kept_batches
+from snakmodel.dedup.filter import documents_by_source, kept_batches
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.report import Tally
-from snakmodel.prepare.shard_writer import Cleaning, Counts, clean, regrouped
+from snakmodel.prepare.shard_writer import NO_DOCUMENTS, Cleaning, Counts, clean, regrouped
 
 NUMBERS = np.empty(0, np.int64)
 KEYS = np.empty(0, np.uint64)
@@ -53,19 +51,20 @@ def test_no_document_is_short_or_none_is_long(texts: list[str], long: int) -> No
 def test_no_document_of_a_batch_is_removed_or_kept(removed: list[int], kept: list[int]) -> None:
     """Batches of which everything or nothing is kept, and a batch without documents."""
     batches = [pa.record_batch({"text": ["x"] * size, "source": ["s"] * size}) for size in (3, 0, 2)]
-    counts: dict[str, Any] = {"documents": 0, "sources": {}}
-    assert [one.num_rows for one in kept_batches(iter(batches), np.array(removed, np.uint32), counts)] == kept
-    assert counts == {"documents": sum(kept), "sources": {"s": sum(kept)} if kept else {}}
+    found = list(kept_batches(iter(batches), np.array(removed, np.uint32)))
+    assert [one.num_rows for one in found if one.num_rows] == kept
+    assert [documents_by_source(one) for one in found] == [{"s": one.num_rows} if one.num_rows else {} for one in found]
 
 
 def test_no_document_is_left_after_cleaning() -> None:
     """Documents that are all too short, all of white space, or not there at all."""
     cleaning = Cleaning(trim=True, nfc=True, min_characters=5)
     for texts, trimmed in (([], 0), (["en", "to"], 0), ([" \n", "\t"], 2)):
-        counts = Counts()
-        assert clean(pa.array(texts, pa.large_string()), cleaning, counts).to_pylist() == []
+        found, counts = clean(pa.array(texts, pa.large_string()), cleaning)
+        assert found.to_pylist() == []
         assert (counts.short, counts.trimmed) == (len(texts), trimmed)
-    assert list(regrouped([pa.array([], pa.large_string())])) == []
+    for chunks in ([], [(NO_DOCUMENTS, Counts(empty=3))]):
+        assert list(regrouped(chunks)) == [(NO_DOCUMENTS, 0, Counts(empty=3 * len(chunks)))]
 
 
 def test_no_document_of_a_batch_is_counted() -> None:

@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
 from snakmodel.dedup.signature_file import read_array
-from snakmodel.shards.arrow_stream import Rows, batches, open_stream, source_names, write_stream
-from snakmodel.shards.counts import bounded
+from snakmodel.shards.arrow_stream import Rows, batches, open_stream, source_names, stream_writer
+from snakmodel.shards.counts import bounded, merged
 
 
 def filter_shard(source: Rows, removed: Path, output: Path) -> dict[str, Any]:
     """Write the documents that are kept, with all columns, as `output`.arrow, and their counts as `output`.json."""
     with open_stream(source.path) as reader:
         rows = removal_list(removed, source)
-        counts: dict[str, Any] = {"documents": 0, "removed": len(rows), "sources": {}}
+        documents, sources = 0, dict[str, int]()
         with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
-            write_stream(arrow, reader.schema, kept_batches(batches(reader, source), rows, counts))
+            with stream_writer(arrow, reader.schema) as writer:
+                for batch in kept_batches(batches(reader, source), rows):
+                    if batch.num_rows:
+                        writer.write_batch(batch)
+                    documents += batch.num_rows
+                    sources = bounded(merged(sources, documents_by_source(batch)))
+            counts = {"documents": documents, "removed": len(rows), "sources": sources}
             write_json(report, counts)
     return counts
 
@@ -38,22 +44,24 @@ def removal_list(path: Path, source: Rows) -> NDArray[Any]:
     return rows
 
 
-def kept_batches(found: Iterator[Any], rows: NDArray[Any], counts: dict[str, Any]) -> Iterator[Any]:
-    """Yield each record batch without the rows to remove. `counts` grows as the batches are made."""
+def kept_batches(found: Iterator[Any], rows: NDArray[Any]) -> Iterator[Any]:
+    """Yield each record batch without the rows to remove; it may then be empty."""
     first = 0
     for batch in found:
         low, high = np.searchsorted(rows, [first, first + batch.num_rows])
         keep = np.ones(batch.num_rows, bool)
         keep[rows[low:high].astype(np.int64) - first] = False
         first += batch.num_rows
-        batch = batch.filter(mask(keep))
-        counts["documents"] += batch.num_rows
-        if (sources := source_names(batch)) is not None:
-            for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
-                counts["sources"][name] = counts["sources"].get(name, 0) + count
-            counts["sources"] = bounded(counts["sources"])
-        if batch.num_rows:
-            yield batch
+        yield batch.filter(mask(keep))
+
+
+def documents_by_source(batch: Any) -> dict[str, int]:
+    """The number of documents of each source in a batch; empty if the batch does not tell their sources."""
+    found: dict[str, int] = {}
+    if (sources := source_names(batch)) is not None:
+        for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
+            found[name] = found.get(name, 0) + count
+    return found
 
 
 def mask(keep: NDArray[np.bool_]) -> Any:

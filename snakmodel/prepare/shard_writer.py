@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from snakmodel.prepare.chunks import Faults
 from snakmodel.prepare.input_files import Part
 from snakmodel.prepare.readers import Reading, read
-from snakmodel.shards.arrow_stream import SCHEMA, write_stream
+from snakmodel.shards.arrow_stream import SCHEMA, stream_writer
 from snakmodel.shards.counts import Amounts
 
 BATCH_CHARACTERS = 1 << 22
 BATCH_DOCUMENTS = 1 << 14
+NO_DOCUMENTS = pa.nulls(0, pa.large_string())
 WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
 """All characters of Unicode that are white space (str.isspace)."""
 
@@ -75,28 +76,31 @@ class Counts(Amounts):
         self.add(Counts(documents, characters, size, {source: amounts}))
 
 
-def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
-    """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
+def documents(part: Part, reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, Counts]]:
+    """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised.
+
+    Each comes with the counts of what was changed and left out since the array before it. An array may be empty.
+    """
     faults = Faults(reading.errors)
-    counts.empty_files += part.end == 0
     for texts, positions in read(part, reading, faults):
         kept = ~blank(texts)
-        counts.empty += len(texts) - int(kept.sum())
+        counts = Counts(empty=len(texts) - int(kept.sum()))
         if part.share < 1:
             chosen = kept & in_share(positions, part.share, part.salt)
-            counts.beyond_share += int(kept.sum()) - int(chosen.sum())
+            counts.beyond_share = int(kept.sum()) - int(chosen.sum())
             kept = chosen
-        if kept.any():
-            texts = clean(_only(texts, kept), cleaning, counts)
-            if len(texts):
-                yield texts
-    counts.add(
+        texts, cleaned = clean(_only(texts, kept), cleaning)
+        counts.add(cleaned)
+        yield texts, counts
+    yield (
+        NO_DOCUMENTS,
         Counts(
+            empty_files=int(part.end == 0),
             replaced=faults.replaced,
             skipped=faults.skipped,
             invalid=faults.invalid,
             byte_order_marks=faults.byte_order_marks,
-        )
+        ),
     )
 
 
@@ -153,35 +157,41 @@ def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[n
     return chosen
 
 
-def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
-    """The documents after the cleaning that the user asks for. What it changes is added to `counts`."""
+def clean(texts: Any, cleaning: Cleaning) -> tuple[Any, Counts]:
+    """The documents after the cleaning that the user asks for, and the counts of what it changed."""
+    counts = Counts()
     if cleaning.trim:
         trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
-        counts.trimmed += _different(texts, trimmed)
+        counts.trimmed = _different(texts, trimmed)
         texts = trimmed
     if cleaning.nfc:
         composed = pc.utf8_normalize(texts, "NFC")
-        counts.composed += _different(texts, composed)
+        counts.composed = _different(texts, composed)
         texts = composed
     if cleaning.min_characters:
         long = _lengths(texts) >= cleaning.min_characters
-        counts.short += len(texts) - int(long.sum())
+        counts.short = len(texts) - int(long.sum())
         texts = _only(texts, long)
-    return texts
+    return texts, counts
 
 
 def _different(before: Any, after: Any) -> int:
     return pc.sum(pc.not_equal(before, after)).as_py() or 0
 
 
-def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
-    """Yield record batches of bounded size, each with documents of one part. `counts` grows as they are made."""
+def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, Counts]]:
+    """Yield record batches of bounded size, each with documents of one part.
+
+    Each comes with its counts, and with those of what was changed and left out on the way to it. Only the last batch of
+    a part may be empty.
+    """
     for part in parts:
-        for texts, characters in regrouped(documents(part, reading, cleaning, counts)):
-            borders = _borders(texts)
-            size = int(borders[-1] - borders[0])
-            counts.keep(part.source, len(texts), characters, size)
-            yield pa.RecordBatch.from_arrays([texts, _repeated(part.source.encode(), len(texts))], schema=SCHEMA)
+        for texts, characters, counts in regrouped(documents(part, reading, cleaning)):
+            if len(texts):
+                borders = _borders(texts)
+                counts.keep(part.source, len(texts), characters, int(borders[-1] - borders[0]))
+            sources = _repeated(part.source.encode(), len(texts))
+            yield pa.RecordBatch.from_arrays([texts, sources], schema=SCHEMA), counts
 
 
 def _repeated(value: bytes, times: int) -> Any:
@@ -189,15 +199,17 @@ def _repeated(value: bytes, times: int) -> Any:
     return pa.Array.from_buffers(pa.string(), times, [None, pa.py_buffer(offsets), pa.py_buffer(value * times)])
 
 
-def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-    """Regroup arrays of documents, and yield (array, number of characters).
+def regrouped(chunks: Iterable[tuple[Any, Counts]]) -> Iterator[tuple[Any, int, Counts]]:
+    """Regroup arrays of documents with their counts, and yield (array, number of characters, sum of counts).
 
     Each array ends with the document that brings it to BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th document. So
-    the batches depend on the documents only, and not on how they were read.
+    the batches depend on the documents only, and not on how they were read. The last array may be empty.
     """
-    group: list[Any] = []
+    group: list[Any] = [NO_DOCUMENTS]
     characters = number = 0
-    for texts in chunks:
+    sum_of_counts = Counts()
+    for texts, counts in chunks:
+        sum_of_counts.add(counts)
         sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(_lengths(texts))))
         start = 0
         while start < len(texts):
@@ -206,15 +218,18 @@ def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
             group.append(texts.slice(start, end - start))
             characters, number = characters + int(sums[end] - sums[start]), number + end - start
             if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
-                yield pa.concat_arrays(group), characters
-                group, characters, number = [], 0, 0
+                yield pa.concat_arrays(group), characters, sum_of_counts
+                group, characters, number, sum_of_counts = [NO_DOCUMENTS], 0, 0, Counts()
             start = end
-    if number:
-        yield pa.concat_arrays(group), characters
+    yield pa.concat_arrays(group), characters, sum_of_counts
 
 
 def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
     """Write the documents of some parts as an Arrow stream file, and return the counts."""
-    counts = Counts()
-    write_stream(path, SCHEMA, batches(parts, reading, cleaning, counts))
-    return counts
+    total = Counts()
+    with stream_writer(path, SCHEMA) as writer:
+        for batch, counts in batches(parts, reading, cleaning):
+            if batch.num_rows:
+                writer.write_batch(batch)
+            total.add(counts)
+    return total

@@ -167,8 +167,15 @@ def texts(path: Path, column: str = "text") -> Iterator[list[str]]:
         yield values.to_pylist()
 
 
+@contextmanager
+def stream_writer(path: Path, schema: Any) -> Iterator[Any]:
+    """Open a stream file for writing: `write_batch` of the writer takes record batches of this schema."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
+
+
 def write_stream(path: Path, schema: Any, batches: Iterable[Any]) -> None:
     """Write record batches of one schema as a stream file."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with stream_writer(path, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)

@@ -15,8 +15,8 @@ from run_contract.errors import UserError
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
 from snakmodel.run.markers import READ, Marker, marker_path
+from tests import prepare_reference
 from tests.old_run import DATA, MIDDLE, Run
 
 
@@ -176,8 +176,7 @@ def test_files_that_grow_shrink_come_and_go(run: Run) -> None:
 
 
 def texts(shards: list[list[Part]]) -> list[str]:
-    arrays = (array for parts in shards for part in parts for array in documents(part, Reading(), Cleaning(), Counts()))
-    return [text for array in arrays for text in array.to_pylist()]
+    return [text for parts in shards for part in parts for text in prepare_reference.texts(part)]
 
 
 def test_far_more_text_is_planned_afresh(run: Run) -> None:
@@ -298,4 +297,4 @@ def test_a_digest_changes_exactly_with_the_documents(tmp_path: Path, document: s
 
 
 def texts_of(part: Part, reading: Reading) -> list[str]:
-    return [text for array in documents(part, reading, Cleaning(), Counts()) for text in array.to_pylist()]
+    return prepare_reference.texts(part, reading)

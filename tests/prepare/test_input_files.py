@@ -16,8 +16,8 @@ import pytest
 
 from run_contract.errors import UserError
 from snakmodel.prepare.input_files import Part, input_files, plan_shards, selection, source_names
-from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents, in_share
+from snakmodel.prepare.shard_writer import Cleaning, Counts, in_share
+from tests import prepare_reference
 
 LINES = [f"linje {number}" for number in range(4000)]
 
@@ -35,8 +35,7 @@ def taken(
         (part.source, text)
         for parts in plan_shards(folder, shares, shards, 1, seed)
         for part in parts
-        for array in documents(part, Reading(), Cleaning(), counts or Counts())
-        for text in array.to_pylist()
+        for text in prepare_reference.texts(part, counts=counts)
     ]
     return found
 
@@ -261,8 +260,7 @@ def test_cleaning_is_counted(tmp_path: Path) -> None:
 
     def cleaned(cleaning: Cleaning) -> tuple[list[str], Counts]:
         counts = Counts()
-        arrays = documents(part, Reading(), cleaning, counts)
-        return [text for array in arrays for text in array.to_pylist()], counts
+        return prepare_reference.texts(part, cleaning=cleaning, counts=counts), counts
 
     plain, counts = cleaned(Cleaning())
     assert plain == [" æ\u3000", "ra\u030ad", "\u00a0ab ", "abc"]
@@ -283,5 +281,4 @@ def test_every_kind_of_white_space_is_trimmed(tmp_path: Path) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     part = Part(str(path), "s", 0, path.stat().st_size)
-    arrays = documents(part, Reading(), Cleaning(trim=True), Counts())
-    assert [text for array in arrays for text in array.to_pylist()] == [word.strip() for word in words]
+    assert prepare_reference.texts(part, cleaning=Cleaning(trim=True)) == [word.strip() for word in words]

@@ -26,7 +26,7 @@ from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.json_lines import json_lines
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.prepare.shard import prepare
-from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, Counts, blank, documents, write_shard
+from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, Counts, blank, write_shard
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]
@@ -44,8 +44,7 @@ def whole(path: Path) -> Part:
 
 
 def texts(part: Part, counts: Counts | None = None, **reading: str) -> list[str]:
-    arrays = documents(part, Reading(**reading), Cleaning(), counts or Counts())
-    return [text for array in arrays for text in array.to_pylist()]
+    return prepare_reference.texts(part, Reading(**reading), counts=counts)
 
 
 def plan_texts(folder: Path, shards: int) -> list[str]:

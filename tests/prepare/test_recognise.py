@@ -23,7 +23,8 @@ from snakmodel.prepare.hf_dataset import write_datasets
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.recognise import ENCODINGS, mismatch
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
+from snakmodel.prepare.shard_writer import Cleaning, Counts
+from tests import prepare_reference
 
 LANGUAGES = {
     "Danish": "Første linje på dansk.\r\nAnden æøå linje 🐍\n\nTredje linje, uden slut",
@@ -49,9 +50,7 @@ def cut(path: Path, *borders: int) -> list[Part]:
 
 
 def texts(parts: list[Part], counts: Counts | None = None, **reading: str) -> list[str]:
-    counts = Counts() if counts is None else counts
-    arrays = (array for part in parts for array in documents(part, Reading(**reading), Cleaning(), counts))
-    return [text for array in arrays for text in array.to_pylist()]
+    return [text for part in parts for text in prepare_reference.texts(part, Reading(**reading), counts=counts)]
 
 
 def planned(folder: Path, shards: int, encoding: str) -> list[str]:

@@ -13,7 +13,8 @@ from run_contract.errors import InputsMissing, UserError
 from snakmodel.prepare.input_files import Part, plan_shards
 from snakmodel.prepare.readers import BACKWARD_BLOCK, Reading
 from snakmodel.prepare.shard import prepare
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
+from snakmodel.prepare.shard_writer import Cleaning, Counts
+from tests import prepare_reference
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -23,8 +24,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def texts(part: Part, document: str = "line", errors: str = "error", counts: Counts | None = None) -> list[str]:
-    arrays = documents(part, Reading(document, errors), Cleaning(), counts or Counts())
-    return [text for array in arrays for text in array.to_pylist()]
+    return prepare_reference.texts(part, Reading(document, errors), counts=counts)
 
 
 def read(plan: list[list[Part]], document: str = "line", errors: str = "error") -> list[tuple[str, str]]:
