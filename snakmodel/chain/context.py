@@ -36,7 +36,7 @@ class Context:
     @cached_property
     def _base(self) -> dict[str, Any]:
         """The base model's config.json. Raises UserError if the base model is not set or its config.json is unfit."""
-        _check_set("model.base", self.recipe.model.base)
+        check_set("model.base", self.recipe.model.base)
         return _base_config(self.recipe.model.base)
 
     @cached_property
@@ -62,7 +62,7 @@ class Context:
     @cached_property
     def vocabulary(self) -> list[Any]:
         """What stands for the tokenizer in the keys of tasks. Raises UserError if there is no usable tokenizer."""
-        _check_set("tokenizer.file", self.recipe.tokenizer.file)
+        check_set("tokenizer.file", self.recipe.tokenizer.file)
         if not self.recipe.tokenizer.file.is_file():
             raise UserError(
                 f"tokenizer.file: there is no file {self.recipe.tokenizer.file}. Give the tokenizer.model or the "
@@ -139,7 +139,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
     return [tokenizer.file, beside] if tokenizer.type == "HuggingFaceTokenizer" else [tokenizer.file]
 
 
-def _check_set(key: str, path: Path) -> None:
+def check_set(key: str, path: Path) -> None:
     """Raise UserError if a path still holds a variable that the environment lacks."""
     if unset := VARIABLE.search(str(path)):
         raise UserError(f"{key}: {not_set(unset[1])}")

@@ -21,6 +21,7 @@ from run_contract.publish import remove, write_json, write_text
 from snakmodel.chain.borders import EarlierPlan, read_plan
 from snakmodel.chain.build import build
 from snakmodel.chain.containers import container_spec, srun_flags
+from snakmodel.chain.context import check_set
 from snakmodel.chain.engine_check import Facts, ask_engine
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Chain, Stage, meaning
@@ -118,6 +119,13 @@ def make_plan(
     """
     paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
+    check_set("data.path", data.path)
+    if not data.path.is_dir():
+        what = "a file" if data.path.exists() else "not there"
+        raise UserError(
+            f"data.path: {data.path} is {what}. Give the folder that holds the raw text, or one sub-folder of text per "
+            "source."
+        )
     found = selection(data.path, data.shares)
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)

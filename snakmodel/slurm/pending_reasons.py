@@ -95,6 +95,8 @@ _FAMILIES = (
     (r"^QOS\w*Minutes", Reason("the QOS has used its time", f"{_QOS}; {_ADMINISTRATORS} for more")),
     (r"^QOSMax\w*(PerJob|PerNode)|^QOSMaxWall", Reason(
         "one such job is more than the QOS allows", f"{_QOS}; {_LOWER}")),
+    (r"^Max\w*PerAccount", Reason(
+        "the jobs of your account use as much together as the QOS allows", "")),
     (r"^(QOS(Grp|Max)|MaxJobs|MaxSubmit)", Reason("the QOS uses as much as it may at once", "")),
 )  # fmt: skip
 """Patterns for reasons that come in many variants, whether in upper or lower case; the first that matches counts."""

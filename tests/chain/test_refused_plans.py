@@ -174,7 +174,9 @@ WRONG_RECIPES: dict[str, tuple[Change, str]] = {
     "an unknown source": (put("data.sources", ["tekst"]), "tekst"),
     "a name with a slash": (put("name", "a/b"), "name: found 'a/b'"),
     # what the recipe names
-    "no data folder": (put("data.path", "/nowhere/text"), "/nowhere/text"),
+    "no data folder": (put("data.path", "/nowhere/text"), r"data\.path: /nowhere/text is not there\. Give the folder"),
+    "data that are a file": (put("data.path", "/etc/passwd"), r"data\.path: /etc/passwd is a file\. Give the folder"),
+    "data in a variable that is not set": (put("data.path", "${NO_SUCH}"), r"data\.path: \$\{NO_SUCH\} is"),
     "only documents of Word": (no_text("brev.docx"), r"it holds brev\.docx\. Give a folder of text"),
     "no tokenizer": (put("tokenizer.file", "/nowhere/tokenizer.model"), r"tokenizer\.file: there is no file /nowhere"),
     "a tokenizer that is none": (

@@ -233,6 +233,8 @@ def judged(root: Path, jobs: list[Job]) -> Diagnosis:
         ("AssocGrpCPUMinutesLimit", "your account has used its time", "sacctmgr show assoc"),
         ("AssocGrpCpuLimit", "your account uses as much as it may at once", "wait for what is queued or runs"),
         ("AssocMaxCpuPerJobLimit", "one such job is more than your account allows", "sacctmgr show assoc"),
+        ("MaxCpuPerAccount", "the jobs of your account use as much together as the QOS allows", ""),
+        ("MaxGRESPerAccount", "the jobs of your account use as much together as the QOS allows", ""),
         ("QOSMaxWallDurationPerJobLimit", "one such job is more than the QOS allows", "sacctmgr show qos"),
         ("QOSMinGRES", "it asks for less than the QOS demands", "sacctmgr show qos"),
         ("InvalidAccount", "its account does not exist", "account is wrong: correct it in cluster.yaml"),
