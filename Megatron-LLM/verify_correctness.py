@@ -61,7 +61,9 @@ def their_device(text: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of upstream's flags. Flags that describe the model are only compared with the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model_name", required=True, choices=("llama", "llama2", "codellama", "mistral", "falcon"))
     parser.add_argument("--model_size", type=int, help="names the published model if it is downloaded, and only then")
     parser.add_argument("--load", type=Path, required=True)

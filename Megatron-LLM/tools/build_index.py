@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from megatron_llm.data import gpt_dataset, sample_order_files
-from megatron_llm.data.gpt_dataset import SPLITS, DataPaths, Plan
+from megatron_llm.data.gpt_dataset import SPLITS, DataPaths, SplitPlan
 from megatron_llm.data.indexed_dataset import IndexedDataset
 from megatron_llm.flags import parser as flags_parser
 from megatron_llm.flags.arguments import Arguments
@@ -38,7 +38,7 @@ def main() -> None:
         build(one, folder)
 
 
-def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> list[Plan]:
+def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> list[SplitPlan]:
     """The plans of what each split reads.
 
     A test split that fills no sample is left out, because training does not read it.
@@ -59,13 +59,13 @@ def plan(args: Arguments, paths: DataPaths, samples: tuple[int, int, int]) -> li
     return plans
 
 
-def forecast(plans: list[Plan]) -> int:
+def forecast(plans: list[SplitPlan]) -> int:
     """Memory needed in bytes: the arrays of the largest split, the mapped .idx files, and Python with its libraries."""
     tables = {dataset.prefix: 20 * len(dataset) for one in plans for dataset in one.datasets}
     return max(one.bytes() for one in plans) + sum(tables.values()) + 150_000_000
 
 
-def build(one: Plan, folder: Path) -> None:
+def build(one: SplitPlan, folder: Path) -> None:
     """Build and publish the index of a split, unless there is a valid one."""
     began, description = time.perf_counter(), one.description()
     manifest = sample_order_files.manifest_path(folder, one.split, description)

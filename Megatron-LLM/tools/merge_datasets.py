@@ -54,7 +54,9 @@ def main() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of upstream's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--input", required=True, type=Path, help="folder of .bin, .idx and .json files")
     parser.add_argument("--output_prefix", required=True, type=Path, help="outputs are PREFIX.{bin,idx,json}")
     return parser

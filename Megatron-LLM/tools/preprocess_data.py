@@ -84,7 +84,9 @@ def text_size(inputs: list[Path]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of upstream's flags, and of --prepend_bos and --tokenizer_backend."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--input", required=True, help="a .jsonl, .jsonl.gz, .jsonl.zst or .arrow file, or a glob")
     parser.add_argument("--json_keys", nargs="+", default=["text"], help="keys or columns, each its own output")
     parser.add_argument("--output_prefix", required=True, help="outputs are PREFIX_KEY_document.{bin,idx,json}")

@@ -116,7 +116,7 @@ def write_copy(args: argparse.Namespace, output: Path) -> None:
     dtype = state[EMBEDDING].dtype if args.dtype == "auto" else DTYPE_NAMES[args.dtype]
     found = re.fullmatch(r"iter_(\d+)", args.model_name.resolve().name)
     run = model_card.read_run(args.run_dir, int(found[1]) if found else None) if args.run_dir else None
-    model = model_card.Model(
+    model = model_card.ModelFacts(
         name=args.hf_repo_name or args.model_name.resolve().name,
         revision=args.revision,
         parameters=sum(tensor.numel() for tensor in state.values()),

@@ -27,7 +27,9 @@ SIZE_TOLERANCE = 0.15
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of upstream's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", choices=("llama", "llama2", "codellama", "mistral", "falcon"))
     parser.add_argument("--size", type=int, help="billions of parameters, compared with the model's geometry")
     parser.add_argument("--out", type=Path, required=True, help="folder of the Megatron checkpoint")

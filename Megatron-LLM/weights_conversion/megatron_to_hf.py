@@ -24,7 +24,9 @@ from run_contract.errors import UserError
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of upstream's flags, and of the iteration, dtype and shard size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with latest_checkpointed_iteration.txt")
     parser.add_argument("--load_iters", type=int, help="iteration to export; by default the tracker's")
     parser.add_argument("--output_dir", type=Path, required=True)

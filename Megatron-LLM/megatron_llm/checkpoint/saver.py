@@ -115,7 +115,7 @@ class Saver:
             remove(temporary)
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise _told(error, final) from error
+            raise _as_reported(error, final) from error
         return temporary
 
     def _check_space(self) -> None:
@@ -175,7 +175,7 @@ class Saver:
         except REPORTED_ERRORS:
             raise
         except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
-            raise _told(error, final) from error
+            raise _as_reported(error, final) from error
 
     def _gathered(self, temporary: Path) -> Files:
         """Sizes and checksums of the files of all ranks.
@@ -221,7 +221,7 @@ class Saver:
             try:
                 checkpoint.publish(temporary, self.iteration, keep=keep)
             except OSError as error:
-                raise _told(error, final) from error
+                raise _as_reported(error, final) from error
             finally:
                 remove(temporary)  # exists only if it was not renamed
 
@@ -245,7 +245,7 @@ def _use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _told(error: BaseException, final: Path) -> UserError | SaveFailed:
+def _as_reported(error: BaseException, final: Path) -> UserError | SaveFailed:
     """The error, readable for a user, that reports a failed save."""
     where, cause = "", error
     if isinstance(error, CheckpointException):

@@ -89,7 +89,7 @@ class DataPaths:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitPlan:
     """The documents that one split reads, and their order."""
 
     split: str
@@ -128,7 +128,7 @@ class Plan:
         return arrays
 
 
-def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, int]) -> list[Plan | None]:
+def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, int]) -> list[SplitPlan | None]:
     """The plans of train, valid and test for at least `samples` samples each; None where none are asked for.
 
     Raises UserError for an invalid data path or split, or one whose documents do not fill one sample.
@@ -142,7 +142,7 @@ def plan(paths: DataPaths, seed: int, seq_length: int, samples: tuple[int, int, 
 
 def plan_split(
     paths: DataPaths, opened: Mapping[Path, IndexedDataset], number: int, samples: int, seed: int, seq_length: int
-) -> Plan:
+) -> SplitPlan:
     """The plan of train (0), valid (1) or test (2) over the opened datasets. Raises UserError."""
     name, path = SPLITS[number], (paths.train, paths.valid, paths.test)[number]
     if not path:
@@ -156,10 +156,10 @@ def plan_split(
         _check_tokens(dataset, first, last, name, paths.split, seq_length)
         wanted = int(np.ceil(samples * weight * 1.005)) if blend else samples
         orders.append(Order.of(dataset.sizes, first, last, wanted, seq_length, seed))
-    return Plan(name, datasets, orders, weights if blend else None)
+    return SplitPlan(name, datasets, orders, weights if blend else None)
 
 
-def find_index(plan: Plan, folder: Path) -> Path | None:
+def find_index(plan: SplitPlan, folder: Path) -> Path | None:
     """The path of the manifest of a split's index in a folder, verified; None when there is no such index.
 
     Raises UserError when the index is damaged.
@@ -171,7 +171,7 @@ def find_index(plan: Plan, folder: Path) -> Path | None:
     return manifest
 
 
-def open_split(plan: Plan, manifest: Path | None) -> Samples:
+def open_split(plan: SplitPlan, manifest: Path | None) -> Samples:
     """Open the samples of a split, in the order of an index on disk, or of one that is built now."""
     arrays = sample_order_files.read(manifest) if manifest else plan.build()
     parts = [

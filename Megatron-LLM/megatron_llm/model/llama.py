@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class StageLayers:
     """The part of the model that a module holds."""
 
     layers: range
@@ -158,13 +158,13 @@ class Llama(nn.Module):
         self,
         config: ModelConfig,
         recompute: Recompute = None,
-        part: Part | None = None,
+        part: StageLayers | None = None,
         tp: TensorParallel = ALONE,
         whole: WholeLayers = EACH,
     ) -> None:
         """recompute: what backward passes compute again; whole: for which layers, if recompute is `full`."""
         super().__init__()
-        part = part or Part(range(config.num_layers), first=True, last=True)
+        part = part or StageLayers(range(config.num_layers), first=True, last=True)
         self.config, self.part, self.tp = config, part, tp
         self.hits: Hits | None = None
         """The counter during an evaluation that counts right tokens; otherwise None."""

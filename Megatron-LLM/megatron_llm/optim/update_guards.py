@@ -42,7 +42,7 @@ class SpikeHistory:
 
 
 @dataclass(frozen=True)
-class Place:
+class JudgedIteration:
     """The iteration that is judged, and its samples."""
 
     iteration: int
@@ -53,7 +53,12 @@ class Place:
 
 
 def objection(
-    training: TrainingFlags, precision: PrecisionFlags, memory: SpikeHistory, loss: float, norm: float, place: Place
+    training: TrainingFlags,
+    precision: PrecisionFlags,
+    memory: SpikeHistory,
+    loss: float,
+    norm: float,
+    place: JudgedIteration,
 ) -> str | None:
     """The reason why this iteration makes no update; None if it may. Raises Diverged when the run must stop."""
     scale = memory.loss_scale
@@ -78,7 +83,7 @@ def objection(
     return reason
 
 
-def _check_finite(loss: float, norm: float, place: Place) -> None:
+def _check_finite(loss: float, norm: float, place: JudgedIteration) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(
             f"iteration {place.iteration}: lm loss is {loss} and the grad norm {norm} ({place}); the update was not "

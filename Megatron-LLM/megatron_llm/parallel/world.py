@@ -26,7 +26,7 @@ from run_contract.errors import Superseded, UserError
 
 T = TypeVar("T")
 K = TypeVar("K")
-Told = UserError | Superseded | SaveFailed | OutputLost
+Reported = UserError | Superseded | SaveFailed | OutputLost
 """The errors that ranks report to each other: process.errors.TOLD."""
 GLOO = "gloo_in_order"
 """Name of the CPU backend; see `_gloo`."""
@@ -113,7 +113,7 @@ class World:
 
         An error of a type in REPORTED_ERRORS is raised on every rank.
         """
-        answer: list[T | Told | None] = [None]
+        answer: list[T | Reported | None] = [None]
         if self.rank == 0:
             try:
                 answer = [function()]
@@ -143,12 +143,12 @@ class World:
 
         The first error of a type in REPORTED_ERRORS, in the order of ranks, is raised on all of them.
         """
-        error: Told | None = None
+        error: Reported | None = None
         try:
             result = function()
         except REPORTED_ERRORS as caught:
             error = caught
-        errors: list[Told | None] = [None] * self.size
+        errors: list[Reported | None] = [None] * self.size
         dist.all_gather_object(errors, error)
         if first := next((found for found in errors if found), None):
             raise first

@@ -65,15 +65,17 @@ def main() -> int:
     config = read_config(options.model or _base(options.recipe, recipe))
     peak = options.peak_tflops or flops.GPUS[options.gpu][args.precision.compute_dtype() == torch.float32]
     question = PlanRequest(config, args, options.gpus, options.memory, peak * 1e12 * options.mfu)
-    ways, refused = question.ways()
+    forecasts, refused = question.forecasts()
     # a recipe has no key for interleaved stages
-    suggestion = question.suggestion(way for way in ways if not recipe or way.setting.held_stages == 1)
+    suggestion = question.suggestion(
+        forecast for forecast in forecasts if not recipe or forecast.setting.held_stages == 1
+    )
     if options.json:
-        print(json.dumps(_as_json(question, ways, refused, suggestion), indent=1))
+        print(json.dumps(_as_json(question, forecasts, refused, suggestion), indent=1))
     else:
         device = f"{options.peak_tflops:g} TFLOP/s" if options.peak_tflops else options.gpu
-        print("\n".join(_report(question, f"{device} at MFU {options.mfu:g}", ways, refused)))
-        print(_storage(ways[0], options.bandwidth) if ways else "")
+        print("\n".join(_report(question, f"{device} at MFU {options.mfu:g}", forecasts, refused)))
+        print(_storage(forecasts[0], options.bandwidth) if forecasts else "")
         print(_advice(question, suggestion, KEYS if recipe else {}))
     return 0 if suggestion else 1
 
@@ -206,7 +208,9 @@ def read_config(folder: Path) -> ModelConfig:
     return megatron.load_folder(newest)[0]
 
 
-def _report(question: PlanRequest, device: str, ways: list[LayoutForecast], refused: dict[Layout, str]) -> list[str]:
+def _report(
+    question: PlanRequest, device: str, forecasts: list[LayoutForecast], refused: dict[Layout, str]
+) -> list[str]:
     """The lines of the table, and the layouts that cannot be run."""
     args, count = question.args, flops.parameter_count(question.config)
     precision = str(args.precision.compute_dtype()).removeprefix("torch.")
@@ -219,31 +223,32 @@ def _report(question: PlanRequest, device: str, ways: list[LayoutForecast], refu
         "  TP  PP  DP  VP weights  grads   Adam gathered activations pipeline working reserve   total fits"
         "   s/step  tokens/s   days",
     ]
-    for way in ways:
-        s, m, remedy = way.setting, way.memory, None if way.fits else question.remedy(way)
+    for forecast in forecasts:
+        s, m, remedy = forecast.setting, forecast.memory, None if forecast.fits else question.remedy(forecast)
         lines.append(
-            f"{'*' if way.layout == question.layout else ' '}{s.tensor:3}{s.pipeline:4}{s.data:4}{s.held_stages:4}"
+            f"{'*' if forecast.layout == question.layout else ' '}{s.tensor:3}{s.pipeline:4}{s.data:4}{s.held_stages:4}"
             f"{_gb(m.weights):>8}{_gb(m.gradients):>7}{_gb(m.moments):>7}{_gb(m.gathered + m.accumulated):>9}"
-            f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(way.reserve):>8}"
-            f"{_gb(way.total):>8}{'yes' if way.fits else 'no':>5}{way.seconds:9.2f}{way.tokens_per_second:10,.0f}"
-            f"{way.days:7.2f}" + (f"  fits with {_remedy(way, remedy)}" if remedy else "")
+            f"{_gb(m.activations):>12}{_gb(m.pipeline):>9}{_gb(m.working):>8}{_gb(forecast.reserve):>8}"
+            f"{_gb(forecast.total):>8}{'yes' if forecast.fits else 'no':>5}{forecast.seconds:9.2f}"
+            f"{forecast.tokens_per_second:10,.0f}{forecast.days:7.2f}"
+            + (f"  fits with {_remedy(forecast, remedy)}" if remedy else "")
         )
     for (tensor, pipeline, held), reason in sorted(refused.items()):
         lines.append(f"not possible: TP {tensor} PP {pipeline}{f' VP {held}' if held > 1 else ''}: {reason}")
     return lines
 
 
-def _remedy(way: LayoutForecast, remedy: LayoutForecast) -> str:
-    changes = {name: getattr(remedy.args, name) for name in ("micro_batch_size", "recompute_granularity")}
-    return _settings({name: value for name, value in changes.items() if value != getattr(way.args, name)}, {})
+def _remedy(forecast: LayoutForecast, remedy: LayoutForecast) -> str:
+    changes = {name: remedy.args.flag(name) for name in ("micro_batch_size", "recompute_granularity")}
+    return _settings({name: value for name, value in changes.items() if value != forecast.args.flag(name)}, {})
 
 
 def _gb(size: int) -> str:
     return f"{size / UNITS['GB']:.2f}"
 
 
-def _storage(way: LayoutForecast, bandwidth: float) -> str:
-    stored = layouts.checkpoints(way.setting, way.args)
+def _storage(forecast: LayoutForecast, bandwidth: float) -> str:
+    stored = layouts.checkpoints(forecast.setting, forecast.args)
     seconds = stored.size / (bandwidth * UNITS["GB"])
     kept = "none is deleted" if stored.kept == stored.written else f"{stored.kept} stay"
     return (
@@ -260,17 +265,17 @@ def _settings(changes: dict[str, Any], keys: dict[str, str]) -> str:
     return " ".join(f"--{name} {'none' if value is None else value}" for name, value in changes.items())
 
 
-def _advice(question: PlanRequest, way: LayoutForecast | None, keys: dict[str, str]) -> str:
-    if way is None:
+def _advice(question: PlanRequest, forecast: LayoutForecast | None, keys: dict[str, str]) -> str:
+    if forecast is None:
         return "suggestion: nothing fits; take more GPUs, or GPUs with more memory"
-    speed = f"{way.tokens_per_second:,.0f} tokens/s, {_gb(way.total)} GB"
-    if not (changes := question.changes(way)):
+    speed = f"{forecast.tokens_per_second:,.0f} tokens/s, {_gb(forecast.total)} GB"
+    if not (changes := question.changes(forecast)):
         return f"suggestion: as asked for ({speed}); nothing else that fits is expected to be faster"
     return f"suggestion: {_settings(changes, keys)} ({speed})"
 
 
-def _way_json(question: PlanRequest, way: LayoutForecast) -> dict[str, Any]:
-    s = way.setting
+def _forecast_json(question: PlanRequest, forecast: LayoutForecast) -> dict[str, Any]:
+    s = forecast.setting
     return {
         "tensor": s.tensor,
         "pipeline": s.pipeline,
@@ -279,28 +284,31 @@ def _way_json(question: PlanRequest, way: LayoutForecast) -> dict[str, Any]:
         "micro_batch_size": s.micro_batch,
         "micro_batches": s.micro_batches,
         "recompute_granularity": s.recompute,
-        "asked": not question.changes(way),
-        "memory": asdict(way.memory) | {"reserve": way.reserve, "total": way.total},
-        "fits": way.fits,
-        "seconds_per_step": way.seconds,
-        "tokens_per_second": way.tokens_per_second,
-        "days": way.days,
+        "asked": not question.changes(forecast),
+        "memory": asdict(forecast.memory) | {"reserve": forecast.reserve, "total": forecast.total},
+        "fits": forecast.fits,
+        "seconds_per_step": forecast.seconds,
+        "tokens_per_second": forecast.tokens_per_second,
+        "days": forecast.days,
     }
 
 
 def _as_json(
-    question: PlanRequest, ways: list[LayoutForecast], refused: dict[Layout, str], suggestion: LayoutForecast | None
+    question: PlanRequest,
+    forecasts: list[LayoutForecast],
+    refused: dict[Layout, str],
+    suggestion: LayoutForecast | None,
 ) -> dict[str, Any]:
     names = ("tensor", "pipeline", "stages_per_rank")
-    stored = layouts.checkpoints(ways[0].setting, question.args) if ways else None
+    stored = layouts.checkpoints(forecasts[0].setting, question.args) if forecasts else None
     return {
         "parameters": flops.parameter_count(question.config),
         "gpus": question.gpus,
         "memory": question.room,
-        "ways": [_way_json(question, way) for way in ways],
+        "ways": [_forecast_json(question, forecast) for forecast in forecasts],
         "refused": [dict(zip(names, layout, strict=True)) | {"reason": why} for layout, why in refused.items()],
         "checkpoints": asdict(stored) | {"most": stored.most} if stored else None,
-        "suggestion": _way_json(question, suggestion) if suggestion else None,
+        "suggestion": _forecast_json(question, suggestion) if suggestion else None,
     }
 
 

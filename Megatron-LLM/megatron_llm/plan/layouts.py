@@ -16,7 +16,7 @@ from typing import Any
 from megatron_llm.flags.arguments import Arguments
 from megatron_llm.model.config import ModelConfig
 from megatron_llm.model.flops import parameter_count
-from megatron_llm.model.llama import Part
+from megatron_llm.model.llama import StageLayers
 from megatron_llm.model.recompute import Recompute
 from megatron_llm.plan import memory
 from megatron_llm.plan.memory import FLOAT, Memory, Setting
@@ -46,7 +46,7 @@ Layout = tuple[int, int, int]
 """A layout: number of tensor ranks, of pipeline ranks, and of stages per pipeline rank."""
 
 
-def operations(s: Setting, stage: Part) -> float:
+def operations(s: Setting, stage: StageLayers) -> float:
     """Floating-point operations of a stage's forward and backward pass over one micro-batch, including recomputation.
 
     They are counted over all tensor ranks of the stage.
@@ -145,7 +145,7 @@ class LayoutForecast:
     def order(self) -> tuple[Any, ...]:
         """A sort key; the smallest is the best way.
 
-        First come ways that fit, then the fastest, then those that cut the model least and so communicate least.
+        First come forecasts that fit, then the fastest, then those that cut the model least and so communicate least.
         """
         tensor, pipeline, held = self.layout
         return not self.fits, round(1 / self.tokens_per_second, 9), tensor * pipeline, pipeline, held
@@ -173,23 +173,23 @@ class PlanRequest:
         held = self.config.num_layers // (pipeline * depth) if depth else 1
         return self.args.parallel.tensor_model_parallel_size, pipeline, held
 
-    def way(self, args: Arguments) -> LayoutForecast:
+    def forecast(self, args: Arguments) -> LayoutForecast:
         """The way with these flags. Raises UserError when it cannot be run."""
         setting = Setting.of(self.config, args, self.gpus)
         return LayoutForecast(args, setting, memory.fullest(setting), step_seconds(setting, self.rate), self.room)
 
-    def ways(self) -> tuple[list[LayoutForecast], dict[Layout, str]]:
+    def forecasts(self) -> tuple[list[LayoutForecast], dict[Layout, str]]:
         """All layouts with the other settings as requested, best first; and those that cannot be run, with the
         reason."""
         found: list[LayoutForecast] = []
         refused: dict[Layout, str] = {}
         for layout in self._layouts():
             try:
-                found.append(self.way(self._spread(layout)))
+                found.append(self.forecast(self._spread(layout)))
             except UserError as error:
                 if layout[2] == 1 or layout == self.layout:
                     refused[layout] = str(error)
-        return sorted(found, key=lambda way: way.order), refused
+        return sorted(found, key=lambda one: one.order), refused
 
     def _layouts(self) -> Iterator[Layout]:
         for tensor in _divisors(self.gpus):
@@ -208,35 +208,35 @@ class PlanRequest:
         )
         return replace(self.args, parallel=parallel)
 
-    def changes(self, way: LayoutForecast) -> dict[str, Any]:
+    def changes(self, forecast: LayoutForecast) -> dict[str, Any]:
         """The flags of a way that differ from the request."""
-        asked, found = self.args.flags(), way.args.flags()
+        asked, found = self.args.flags(), forecast.args.flags()
         return {name: found[name] for name in FLAGS if found[name] != asked[name]}
 
-    def remedy(self, way: LayoutForecast) -> LayoutForecast | None:
+    def remedy(self, forecast: LayoutForecast) -> LayoutForecast | None:
         """The best way to make the same layout fit, with more recomputation or smaller micro-batches; or None."""
-        asked = AMOUNTS.index(way.setting.recompute)
-        return self._best(self._variants(way, AMOUNTS[asked:]))
+        asked = AMOUNTS.index(forecast.setting.recompute)
+        return self._best(self._variants(forecast, AMOUNTS[asked:]))
 
-    def suggestion(self, ways: Iterable[LayoutForecast]) -> LayoutForecast | None:
+    def suggestion(self, forecasts: Iterable[LayoutForecast]) -> LayoutForecast | None:
         """The best of all ways, with any amount of recomputation; of equally fast ones the one closest to the
         request."""
-        return self._best(variant for way in ways for variant in self._variants(way, AMOUNTS))
+        return self._best(variant for forecast in forecasts for variant in self._variants(forecast, AMOUNTS))
 
-    def _variants(self, way: LayoutForecast, amounts: Sequence[Recompute]) -> Iterator[LayoutForecast]:
-        size = way.args.training.micro_batch_size
+    def _variants(self, forecast: LayoutForecast, amounts: Sequence[Recompute]) -> Iterator[LayoutForecast]:
+        size = forecast.args.training.micro_batch_size
         for amount in amounts:
             for smaller in (size >> times for times in range(size.bit_length())):
-                model = replace(way.args.model, recompute_granularity=amount)
-                training = replace(way.args.training, micro_batch_size=smaller)
+                model = replace(forecast.args.model, recompute_granularity=amount)
+                training = replace(forecast.args.training, micro_batch_size=smaller)
                 try:
-                    yield self.way(replace(way.args, model=model, training=training))
+                    yield self.forecast(replace(forecast.args, model=model, training=training))
                 except UserError:  # a batch of this size does not divide
                     continue
 
-    def _best(self, ways: Iterable[LayoutForecast]) -> LayoutForecast | None:
-        fitting = [way for way in ways if way.fits]
-        return min(fitting, key=lambda way: (way.order[1], len(self.changes(way)), way.order), default=None)
+    def _best(self, forecasts: Iterable[LayoutForecast]) -> LayoutForecast | None:
+        fitting = [one for one in forecasts if one.fits]
+        return min(fitting, key=lambda one: (one.order[1], len(self.changes(one)), one.order), default=None)
 
 
 def _divisors(number: int) -> list[int]:

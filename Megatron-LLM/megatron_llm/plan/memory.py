@@ -20,7 +20,7 @@ import torch
 
 from megatron_llm.flags.arguments import Arguments
 from megatron_llm.model.config import ModelConfig
-from megatron_llm.model.llama import Llama, Part
+from megatron_llm.model.llama import Llama, StageLayers
 from megatron_llm.model.recompute import Recompute
 from megatron_llm.model.tensor_parallel import TensorParallel
 from megatron_llm.parallel import layout_checks
@@ -99,11 +99,11 @@ class Setting:
         """Number of pipeline stages per rank; more than one means an interleaved pipeline."""
         return self.config.num_layers // (self.depth * self.pipeline)
 
-    def stages(self, rank: int) -> list[Part]:
+    def stages(self, rank: int) -> list[StageLayers]:
         """The stages of a pipeline rank, as training.pipeline.stages assigns them."""
         count = self.config.num_layers // self.depth
         return [
-            Part(range(n * self.depth, (n + 1) * self.depth), first=n == 0, last=n == count - 1)
+            StageLayers(range(n * self.depth, (n + 1) * self.depth), first=n == 0, last=n == count - 1)
             for n in range(rank, count, self.pipeline)
         ]
 
@@ -140,7 +140,7 @@ class Memory:
 def pieces(config: ModelConfig, tensor: int, first: bool, last: bool) -> tuple[list[Piece], list[Piece]]:
     """The parameters of one layer, and those that a stage has besides its layers."""
     with torch.device("meta"):
-        model = Llama(config, None, Part(range(1), first, last), TensorParallel(size=tensor))
+        model = Llama(config, None, StageLayers(range(1), first, last), TensorParallel(size=tensor))
     layer: list[Piece] = []
     ends: list[Piece] = []
     for name, module in model.named_modules():
@@ -167,7 +167,7 @@ def _slice(piece: Piece, s: Setting, data_rank: int, tensor_rank: int, *, whole:
     return torch.Size(shape).numel()
 
 
-def parameters(s: Setting, stage: Part, data_rank: int = 0, tensor_rank: int = 0, *, whole: bool = False) -> int:
+def parameters(s: Setting, stage: StageLayers, data_rank: int = 0, tensor_rank: int = 0, *, whole: bool = False) -> int:
     """Number of elements of a stage's parameters that a rank holds; with `whole`, as gathered over the data ranks."""
     layer, ends = (
         sum(_slice(piece, s, data_rank, tensor_rank, whole=whole) for piece in part)
@@ -203,7 +203,7 @@ def _layer(s: Setting, recompute: Recompute) -> int:
     return inputs + norms * (hidden + _norm(s, kept=plain)) + attention + mlp
 
 
-def activations(s: Setting, stage: Part) -> int:
+def activations(s: Setting, stage: StageLayers) -> int:
     """Bytes that a stage keeps per micro-batch until its backward pass, without logits and loss."""
     c, hidden = s.config, s.width * s.hidden
     total = len(stage.layers) * _layer(s, s.recompute)
@@ -279,7 +279,7 @@ def of_rank(s: Setting, rank: int) -> Memory:
     """The memory of a pipeline rank, for its first data and tensor rank, whose slices are the largest."""
     stages = s.stages(rank)
     own, whole = (sum(parameters(s, stage, whole=whole) for stage in stages) for whole in (False, True))
-    layer = parameters(s, Part(range(1), first=False, last=False), whole=True)
+    layer = parameters(s, StageLayers(range(1), first=False, last=False), whole=True)
     ends = whole - layer * s.depth * len(stages)
     # torch's stages have a buffer for each micro-batch that they receive, and keep one gradient until it is sent
     buffers = sum((not stage.first) * (s.micro_batches + 1) + (not stage.last) * s.micro_batches for stage in stages)

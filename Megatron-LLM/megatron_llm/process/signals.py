@@ -25,14 +25,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopRequest:
     """Whether this process was asked to stop, and by what."""
 
-    received: str = ""
+    signalled: str = ""
     """Name of the first signal; empty if there was none."""
     lost: tuple[str, OSError] | None = None
     """Name of the first output that could not be written, and the error."""
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler, which only records the signal."""
-        self.received = self.received or signal.Signals(number).name
+        self.signalled = self.signalled or signal.Signals(number).name
 
     def lose(self, output: str, error: OSError) -> None:
         """Record an output that cannot be written."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from megatron_llm.data import gpt_dataset
-from megatron_llm.data.gpt_dataset import DataPaths, Plan, Samples
+from megatron_llm.data.gpt_dataset import DataPaths, Samples, SplitPlan
 from megatron_llm.data.manifest import Manifest
 from megatron_llm.flags.arguments import Arguments, DataFlags
 from megatron_llm.process.signals import shield_worker
@@ -96,7 +96,7 @@ def find_indices(args: Arguments, global_batch: int) -> list[Path | None]:
     return [_find_index(plan, folder, needed=needed) if plan else None for plan in plans]
 
 
-def _find_index(plan: Plan, folder: Path, *, needed: bool) -> Path | None:
+def _find_index(plan: SplitPlan, folder: Path, *, needed: bool) -> Path | None:
     manifest = gpt_dataset.find_index(plan, folder)
     if manifest is None and needed:
         raise InputsMissing(
@@ -120,7 +120,7 @@ def datasets(args: Arguments, global_batch: int, indices: list[Path | None]) -> 
     return train, valid
 
 
-def _plans(args: Arguments, global_batch: int) -> list[Plan | None]:
+def _plans(args: Arguments, global_batch: int) -> list[SplitPlan | None]:
     """The plans of what training and validation read; the test split is never evaluated."""
     train, valid, _ = args.samples(global_batch)
     return gpt_dataset.plan(args.data.paths(), args.training.seed, args.model.seq_length, (train, valid, 0))[:2]

@@ -18,20 +18,20 @@ from torch.distributed.tensor import DTensor
 
 from megatron_llm.flags.arguments import ParallelFlags
 from megatron_llm.model.config import ModelConfig
-from megatron_llm.model.llama import Llama, Part
+from megatron_llm.model.llama import Llama, StageLayers
 from megatron_llm.parallel.sharding import free_gathered_weights
 from megatron_llm.parallel.world import World
 from megatron_llm.training.document_masks import NONE, Masks
 from megatron_llm.training.steps import Intake
 
 
-def stages(config: ModelConfig, flags: ParallelFlags, world: World) -> dict[int, Part]:
+def stages(config: ModelConfig, flags: ParallelFlags, world: World) -> dict[int, StageLayers]:
     """This rank's stages by their number in the pipeline: every n-th one, where n is the pipeline-parallel size."""
     size, rank = flags.pipeline_model_parallel_size, world.mesh.get_local_rank("pp")
     depth = flags.num_layers_per_virtual_pipeline_stage or config.num_layers // size
     count = config.num_layers // depth
     return {
-        stage: Part(range(stage * depth, (stage + 1) * depth), first=stage == 0, last=stage == count - 1)
+        stage: StageLayers(range(stage * depth, (stage + 1) * depth), first=stage == 0, last=stage == count - 1)
         for stage in range(rank, count, size)
     }
 

@@ -139,7 +139,7 @@ def _earlier(args: Arguments, before: Mapping[str, Any]) -> Arguments | None:
     )
 
 
-def _plan(args: Arguments, split: int, samples: int) -> gpt_dataset.Plan | None:
+def _plan(args: Arguments, split: int, samples: int) -> gpt_dataset.SplitPlan | None:
     """The plan of what is read of the training (0) or validation (1) data."""
     wanted = (samples, 0, 0) if split == 0 else (0, samples, 0)
     return gpt_dataset.plan(args.data.paths(), args.training.seed, args.model.seq_length, wanted)[split]

@@ -29,7 +29,7 @@ from megatron_llm.optim.adamw import (
     update,
     weight_norm,
 )
-from megatron_llm.optim.update_guards import Diverged, Place, objection
+from megatron_llm.optim.update_guards import Diverged, JudgedIteration, objection
 from megatron_llm.parallel.world import World
 from megatron_llm.process.errors import check_outputs
 from megatron_llm.process.heartbeat import Heartbeat
@@ -138,7 +138,7 @@ class Trainer:
 
         Also publishes a checkpoint that all ranks have finished writing, and raises if a write failed. Collective.
         """
-        code = SIGNALLED if self.stop.received else OUTPUT_LOST if self.stop.lost else GO_ON
+        code = SIGNALLED if self.stop.signalled else OUTPUT_LOST if self.stop.lost else GO_ON
         if self.world.rank == 0:
             code = max(code, SAVE if (self.args.checkpoint.save / SAVE_FILE).exists() else GO_ON)
             code = max(code, STOP if (self.args.checkpoint.save / STOP_FILE).exists() else GO_ON)
@@ -214,10 +214,10 @@ class Trainer:
         scale = self.progress.memory.loss_scale
         return scale.factor if scale else 1.0
 
-    def place(self) -> Place:
+    def place(self) -> JudgedIteration:
         """The iteration being computed, and its samples."""
         first = self.progress.consumed_train_samples
-        return Place(self.progress.iteration + 1, range(first, first + self.batch_size()))
+        return JudgedIteration(self.progress.iteration + 1, range(first, first + self.batch_size()))
 
     def scheduled_samples(self) -> int:
         """Number of samples that the schedule has counted: those consumed, without those skipped."""

@@ -39,7 +39,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{revision})
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """The known properties of the model itself."""
 
     name: str
@@ -52,7 +52,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """The records of a run, up to the exported iteration."""
 
     recipe: Mapping[str, Any]
@@ -88,7 +88,7 @@ class Run:
         return [(int(one["iteration"]), float(one[name])) for one in self.metrics if name in one]
 
 
-def read_run(folder: Path, iteration: int | None) -> Run:
+def read_run(folder: Path, iteration: int | None) -> RunRecords:
     """Read a run's folder; `iteration` None means the last one.
 
     Raises InputsMissing or UserError, which name the file.
@@ -102,7 +102,7 @@ def read_run(folder: Path, iteration: int | None) -> Run:
         metrics = [one for one in metrics if int(one["iteration"]) <= last]
     stages = ("prepare", "dedup-filter", "dedup-components", "merge-tokens")
     counts = {stage: _counts(folder / "markers" / stage) for stage in stages}
-    return Run(recipe, counts, metrics, last, _hardware(folder / "checkpoints" / HARDWARE))
+    return RunRecords(recipe, counts, metrics, last, _hardware(folder / "checkpoints" / HARDWARE))
 
 
 def _hardware(path: Path) -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
     return counts
 
 
-def write(folder: Path, model: Model, run: Run | None) -> None:
+def write(folder: Path, model: ModelFacts, run: RunRecords | None) -> None:
     """Write README.md into `folder` and, given a run, loss.png."""
     head = {**_head(run), "license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
     made = "continually pre-trained" if run is None else f"{_base(run)}, continually pre-trained"
@@ -160,7 +160,7 @@ def toolkit_version() -> str:
         return "(version not known)"
 
 
-def _head(run: Run | None) -> dict[str, Any]:
+def _head(run: RunRecords | None) -> dict[str, Any]:
     """The metadata for the Hub: languages, and the base model if the recipe or the Hub's cache names it."""
     if run is None:
         return {}
@@ -171,7 +171,7 @@ def _head(run: Run | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _base(run: Run) -> str:
+def _base(run: RunRecords) -> str:
     """The base model by the name of its folder only, since its path is private."""
     return f"{Path(run.recipe['model']['base']).name} ({run.recipe['model']['family']})"
 
@@ -183,7 +183,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-def _data(run: Run) -> str:
+def _data(run: RunRecords) -> str:
     raw: dict[str, Counter[str]] = {"documents": Counter(), "bytes": Counter()}
     kept: Counter[str] = Counter()
     for one in run.counts["prepare"]:
@@ -202,7 +202,7 @@ def _data(run: Run) -> str:
     return "## Data\n\n" + _table(("source", "documents", "after deduplication", "bytes", "tokens"), [*rows, total])
 
 
-def _deduplication(run: Run) -> str:
+def _deduplication(run: RunRecords) -> str:
     dedup = run.recipe["dedup"]
     before, after = run.total("prepare", "documents"), run.total("dedup-filter", "documents")
     given = {name: value for name, value in dedup.items() if name != "ranges" and value is not None}
@@ -216,7 +216,7 @@ def _deduplication(run: Run) -> str:
     )
 
 
-def _training(run: Run) -> str:
+def _training(run: RunRecords) -> str:
     settings = run.recipe["training"]
     seen = run.iteration * settings["global_batch_size"] * settings["seq_length"]
     parts = [f"## Training\n\n{run.iteration:,} of {settings['train_iters']:,} iterations, {seen:,} tokens seen."]
@@ -233,7 +233,7 @@ def _training(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def draw(path: Path, run: Run) -> None:
+def draw(path: Path, run: RunRecords) -> None:
     """Draw the loss curve as PNG; equal losses give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

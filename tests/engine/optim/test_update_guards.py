@@ -13,12 +13,12 @@ import pytest
 from megatron_llm.flags.arguments import PrecisionFlags, TrainingFlags
 from megatron_llm.flags.parser import parse
 from megatron_llm.optim.loss_scale import LossScale
-from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, Place, SpikeHistory, objection
+from megatron_llm.optim.update_guards import SKIPS_IN_A_ROW, Diverged, JudgedIteration, SpikeHistory, objection
 from megatron_llm.training.progress import Progress
 from tests.engine import engine_ranks
 from tests.engine.tiny_run import flags, metrics, tensors
 
-PLACE = Place(12, range(88, 96))
+PLACE = JudgedIteration(12, range(88, 96))
 SPIKES = ("--skip_spikes", "1.0", "--spike_window", 8)
 
 
