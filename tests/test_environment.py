@@ -86,6 +86,43 @@ def test_make_names_a_python_that_will_not_do(tmp_path: Path, python: str) -> No
     assert not (tmp_path / ".venv").exists()
 
 
+def made(target: str, path: Path, folder: Path) -> list[str]:
+    """The commands of `make TARGET` in a project that was not set up, where only `path` has commands."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(PROJECT / name, folder)
+    make = shutil.which("make")
+    assert make
+    command = [make, "--dry-run", "-C", str(folder), target]
+    done = subprocess.run(command, env={"PATH": str(path)}, check=True, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if " install " in line]
+
+
+@pytest.mark.parametrize("uv", [False, True])
+def test_what_set_up_installs(tmp_path: Path, uv: bool) -> None:
+    """Users get no developer tools and only text-dedup itself, by uv where it is there, and see progress."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    if uv:
+        (path / "uv").write_text("#!/bin/sh\n")
+        (path / "uv").chmod(0o755)
+    begin = "uv pip install " if uv else ".venv/bin/pip install "
+    users = made("setup", path, tmp_path)
+    assert [line.startswith(begin) and "--quiet" not in line for line in users] == [True, True]
+    assert users[0].endswith("--editable '.[text-dedup]'")
+    assert users[1].endswith("--no-deps text-dedup")
+    assert made("setup-dev", path, tmp_path) == [*users, users[0].replace("[text-dedup]", "[text-dedup,dev]")]
+
+
+def test_what_text_dedup_would_bring_along_is_not_installed() -> None:
+    """It is an extra without the package itself, and no version is pinned of what only its own list asks for."""
+    project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    pinned = (PROJECT / "constraints.txt").read_text(encoding="utf-8")
+    assert "text-dedup==" not in "".join(line for line in project.splitlines() if not line.startswith("#"))
+    for name in ("pyspark", "onnx", "onnxruntime", "sphinx", "sphinxcontrib-bibtex"):
+        assert f"\n{name}==" not in pinned
+    assert "\ntext-dedup==0.4.0\n" in pinned
+
+
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_help_on_a_terminal_that_knows_only_ascii(name: str) -> None:
     """Characters that the terminal lacks become escapes, not an error."""

@@ -25,6 +25,10 @@ from snakmodel.chain.plan import Plan, make_plan
 from snakmodel.config import load as configuration
 from snakmodel.config.sections import PROJECT
 from snakmodel.launch.launcher import launch
+from snakmodel.launch.local_scheduler import LocalScheduler
+from snakmodel.monitor.diagnosis import diagnose
+from snakmodel.monitor.run_files import RunFiles
+from snakmodel.monitor.status import text
 
 Change = Callable[[dict[str, Any], Path], None]
 """Makes one mistake in a recipe whose base model is in the folder."""
@@ -254,6 +258,11 @@ WRONG_CLUSTERS: dict[str, tuple[dict[str, Any], str]] = {
     "setup that is no list": ({"slurm": {"setup": "module load x"}}, "slurm.setup: found 'module load x'"),
     "no attempts": ({"retries": {"without_progress": 0}}, "retries.without_progress: found 0"),
     "no cores": ({"local": {"cpus": 0}}, "local.cpus: found 0"),
+    "an option that breaks the chain": ({"slurm": {"sbatch_args": ["--arr=0-3"]}}, "found '--arr=0-3', but --array is"),
+    "an option that has a key": ({"slurm": {"sbatch_args": ["--wckey=a"]}}, "'--wckey=a'; say it with the key wckey"),
+    "an option for ranks that hides their claim": (
+        {"slurm": {"srun_args": ["--export=NONE"]}}, "srun_args: found '--export=NONE', which keeps from the ranks"),
+    "the end of a line in a name": (stage("train", partition="gpu\nx"), r"stages\.train\.partition: found 'gpu\\nx'"),
 }  # fmt: skip
 
 
@@ -401,6 +410,44 @@ def test_a_failed_launch_leaves_no_folder(desk: Path) -> None:
             launch("", argv=[*files, *flags])
         assert not (desk / "runs" / "demo").exists()
         assert not (desk / "logs" / "demo").exists()
+
+
+def test_a_launch_says_what_the_training_comes_to(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run, a start and the status tell tokens, epochs and disk, and warn of a corpus that is read too often."""
+    monkeypatch.setattr(LocalScheduler, "run", lambda self: 0)
+    (desk / "recipe.yaml").write_text(yaml.safe_dump(recipe(desk)))
+    where = {"runs": str(desk / "runs"), "logs": str(desk / "logs"), "scheduler": "local"}
+    (desk / "cluster.yaml").write_text(yaml.safe_dump(where))
+    files = ["--recipe", str(desk / "recipe.yaml"), "--cluster", str(desk / "cluster.yaml")]
+    shown = []
+    for flags in (["--dry-run"], []):
+        assert launch("", argv=[*files, *flags]) == 0
+        shown.append(capsys.readouterr().out)
+    shown.append(text(diagnose(RunFiles.read(desk / "runs" / "demo"))))
+    for words in shown:
+        assert "\ntraining: 160 iterations of 16 samples of 128 tokens, 327,680 tokens\n" in words
+        assert "\nepochs: " in words
+        assert "\nwarning: the corpus would be repeated " in words
+        assert re.search(r"^disk: .* of it for checkpoints$", words, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("stages", "flags"),
+    [(STAGES[: STAGES.index("tokenize")], []), (STAGES, ["--only", "prepare", "dedup-signatures"])],
+)
+def test_a_launcher_of_the_first_stages_needs_no_base_model(desk: Path, stages: list[str], flags: list[str]) -> None:
+    """As jobs/preprocess.py, and `--only` with early stages, which plan without base model and tokenizer."""
+    early = recipe(desk)
+    early["model"]["base"], early["tokenizer"]["file"] = "/nowhere/base", "/nowhere/tokenizer.model"
+    (desk / "recipe.yaml").write_text(yaml.safe_dump(early))
+    where = {"runs": str(desk / "runs"), "logs": str(desk / "logs"), "scheduler": "local"}
+    (desk / "cluster.yaml").write_text(yaml.safe_dump(where))
+    files = ["--recipe", str(desk / "recipe.yaml"), "--cluster", str(desk / "cluster.yaml")]
+    assert launch("", stages, [*files, *flags, "--dry-run"]) == 0
+    with pytest.raises(UserError, match=r"tokenizer\.file: there is no file /nowhere"):
+        launch("", argv=[*files, "--dry-run"])
 
 
 @pytest.mark.parametrize("until", ["join-text", "merge-tokens"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from run_contract.errors import UserError
 from snakmodel.chain.build import STAGES
+from snakmodel.launch import launcher
 from snakmodel.launch.launcher import _SQUEUE, make_writable
 from snakmodel.run.paths import RunPaths
-from snakmodel.slurm.journal import job_name
+from snakmodel.slurm.journal import Submission, job_name
+from tests import toy
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
@@ -31,3 +34,23 @@ def test_the_suggested_squeue_tells_stages_apart(tmp_path: Path) -> None:
     names = {job_name(RunPaths(tmp_path / "thesis"), stage, "0123456789") for stage in STAGES}
     assert len(names) == len(STAGES)
     assert all(any(stage in name for name in names) for stage in STAGES)
+
+
+def test_the_seconds_after_a_submission_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the launcher waits for Slurm to have kept the jobs, it says so and names its squeue."""
+    monkeypatch.setattr(launcher, "check_resources", lambda plan: None)
+    before: list[str] = []
+
+    def confirm() -> list[str]:
+        before.append(capsys.readouterr().out)
+        return []
+
+    scheduler = SimpleNamespace(
+        plan=toy.plan(tmp_path / "run", toy.two_stages(tmp_path / "run")), dry=False, active={}, given_up={}, left=0,
+        limits=None, run=lambda: [Submission("first", [0, 1, 2], "", "token", job="7")], confirm=confirm,
+    )  # fmt: skip
+    assert launcher._submit(scheduler) == 0  # type: ignore[arg-type]
+    assert _SQUEUE in before[0]
+    assert before[0].rstrip().splitlines()[-1].startswith("Making sure that Slurm has kept them; this takes up to ")

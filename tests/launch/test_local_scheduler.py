@@ -128,6 +128,19 @@ def test_a_task_that_always_crashes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "broken shard" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_and_tried_again(tmp_path: Path) -> None:
+    """It counts as a crash, which is tried as the budget says, and not as a mistake in the inputs or settings."""
+    script = (
+        "import errno, sys\nfrom run_contract.entry_point import run_main\n"
+        "def main(): raise OSError(errno.ENOSPC, 'No space left on device', sys.argv[1])\nrun_main(main)\n"
+    )
+    root = tmp_path / "run"
+    assert LocalScheduler(toy.plan(root, toy.two_stages(root, shards=1, script=script))).run() == 1
+    assert starts(root) == [("first", 0)] * 3
+    assert "(the last one: the disk is full)" in events(root)[-1]["reason"]
+    assert events(root)[-1]["event"] == "failed"
+
+
 def test_exit_75_runs_again_while_it_progresses(tmp_path: Path) -> None:
     """A resumable task that saves and leaves is started again beyond any budget, as long as its progress file grows."""
     root = tmp_path / "run"

@@ -219,6 +219,17 @@ def test_preflight_names_the_first_obstacle(tmp_path: Path, demo_base: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+def test_preflight_asks_the_engine(tmp_path: Path, demo_base: Path) -> None:
+    """What the engine would refuse when training begins fails here, in the engine's words."""
+    wrong = (PROJECT / "recipes" / "demo.yaml").read_text().replace("micro_batch_size: 4", "micro_batch_size: 3")
+    assert "micro_batch_size: 3" in wrong
+    (tmp_path / "recipe.yaml").write_text(wrong)
+    done = preflight(tmp_path, demo_base, "--recipe", str(tmp_path / "recipe.yaml"))
+    assert done.returncode == 1
+    assert "the engine would refuse this run" in done.stdout
+    assert "--micro_batch_size 3" in done.stdout
+
+
 def test_disk_space(tmp_path: Path, demo_base: Path) -> None:
     """A run that would not fit on the disk fails, with what it needs."""
     base = tmp_path / "base"

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import FailedSubmissionError
 
+from run_contract.errors import UserError
+from snakmodel.config.cluster import Resources
 from snakmodel.run.paths import RunPaths
 from snakmodel.slurm.batch_file import make_executor
 from snakmodel.slurm.jobs import array_ranges
@@ -52,6 +59,71 @@ def test_batch_file(tmp_path: Path) -> None:
     project = Path(__file__).resolve().parents[2]
     expected = GOLDEN.format(folder=tmp_path, project=project)
     assert executor.text("python -m snakmodel.job.driver tasks.json") == expected
+
+
+def test_every_option_that_has_a_key(tmp_path: Path) -> None:
+    """What cluster.yaml says beyond resources is in the batch file, and so is an option that has no key."""
+    slurm = {
+        "clusters": "east", "exclusive": True, "licenses": "matlab:1", "nice": 7, "reservation": "course",
+        "sbatch_args": ["--tmp=3G", "--spread-job"], "switches": "1@00:05:00", "wckey": "thesis",
+    }  # fmt: skip
+    root = tmp_path / "run"
+    first = replace(toy.two_stages(root)[0], resources=Resources(mem_per_cpu="4G"))
+    plan = toy.plan(root, [first], {"slurm": slurm})
+    lines = make_executor(plan, plan.chain["first"], tmp_path / "sbatch", [0], "", "t").text("true").splitlines()
+    expected = ["clusters=east", "exclusive", "licenses=matlab:1", "mem-per-cpu=4G", "nice=7", "reservation=course"]
+    expected += ["spread-job", "switches=1@00:05:00", "tmp=3G", "wckey=thesis"]
+    assert [option for option in expected if f"#SBATCH --{option}" not in lines] == []
+
+
+SBATCH = """#!/bin/sh
+echo 'Since Monday your job 424242 used 3 h.'
+echo '17;east'
+echo 'Submitted batch job 99 to the project queue'
+"""
+"""A site's sbatch: it says more than the id, which --parsable writes in a line of its own."""
+
+
+def site(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> None:
+    """Put this sbatch first on PATH."""
+    folder.mkdir()
+    (folder / "sbatch").write_text(sbatch)
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_the_id_among_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line that is an id counts, whatever a site's sbatch prints around it; without one nothing is made up."""
+    site(tmp_path / "bin", monkeypatch, SBATCH)
+    plan = toy.plan(tmp_path / "run", toy.two_stages(tmp_path / "run"))
+    executor = make_executor(plan, plan.chain["first"], tmp_path / "sbatch", [0], "", "t")
+    assert executor.send("true") == "17"
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'your job 424242 was queued'\n")
+    with pytest.raises(FailedSubmissionError, match="sbatch printed no job id"):
+        executor.send("true")
+
+
+@pytest.mark.parametrize("name", ["100%A of %j", "it's $HOME; #1", "%5a"])
+def test_names_that_slurm_expands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In the path of a log % is doubled, and the batch file lies in the run's own folder."""
+    site(tmp_path / "bin", monkeypatch, SBATCH)
+    root = tmp_path / "runs" / name
+    plan = toy.plan(root, toy.two_stages(root))
+    executor = make_executor(plan, plan.chain["first"], root / "sbatch", [0], "", "t")
+    [output] = [line for line in executor.text("true").splitlines() if line.startswith("#SBATCH --output=")]
+    log = f"{plan.logs('first')}".replace("%", "%%")
+    assert output == f"#SBATCH --output={shlex.quote(f'{log}/%5a.out')}"
+    executor.send("true")
+    assert [path.name for path in root.parent.iterdir()] == [name]
+    assert len(list((root / "sbatch").glob("*.sh"))) == 1
+    subprocess.run(["bash", "-n", *(root / "sbatch").glob("*.sh")], check=True)
+
+
+def test_a_name_that_no_batch_file_can_hold(tmp_path: Path) -> None:
+    """A backslash, which sbatch drops, is refused when planning, also without a Slurm."""
+    plan = toy.plan(tmp_path / "back\\slash", toy.two_stages(tmp_path / "back\\slash"))
+    with pytest.raises(UserError, match="the folder for logs cannot be named to Slurm"):
+        SlurmScheduler(plan, dry=True).run()
 
 
 def test_dry_run_chains_the_stages(tmp_path: Path) -> None:

@@ -155,3 +155,19 @@ def test_checkpoints_without_the_optimizer(
     assert metrics(tmp_path / "save")[0]["learning_rate"] == 1e-3
     state = json.loads((tmp_path / "save" / "iter_0000006" / "state.json").read_text())
     assert (state["optimizer_steps"], state["consumed_train_samples"], state["skipped_train_samples"]) == (2, 48, 32)
+
+
+@pytest.mark.parametrize(("given", "times"), [((), 1), (("--hidden_dropout", 0.0, "--attention_dropout", 0.0), 0)])
+def test_the_default_of_dropout_is_said(
+    tiny_data: Path,
+    tmp_path: Path,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    given: tuple[object, ...],
+    times: int,
+) -> None:
+    """Without its flags a run says once that dropout is 0, where Megatron's default is another."""
+    short = ("--train_iters", 2, "--lr_warmup_iters", 0, "--eval_iters", 0)
+    assert run(flags(tiny_data, tmp_path / "save", *short, *given)) == 0
+    said = "--hidden_dropout and --attention_dropout are 0, where Megatron's default is 0.1"
+    assert capsys.readouterr().out.count(said) == times
