@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.small_llama import make_config, make_hf, make_tokenizer, run
+from tests.engine.small_llama import ENGINE, make_config, make_hf, make_tokenizer, run
 
 SCRIPT = "tools/check_run.py"
 TRAIN = {
@@ -197,3 +199,13 @@ def test_a_request_that_is_none(monkeypatch, text):
     code, out, err = run(SCRIPT)
     assert (code, out) == (2, "")
     assert "standard input is not a request" in err
+
+
+@pytest.mark.parametrize(
+    "script",
+    [path for path in sorted(ENGINE.rglob("*.py")) if "def make_parser" in path.read_text(encoding="utf-8")],
+    ids=lambda path: path.name,
+)
+def test_no_script_takes_shortened_flags(script: Path) -> None:
+    """A flag that is cut short is refused everywhere, since a later version could read it as another flag."""
+    assert not runpy.run_path(str(script))["make_parser"]().allow_abbrev
