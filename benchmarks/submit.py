@@ -102,7 +102,7 @@ def measure(folder: Path, shards: int, sample: int) -> dict[str, Any]:
         return make_plan(config, root, STAGES, [], dry=False, fit=lambda stages: pack_for_queue(config.cluster, stages))
 
     planning, made = timed(plan)
-    submitting, submitted = timed(lambda: SlurmScheduler(made, again=["true"]).run())
+    submitting, submitted = timed(lambda: SlurmScheduler(made, resubmit_command=["true"]).run().submitted)
     tasks = sum(len(one.packs) for one in submitted)
     alone = one_by_one(made, sample)
     first = mark_done(made, ["prepare"])

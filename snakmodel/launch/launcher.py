@@ -32,9 +32,8 @@ from snakmodel.slurm.admission import check_resources
 from snakmodel.slurm.ask import use_cluster
 from snakmodel.slurm.batch_file import choose
 from snakmodel.slurm.jobs import array_ranges
-from snakmodel.slurm.journal import Submission
 from snakmodel.slurm.limits import pack_for_queue
-from snakmodel.slurm.submitter import SAVED_SECONDS, SlurmScheduler
+from snakmodel.slurm.submitter import SAVED_SECONDS, SlurmScheduler, SubmissionReport
 
 _CONTINUATION_SECONDS = 3600.0
 _SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
@@ -80,7 +79,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     return parser.parse_args(argv)
 
 
-def _again(args: argparse.Namespace, root: Path) -> list[str]:
+def _resubmit_command(args: argparse.Namespace, root: Path) -> list[str]:
     """The command that submits the rest of this run."""
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), "--recipe", str(args.recipe.absolute())]
     command += ["--cluster", str(args.cluster.absolute()), "--run-dir", str(root), "--scheduler", "slurm"]
@@ -118,8 +117,8 @@ def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], ro
         _explain(plan, selected, dry=args.dry_run)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
-        again = _again(args, root)
-        return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, again, args.continues))
+        resubmit_command = _resubmit_command(args, root)
+        return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, resubmit_command, args.continues))
 
 
 @contextmanager
@@ -185,7 +184,7 @@ def _run_locally(plan: Plan, *, dry: bool) -> int:
     check_local(plan.config.cluster)
     console = _console()
     if dry:
-        console.print(_table(plan, []))
+        console.print(_table(plan))
         return 0
     if not any(plan.missing.values()):
         console.print(f"Nothing to do: every selected stage of {plan.paths.root} is done.")
@@ -198,10 +197,11 @@ def _submit(scheduler: SlurmScheduler) -> int:
     plan = scheduler.plan
     if not scheduler.dry:
         check_resources(plan)
-    submitted = scheduler.run()
+    report = scheduler.run()
+    submitted = report.submitted
     console = _console()
-    console.print(_table(plan, submitted, scheduler))
-    given_up = {name: packs for name, packs in scheduler.given_up.items() if packs}
+    console.print(_table(plan, report))
+    given_up = {name: packs for name, packs in report.given_up.items() if packs}
     for name, packs in given_up.items():
         console.print(f"{name}: not submitted again, they or what they need failed: packs {array_ranges(list(packs))}")
     if scheduler.dry:
@@ -214,29 +214,29 @@ def _submit(scheduler: SlurmScheduler) -> int:
             f"  the same command again   # submit what is missing, should something fail",
             soft_wrap=True,
         )
-    elif not scheduler.left and not given_up:
+    elif not report.left and not given_up:
         console.print("Nothing was submitted: every selected stage is done, queued or running.")
-    if scheduler.left:
+    if report.left:
         console.print(
-            f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
+            f"{report.left} tasks do not fit into the queue ({report.limits and report.limits.tightest}); "
             "a continuation job submits them when these have ended."
         )
     if submitted and not scheduler.dry:
         console.print(f"Making sure that Slurm has kept them; this takes up to {SAVED_SECONDS} s.")
-    for note in scheduler.confirm():
+    for note in scheduler.resubmit_forgotten():
         console.print(f"{note}: its controller was restarted. Submitted again.")
     return 1 if given_up and not submitted else 0
 
 
-def _table(plan: Plan, submitted: Sequence[Submission], scheduler: SlurmScheduler | None = None) -> Table:
+def _table(plan: Plan, report: SubmissionReport | None = None) -> Table:
     """A table with one row per stage: its tasks, how many are done or active, and the jobs that were submitted now."""
     table = Table(title=f"{plan.paths.name}: {plan.paths.root}", title_justify="left")
     for column in ("stage", "tasks", "done", "active", "job", "waits for"):
         table.add_column(column, justify="right" if column in ("tasks", "done", "active") else "left", overflow="fold")
     for name, missing in plan.missing.items():
         packs = len(plan.packs[name])
-        active = len(scheduler.active.get(name, {})) if scheduler else 0
-        now = [one for one in submitted if one.stage == name]
+        active = len(report.queued_before.get(name, {})) if report else 0
+        now = [one for one in report.submitted if one.stage == name] if report else []
         waits = "; ".join(one.dependency for one in now if one.dependency) or ", ".join(plan.chain[name].waits)
         jobs = ", ".join(f"{one.job} ({len(one.packs)})" for one in now)
         table.add_row(name, str(packs), str(packs - len(missing)), str(active), jobs, waits)

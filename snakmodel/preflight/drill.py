@@ -98,7 +98,7 @@ def run(
         drill.folder.mkdir(parents=True)
         write_text(drill.folder / HELLO, drill.hello)
     try:
-        for one in SlurmScheduler(plan).run():
+        for one in SlurmScheduler(plan).run().submitted:
             drill = next(drill for drill in drills if f"drill-{drill.partition}" == one.stage)
             drill.job, drill.submitted, drill.state = one.job, time.time(), "PENDING"
         say(f"drill on {', '.join(wanted)}: up to {DRILL_SECONDS // 60} minutes; logs in {plan.logs('<drill>').parent}")

@@ -67,44 +67,6 @@ class Limits:
         return min((limit.most for limit in self.running if limit.counts(stage)), default=None)
 
 
-@dataclass
-class Room:
-    """The room that the limits leave, which shrinks with every submission.
-
-    Without limits, as in a dry run, there is room for everything.
-    """
-
-    limits: Limits | None
-    taken: dict[str, int] = field(default_factory=dict)
-    """Name of a limit -> number of jobs submitted since the limit was read."""
-
-    def tightest(self, stage: str) -> Limit | None:
-        """The limit that leaves a stage the least room at the moment, or None if there are no limits."""
-        every = [limit for limit in self.limits.queue if limit.counts(stage)] if self.limits else []
-        return min(every, key=self._left, default=None)
-
-    def of(self, stage: str) -> int:
-        """How many jobs of a stage may be submitted now."""
-        limit = self.tightest(stage)
-        return sys.maxsize if limit is None else max(0, self._left(limit))
-
-    def take(self, stage: str, count: int) -> None:
-        """Record that `count` jobs of a stage were submitted."""
-        for limit in self.limits.queue if self.limits else ():
-            if limit.counts(stage):
-                self.taken[limit.name] = self.taken.get(limit.name, 0) + count
-
-    def holds(self, wanted: Mapping[str, Sequence[int]]) -> bool:
-        """Whether all of these packs (stage -> packs) fit."""
-        return all(
-            sum(len(packs) for stage, packs in wanted.items() if limit.counts(stage)) <= self._left(limit)
-            for limit in (self.limits.queue if self.limits else ())
-        )
-
-    def _left(self, limit: Limit) -> int:
-        return limit.room - self.taken.get(limit.name, 0)
-
-
 def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0) -> Limits:
     """Ask Slurm which limits apply to this user's jobs of these stages.
 
