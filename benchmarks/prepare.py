@@ -31,9 +31,9 @@ from megatron_llm.data.document_blocks import columns, read_blocks
 from run_contract.entry_point import run_main
 from run_contract.publish import fsync
 from snakmodel.config.sections import PROJECT
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, documents
 from snakmodel.shards.append_file import append_file
 
 FILES = 4
@@ -160,8 +160,8 @@ def long_line(work: Path, size: int) -> dict[str, Any]:
     path = work / "line.jsonl"
 
     def prepares() -> int:
-        part = Part(str(path), "line", 0, path.stat().st_size)
-        return sum(len(texts) for texts in documents(part, Reading(), Cleaning(), Counts()))
+        part = FilePart(str(path), "line", 0, path.stat().st_size)
+        return sum(len(texts) for texts in documents(part, Reading(), Cleaning(), ShardCounts()))
 
     def tokenizers() -> int:
         return sum(len(columns(block, ["text"]).texts["text"]) for block in read_blocks(path, ["text"]))

@@ -15,7 +15,7 @@ from snakmodel.dedup.filter import kept_batches
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.report import Tally
-from snakmodel.prepare.shard_writer import Cleaning, Counts, clean, regrouped
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, clean, regrouped
 
 NUMBERS = np.empty(0, np.int64)
 KEYS = np.empty(0, np.uint64)
@@ -62,7 +62,7 @@ def test_no_document_is_left_after_cleaning() -> None:
     """Documents that are all too short, all of white space, or not there at all."""
     cleaning = Cleaning(trim=True, nfc=True, min_characters=5)
     for texts, trimmed in (([], 0), (["en", "to"], 0), ([" \n", "\t"], 2)):
-        counts = Counts()
+        counts = ShardCounts()
         assert clean(pa.array(texts, pa.large_string()), cleaning, counts).to_pylist() == []
         assert (counts.short, counts.trimmed) == (len(texts), trimmed)
     assert list(regrouped([pa.array([], pa.large_string())])) == []

@@ -13,7 +13,7 @@ from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.load import VARIABLE, Config, not_set
 from snakmodel.config.recipe import Tokenizer
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.run.paths import RunPaths
 
 CORPUS = "tokens/corpus_text_document"
@@ -25,7 +25,7 @@ CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 class Context:
     """The settings, paths, shards and input files that the stages share while they are declared."""
 
-    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
+    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[FilePart]], inputs: Inputs) -> None:
         self.recipe = config.recipe
         self.cluster = config.cluster
         self.root = root

@@ -28,7 +28,7 @@ from snakmodel.config.load import Config
 from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
-from snakmodel.prepare.input_files import Part, Selection, cut, selection
+from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
@@ -37,7 +37,7 @@ _SAID = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run consists of, and which parts of it are still missing."""
 
     config: Config
@@ -109,7 +109,7 @@ def make_plan(
     dry: bool,
     check_inputs: bool = False,
     fit: Callable[[Sequence[Stage]], int] | None = None,
-) -> Plan:
+) -> RunPlan:
     """Build the chain, compare it with what the run was frozen with, and find what is missing.
 
     Before anything is written, the engine is asked whether it would refuse a missing command. `dry`: write nothing.
@@ -140,7 +140,7 @@ def make_plan(
         inputs.write(found.skipped)
     for stage in chain.stages:  # raise now whatever would keep a container from starting
         container_spec(config, root, config.cluster.with_defaults(stage.resources))
-    return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
+    return RunPlan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
@@ -149,7 +149,7 @@ _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
 
 def _shards(
     paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
-) -> list[list[Part]]:
+) -> list[list[FilePart]]:
     """The shards that the run has already, adapted to the files as they are now, or else newly planned ones."""
     now = data.model_dump(mode="json")
     before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs have no such key

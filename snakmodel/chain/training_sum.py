@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from run_contract.publish import write_json
 from snakmodel.chain.disk_forecast import Forecast, forecast_plan
 from snakmodel.chain.engine_check import Facts, device_of
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.config.recipe import Recipe
 from snakmodel.prepare.input_files import input_files
 from snakmodel.run.paths import RunPaths
@@ -29,7 +29,7 @@ _BYTES_A_TOKEN = 3
 _CORPUS = "tokens/corpus_text_document.json"
 
 
-def lines(plan: Plan, *, dry: bool) -> list[str]:
+def lines(plan: RunPlan, *, dry: bool) -> list[str]:
     """Lines that tell what a plan's missing training will take: tokens, epochs, GPU-hours and disk.
 
     Unless `dry`, those of them that cannot be computed again later are stored in the run's folder, for status.

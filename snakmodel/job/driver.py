@@ -37,7 +37,7 @@ from snakmodel.run.markers import READ, Marker
 from snakmodel.run.task_list import TaskList
 
 
-class _ToldToEnd(Exception):
+class _Signalled(Exception):
     """Raised when a signal arrives while this process itself is busy with checksums."""
 
 
@@ -64,13 +64,13 @@ class Driver:
         self.signalled = True
         if self.interruptible:
             self.interruptible = False
-            raise _ToldToEnd
+            raise _Signalled
 
     @contextmanager
     def _ends_at_signal(self) -> Iterator[None]:
-        """Let a signal end the body, which computes checksums of large files, by raising _ToldToEnd."""
+        """Let a signal end the body, which computes checksums of large files, by raising _Signalled."""
         if self.signalled:
-            raise _ToldToEnd
+            raise _Signalled
         self.interruptible = True
         try:
             yield
@@ -129,7 +129,7 @@ class Driver:
                 problem = self.inputs.problem(index)
                 content = "" if problem else reads.content(self.tasks, index, self.inputs.markers)
                 renewed = reads.renewed(self.tasks, index, content)
-        except _ToldToEnd:
+        except _Signalled:
             return "interrupted"
         if problem:
             say(f"error: {self.tasks.stage} task {index}: {problem}", error=True)
@@ -187,7 +187,7 @@ class Driver:
                 marker = replace(Marker.of(root, task.key, task.outputs, counts_file=task.counts), content=content)
                 if task.reads:
                     marker.counts[READ] = reads.digests(task.reads, before)
-        except _ToldToEnd:
+        except _Signalled:
             return "interrupted"
         except (OSError, ValueError) as error:
             say(f"error: {self.tasks.stage} task {index}: {error}", error=True)

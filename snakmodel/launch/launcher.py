@@ -22,7 +22,7 @@ from run_contract.output import printable
 from snakmodel.chain import training_sum
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
-from snakmodel.chain.plan import Plan, make_plan, select
+from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
@@ -164,7 +164,7 @@ def _mend(error: OSError, folder: Path) -> str:
     return "Free space " if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions "
 
 
-def _explain(plan: Plan, selected: Sequence[str], *, dry: bool) -> None:
+def _explain(plan: RunPlan, selected: Sequence[str], *, dry: bool) -> None:
     for note in plan.notes:
         print(f"note: {note}")
     problems = check_selection(plan, selected)
@@ -180,7 +180,7 @@ def _console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def _run_locally(plan: Plan, *, dry: bool) -> int:
+def _run_locally(plan: RunPlan, *, dry: bool) -> int:
     check_local(plan.config.cluster)
     console = _console()
     if dry:
@@ -228,7 +228,7 @@ def _submit(scheduler: SlurmScheduler) -> int:
     return 1 if given_up and not submitted else 0
 
 
-def _table(plan: Plan, report: SubmissionReport | None = None) -> Table:
+def _table(plan: RunPlan, report: SubmissionReport | None = None) -> Table:
     """A table with one row per stage: its tasks, how many are done or active, and the jobs that were submitted now."""
     table = Table(title=f"{plan.paths.name}: {plan.paths.root}", title_justify="left")
     for column in ("stage", "tasks", "done", "active", "job", "waits for"):

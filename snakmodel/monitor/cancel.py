@@ -117,7 +117,7 @@ def _stop_launcher(root: Path, launcher: dict[str, Any]) -> None:
     except PermissionError:
         raise UserError(f"process {launcher['pid']} belongs to another user, who has to stop it") from None
     log_event(root, "", "cancel", launcher=f"{launcher['pid']} on {launcher.get('host')}")
-    print(f"process {launcher['pid']} was told to stop; it gives its tasks time to save")
+    print(f"process {launcher['pid']} was signalled to stop; it gives its tasks time to save")
 
 
 def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[str, Job]]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from run_contract.publish import write_text
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Chain, Stage, Task
 from snakmodel.config.cluster import Resources
 from snakmodel.config.load import Config
@@ -119,7 +119,7 @@ def run(
     return drills
 
 
-def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Resources]]) -> tuple[Plan, list[Drill]]:
+def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Resources]]) -> tuple[RunPlan, list[Drill]]:
     """The plan of the drills: a chain with one task per partition, in a folder of its own."""
     slurm = config.cluster.slurm.model_copy(update={"signal_seconds": _NOTICE_SECONDS})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"slurm": slurm})})
@@ -141,7 +141,7 @@ def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Reso
         drills.append(Drill(name, asked, home / name, uuid.uuid4().hex, log))
     every: dict[str, Any] = {stage.name: [[0]] for stage in stages}
     missing = {stage.name: [0] for stage in stages}
-    return Plan(config, paths, Chain.of(home, stages), every, missing, None, []), drills
+    return RunPlan(config, paths, Chain.of(home, stages), every, missing, None, []), drills
 
 
 def small(resources: Resources, partition: Partition) -> Resources:

@@ -1,6 +1,6 @@
 """Writes a shard: the documents of its parts, without blank ones, in the wanted share, cleaned and in batches.
 
-Everything works on whole Arrow arrays; `Counts` holds what was kept and what was left out.
+Everything works on whole Arrow arrays; `ShardCounts` holds what was kept and what was left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from snakmodel.prepare.chunks import Faults
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 from snakmodel.shards.counts import Amounts
@@ -40,7 +40,7 @@ class Cleaning:
 
 
 @dataclass
-class Counts(Amounts):
+class ShardCounts(Amounts):
     """Counts of what one shard took in, and of what it left out."""
 
     empty: int = 0
@@ -72,10 +72,10 @@ class Counts(Amounts):
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
         """Add documents of a source to the counts of what is kept; `size` is in bytes."""
         amounts = {"documents": documents, "characters": characters, "bytes": size}
-        self.add(Counts(documents, characters, size, {source: amounts}))
+        self.add(ShardCounts(documents, characters, size, {source: amounts}))
 
 
-def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+def documents(part: FilePart, reading: Reading, cleaning: Cleaning, counts: ShardCounts) -> Iterator[Any]:
     """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised."""
     faults = Faults(reading.errors)
     counts.empty_files += part.end == 0
@@ -91,7 +91,7 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning, counts: Counts) 
             if len(texts):
                 yield texts
     counts.add(
-        Counts(
+        ShardCounts(
             replaced=faults.replaced,
             skipped=faults.skipped,
             invalid=faults.invalid,
@@ -153,7 +153,7 @@ def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[n
     return chosen
 
 
-def clean(texts: Any, cleaning: Cleaning, counts: Counts) -> Any:
+def clean(texts: Any, cleaning: Cleaning, counts: ShardCounts) -> Any:
     """The documents after the cleaning that the user asks for. What it changes is added to `counts`."""
     if cleaning.trim:
         trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
@@ -174,7 +174,7 @@ def _different(before: Any, after: Any) -> int:
     return pc.sum(pc.not_equal(before, after)).as_py() or 0
 
 
-def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning, counts: Counts) -> Iterator[Any]:
+def batches(parts: Sequence[FilePart], reading: Reading, cleaning: Cleaning, counts: ShardCounts) -> Iterator[Any]:
     """Yield record batches of bounded size, each with documents of one part. `counts` grows as they are made."""
     for part in parts:
         for texts, characters in regrouped(documents(part, reading, cleaning, counts)):
@@ -213,8 +213,8 @@ def regrouped(chunks: Iterable[Any]) -> Iterator[tuple[Any, int]]:
         yield pa.concat_arrays(group), characters
 
 
-def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+def write_shard(parts: Sequence[FilePart], path: Path, reading: Reading, cleaning: Cleaning) -> ShardCounts:
     """Write the documents of some parts as an Arrow stream file, and return the counts."""
-    counts = Counts()
+    counts = ShardCounts()
     write_stream(path, SCHEMA, batches(parts, reading, cleaning, counts))
     return counts

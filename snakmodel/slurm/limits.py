@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from run_contract.errors import UserError
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Cluster
-from snakmodel.slurm.accounting import Accounting, Place, slurm_settings
+from snakmodel.slurm.accounting import Accounting, AccountingPlace, slurm_settings
 from snakmodel.slurm.ask import ENDED, Unanswered, ask
 
 
@@ -94,7 +94,7 @@ def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CountedJob:
     """The properties of a queued job by which a limit may count it."""
 
     user: str
@@ -104,15 +104,17 @@ class _Job:
     live: bool
 
 
-def _queued(patience: float) -> list[_Job]:
+def _queued(patience: float) -> list[_CountedJob]:
     """Every job that the controller remembers, with one entry per array element."""
     text = ask(["squeue", "--noheader", "--array", "--all", "--states=all", "--format=%u|%a|%q|%P|%T"], patience)
     rows = [line.strip().split("|") for line in text.splitlines()]
-    return [_Job(user, account, qos, partition, state not in ENDED) for user, account, qos, partition, state in rows]
+    return [
+        _CountedJob(user, account, qos, partition, state not in ENDED) for user, account, qos, partition, state in rows
+    ]
 
 
 def _accounting_limits(
-    accounting: Accounting, places: Mapping[str, Place], jobs: Sequence[_Job]
+    accounting: Accounting, places: Mapping[str, AccountingPlace], jobs: Sequence[_CountedJob]
 ) -> tuple[list[Limit], list[Limit]]:
     """The limits of the associations and the QOS, as far as they are set: on queued jobs, and on running jobs."""
     user, live = accounting.user, [job for job in jobs if job.live]
@@ -156,7 +158,7 @@ class _Found:
             self.limits[name] = Limit(name, int(most), used, stages | (before or frozenset()))
 
 
-def _where(jobs: Sequence[_Job], **which: str) -> list[_Job]:
+def _where(jobs: Sequence[_CountedJob], **which: str) -> list[_CountedJob]:
     return [job for job in jobs if all(getattr(job, name) == value for name, value in which.items())]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from run_contract.errors import UserError
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Cluster
 from snakmodel.slurm.batch_file import make_executor
@@ -49,7 +49,7 @@ def continuation_command(folder: Path, resubmit_command: Sequence[str], series: 
 class SbatchCalls:
     """Makes sbatch calls for a plan, and remembers them in order. With `dry`, only the batch files are written."""
 
-    plan: Plan
+    plan: RunPlan
     journal: Journal
     series: str
     """Token of the command that the user typed, which all its continuation jobs share."""

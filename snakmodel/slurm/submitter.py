@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from run_contract.errors import UserError
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Stage
 from snakmodel.slurm.ask import my_jobs
 from snakmodel.slurm.batch_file import active_packs, read_submissions, scrub_environment
@@ -54,7 +54,7 @@ class SubmissionReport:
 class SlurmScheduler:
     """Submits the missing packs of a plan, chained by dependencies."""
 
-    plan: Plan
+    plan: RunPlan
     dry: bool = False
     wait: bool = False
     """Wait here for room in the queue, instead of leaving the rest to a continuation job."""

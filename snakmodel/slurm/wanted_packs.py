@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.slurm.journal import read_lines
 
 
-def tried_packs(plan: Plan, series: str | None) -> set[tuple[str, int]]:
+def tried_packs(plan: RunPlan, series: str | None) -> set[tuple[str, int]]:
     """(Stage, pack) of all that was submitted in a series; nothing without a series, as at a command of the user."""
     lines = read_lines(plan.paths.submissions) if series else []
     return {(line["stage"], pack) for line in lines if line.get("series") == series for pack in line["packs"]}
 
 
 def wanted_packs(
-    plan: Plan, queued: Mapping[str, Mapping[int, str]], tried: set[tuple[str, int]]
+    plan: RunPlan, queued: Mapping[str, Mapping[int, str]], tried: set[tuple[str, int]]
 ) -> tuple[dict[str, list[int]], dict[str, set[int]]]:
     """Stage -> packs to submit, and stage -> packs that are given up.
 

@@ -13,9 +13,9 @@ import yaml
 
 from run_contract.errors import UserError
 from snakmodel.prepare.digests import part_digest
-from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.input_files import FilePart, plan_shards
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, documents
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, documents
 from snakmodel.run.markers import READ, Marker, marker_path
 from tests.old_run import DATA, MIDDLE, Run
 
@@ -170,13 +170,15 @@ def test_files_that_grow_shrink_come_and_go(run: Run) -> None:
     run.make(plan, 1, 2, 3)
     assert "prepare" not in run.missing()
     fresh = plan_shards(run.text, None, 4, 1)
-    kept = [[Part(**part) for part in parts] for parts in json.loads(plan.paths.shards.read_text())["shards"]]
+    kept = [[FilePart(**part) for part in parts] for parts in json.loads(plan.paths.shards.read_text())["shards"]]
     assert kept != fresh
     assert texts(kept) == texts(fresh)
 
 
-def texts(shards: list[list[Part]]) -> list[str]:
-    arrays = (array for parts in shards for part in parts for array in documents(part, Reading(), Cleaning(), Counts()))
+def texts(shards: list[list[FilePart]]) -> list[str]:
+    arrays = (
+        array for parts in shards for part in parts for array in documents(part, Reading(), Cleaning(), ShardCounts())
+    )
     return [text for array in arrays for text in array.to_pylist()]
 
 
@@ -280,7 +282,7 @@ def test_a_digest_changes_exactly_with_the_documents(tmp_path: Path, document: s
     content = b"en to\ntre\n\n\nfire fem seks\nsyv\n\notte\n \nni\nti"
     reading = Reading(document)
     borders = [0, 9, 10, 20, 31, 40, len(content)]
-    parts = [Part(str(path), "s", start, end) for start, end in pairwise(borders)]
+    parts = [FilePart(str(path), "s", start, end) for start, end in pairwise(borders)]
 
     def now(written: bytes) -> list[tuple[list[str], str]]:
         path.write_bytes(written)
@@ -297,5 +299,5 @@ def test_a_digest_changes_exactly_with_the_documents(tmp_path: Path, document: s
             assert sum(one[1] != two[1] for one, two in zip(before, after, strict=True)) <= 1, at
 
 
-def texts_of(part: Part, reading: Reading) -> list[str]:
-    return [text for array in documents(part, reading, Cleaning(), Counts()) for text in array.to_pylist()]
+def texts_of(part: FilePart, reading: Reading) -> list[str]:
+    return [text for array in documents(part, reading, Cleaning(), ShardCounts()) for text in array.to_pylist()]

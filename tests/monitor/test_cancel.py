@@ -38,7 +38,7 @@ def cancel(*arguments: str | Path, answer: str | None = None) -> subprocess.Comp
         os.close(terminal)
 
 
-def test_a_local_run_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_local_run_is_signalled_to_stop(tmp_path: Path) -> None:
     """Without a terminal or after `n` nothing happens; after `y` launcher and task end, and the chain can go on."""
     root = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDING, str(root), SLOW], cwd=PROJECT)
@@ -53,7 +53,7 @@ def test_a_local_run_is_told_to_stop(tmp_path: Path) -> None:
         assert process.poll() is None
         done = cancel(root, answer="y")
         assert done.returncode == 0, done.stderr
-        assert f"process {process.pid} was told to stop" in done.stdout
+        assert f"process {process.pid} was signalled to stop" in done.stdout
         assert process.wait(timeout=600) != 0
         assert not alive(child)
     finally:
