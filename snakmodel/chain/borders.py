@@ -41,7 +41,7 @@ class EarlierPlan:
                 self.ranges.setdefault(_name(folder, part), []).append((index, part))
 
     def changes(self, found: Selection) -> list[str]:
-        """One sentence for each file that is gone, is new or has another size than before, to be shown to users."""
+        """One sentence for each file that is gone, is new or has a different size, to be shown to users."""
         now = {relative(found.folder, one.path): one.size for one in found.files}
         before = {name: ranges[-1][1].end for name, ranges in self.ranges.items()}
         return [
@@ -58,8 +58,8 @@ class EarlierPlan:
         """The earlier shards, with the files as they are now.
 
         A file is taken to grow or shrink at its end, and a new file is read by the shard that reads the file before it.
-        Returns None if that makes no good plan: the files come in another order, the first shard would be empty, or the
-        largest shard would become more than `_GROWTH` times larger.
+        Returns None if that makes no good plan: the files come in a different order, the first shard would be empty, or
+        the largest shard would become more than `_GROWTH` times larger.
         """
         plan: Shards = [[] for _ in range(self.count)]
         at = 0

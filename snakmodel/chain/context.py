@@ -126,7 +126,9 @@ def _base_config(base: Path) -> dict[str, Any]:
             "Download the model and give its folder (for the demo's own model: make demo)."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+        raise UserError(
+            f"{path} holds no integer vocab_size ({error}). Give the folder of a causal language model as model.base."
+        ) from error
     return config
 
 

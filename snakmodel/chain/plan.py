@@ -166,7 +166,10 @@ def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequen
     names = {stage.name for stage in chain.stages}
     absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
     if absent:
-        raise UserError(f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`; change that")
+        raise UserError(
+            f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`. Set it to true, or do not "
+            "name these stages."
+        )
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
@@ -275,7 +278,7 @@ def _refuse_unless_restarted(
     what = "; ".join(changes) or "the input files or the base model"
     starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
     raise UserError(
-        f"{paths.root} was made by another recipe ({paths.frozen.name} is its record). Changed: {what}. "
+        f"{paths.root} was made with a different recipe, which {paths.frozen.name} records. Changed: {what}. "
         f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
         f"or redo what it touches with --restart-from {' '.join(starts)}."
     )

@@ -6,8 +6,8 @@ For each task it verifies the markers of what the task reads, starts the ranks (
 machine), reads their exit records and writes the done marker. Then it alone decides whether the job is done, is
 requeued or has failed.
 
-Exit codes: 0 done; 75 to be run again (on Slurm, it is requeued already); 76 stopped on request; 3 inputs missing; 1
-failed or cancelled.
+The exit code is 0 if the pack is done, 75 if it has to be run again (on Slurm, the job is requeued already), 76 if it
+was stopped on request, 3 if inputs are missing, and 1 if it failed or was cancelled.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Driver:
         return found
 
     def _judge(self, records: list[ExitRecord | None]) -> Outcome:
-        """What came of a task, from the exit records of its ranks."""
+        """The outcome of a task, judged by the exit records of its ranks."""
         found = outcome(records, self.signalled)
         self.work.signalled = any(record and record.signalled for record in records)
         hung = any(record and record.hung for record in records) or self.work.kind == "hung"

@@ -62,7 +62,7 @@ def rank_environment(tasks: TaskList) -> dict[str, str]:
 
 
 def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
-    """On rank 0: listen on a free port, and publish its address and port in a file.
+    """Listen on a free port, as rank 0 does, and publish the address and the port in a file.
 
     The command inherits the socket, so that no other process can take the port.
     """
@@ -87,7 +87,10 @@ def _interface_address(interface: str) -> str:
 
 
 def find_rendezvous(path: Path) -> tuple[str, int]:
-    """On all other ranks: wait for rank 0's address and port, and raise InputsMissing if they do not appear in time."""
+    """Wait for the address and port of rank 0, as all other ranks do.
+
+    Raises InputsMissing if they do not appear in time.
+    """
     end = time.monotonic() + _RENDEZVOUS_SECONDS
     while not path.exists():
         if time.monotonic() > end:

@@ -55,7 +55,7 @@ STEPS: Mapping[str, Sequence[str]] = {
     "8.export-hf": ["export-hf", "verify-export"],
     "9.push": ["push"],
 }
-"""Name of a batch file -> the stages that it runs, in order."""
+"""Maps the name of each batch file to the stages that it runs, in order."""
 
 _LOCK_SECONDS = 300
 

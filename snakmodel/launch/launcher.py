@@ -80,7 +80,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
 
 
 def _resubmit_command(args: argparse.Namespace, root: Path) -> list[str]:
-    """The command that submits the rest of this run."""
+    """The command line of the launcher that submits what is left of this run."""
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), "--recipe", str(args.recipe.absolute())]
     command += ["--cluster", str(args.cluster.absolute()), "--run-dir", str(root), "--scheduler", "slurm"]
     for flag, values in (("--from", [args.first]), ("--until", [args.last]), ("--only", args.only)):
@@ -141,8 +141,8 @@ def make_writable(folder: Path, what: str, remedy: str) -> None:
     """
     if printable(str(folder)) != str(folder).translate(_NO_CONTROLS):
         raise UserError(
-            f"{what}, {printable(str(folder))!r}, has a name that is not UTF-8 or holds control characters, which "
-            f"batch files cannot say; rename it, or give {remedy}."
+            f"{what}, {printable(str(folder))!r}, has a name that is not UTF-8 or holds control characters, so it "
+            f"cannot be written into batch files. Rename it, or give {remedy}."
         )
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -203,7 +203,9 @@ def _submit(scheduler: SlurmScheduler) -> int:
     console.print(_table(plan, report))
     given_up = {name: packs for name, packs in report.given_up.items() if packs}
     for name, packs in given_up.items():
-        console.print(f"{name}: not submitted again, they or what they need failed: packs {array_ranges(list(packs))}")
+        console.print(
+            f"{name}: packs {array_ranges(list(packs))} are not submitted again: they, or packs that they need, failed"
+        )
     if scheduler.dry:
         console.print(f"Dry run: nothing was submitted. Batch files: {plan.paths.batch_file('<stage>')}")
     elif submitted:

@@ -40,7 +40,7 @@ _LOOK_SECONDS = 2.0
 
 @dataclass
 class _StartedPack:
-    """A pack in progress: its driver process, and how often it has been started before."""
+    """A pack whose driver was started: the process, and how often the pack had been started before."""
 
     stage: Stage
     pack: int

@@ -49,7 +49,7 @@ class StageState:
     attempts: int = 0
     """The largest number of attempts that any of its packs took, including packs that are done."""
     again: Counter[str] = field(default_factory=Counter)
-    """Kind -> attempts of that kind that were followed by another one."""
+    """Maps each kind of end to the number of attempts that ended so and were followed by another one."""
     lost: list[str] = field(default_factory=list)
     """Nodes that were lost while the stage ran on them."""
     avoided: list[str] = field(default_factory=list)
@@ -113,13 +113,13 @@ class _Judge:
         self.order = {str(one.get("job", "")): number for number, one in enumerate(files.journal)}
         self.judged: dict[str, StageState] = {}
         self.roots: dict[tuple[str, int], str] = {}
-        """(Stage, pack) of each failed or blocked pack -> the stage whose failure is at the root of it."""
+        """Maps the (stage, pack) of each failed or blocked pack to the stage whose failure is at the root of it."""
         self.histories: dict[str, list[PackHistory]] = {}
-        """Stage -> the histories of its packs."""
+        """Maps each stage to the histories of its packs."""
         for (name, _), history in files.histories.items():
             self.histories.setdefault(name, []).append(history)
         self.bad: dict[str, str] = {}
-        """Each stage with a failed or blocked pack -> the stage whose failure is at the root of it."""
+        """Maps each stage that has a failed or blocked pack to the stage whose failure is at the root of it."""
         holder = files.holder
         self.launcher = f"local{holder.get('pid')}"
         self.runs_here = bool(holder) and any(one.job == self.launcher for one in files.histories.values())
@@ -164,6 +164,10 @@ class _Judge:
     def _pack(
         self, stage: str, pack: Pack, history: PackHistory, waits: dict[str, Literal["same", "all"]]
     ) -> tuple[State, str]:
+        """The state of a pack and the reason for it.
+
+        The pack's job, node and remedy are filled in as far as Slurm knows them.
+        """
         job = self._job(stage, pack.number, history)
         root, waiting = self._root(waits, pack.number), self._waiting(waits, pack.number)
         if job:
@@ -195,7 +199,7 @@ class _Judge:
         return self._left(stage, pack, job, history, waiting)
 
     def _shared(self, stage: str, pack: Pack, job: Job, history: PackHistory, root: str) -> tuple[State, str] | None:
-        """The state of one of the packs that a job by hand works through; None where the job's own state tells it."""
+        """The state of one of the packs that a job by hand works through, or None if the state of the job decides."""
         event = history.last.get("event") if history.job == job.id else None
         if event == "failed" and (job.state in RUNNING or job.state in FAILED):
             return "failed", _ended(None, history, self.files.log(self.judged[stage].files, pack.number))

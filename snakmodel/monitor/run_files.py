@@ -77,7 +77,7 @@ class StageFiles:
     tasks: TaskList | None
     """The stage's task list; None if no task of it was ever planned."""
     undone: dict[int, dict[int, str]]
-    """Pack -> task without a valid marker -> what is wrong with it. Packs that are done are left out."""
+    """Maps each pack that is not done to its tasks without a valid marker, and each such task to what is wrong."""
 
     def waits(self) -> dict[str, Literal["same", "all"]]:
         """The stages that this one waits for, each either index by index ("same") or as a whole ("all")."""
@@ -216,7 +216,7 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
             undone[pack] = problems
     if mismatches and name == _TOKENIZE:  # the merged dataset's manifest repeats the sum
         notes.append(
-            f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
+            f"{name}: gigatoken gave different ids than the tokenizer's own library for {mismatches.total()} sampled "
             f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
             "tokenised again as a whole by the tokenizer's own library, so their ids are right"
         )

@@ -158,10 +158,12 @@ def preemption(partition: str) -> Finding:
     if grace != "0":
         return Finding(name, "pass", f"{by}, with PreemptMode=CANCEL after {grace} s, in which the job requeues itself")
     remedy = (
-        "A preempted job ends there for good: run the same command again to continue. "
+        "Run the same command again to continue after a preemption. "
         "Use another partition, or ask the administrators for PreemptMode=REQUEUE or a GraceTime."
     )
-    return Finding(name, "warn", f"{by}, with PreemptMode=CANCEL and no GraceTime: it cannot be survived", remedy)
+    return Finding(
+        name, "warn", f"{by}, with PreemptMode=CANCEL and no GraceTime: the job does not come back by itself", remedy
+    )
 
 
 def _slurm_config() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A drill on each partition in use: one small real job that proves what a week of training will rely on.
+"""The drill on each partition in use: one small real job that tries out what a week of training relies on.
 
 The job goes through the same batch file, driver, srun, container and requeue as every other job; its ranks run
 drill_rank.py. It has a time limit of two minutes, and runs on two nodes where the partition has them. `run` submits all
@@ -204,7 +204,7 @@ def _cores(drill: Drill, notes: list[Note]) -> Finding:
     if granted < asked:
         remedy = "Ask for no more cores than a node has, or ask the administrators how tasks are bound."
         return Finding("cores", "fail", f"a rank may use {granted} core(s), asked for {asked}", remedy)
-    bound = "" if granted == asked else " (ranks are not bound to theirs here)"
+    bound = "" if granted == asked else " (ranks are not bound to their own cores here)"
     return Finding("cores", "pass", f"a rank may use {granted} core(s), asked for {asked}{bound}")
 
 
@@ -213,7 +213,9 @@ def _shared(drill: Drill, notes: list[Note]) -> Finding:
     if blind:
         found = f"{', '.join(blind)} did not see what this machine had just written"
         return Finding("shared disk", "fail", found, "Put `runs` on a file system that all nodes share.")
-    return Finding("shared disk", "pass", "the nodes read what this machine wrote, and it what they wrote")
+    return Finding(
+        "shared disk", "pass", "the nodes read what this machine wrote, and this machine read what they wrote"
+    )
 
 
 def _network(notes: list[Note]) -> Finding:
@@ -229,10 +231,12 @@ def _network(notes: list[Note]) -> Finding:
 
 
 def _signal(drill: Drill, notes: list[Note]) -> Finding:
-    remedy = "Training saves only every save_interval steps then; make them few, and ask the administrators."
+    remedy = "Training then saves only every training.save_interval steps: lower it, and ask the administrators."
     if any(note.signal != "SIGUSR2" for note in notes):
-        got = ", ".join(f"{note.node}: {note.signal or 'none'}" for note in notes)
-        return Finding("signal", "fail", f"SIGUSR2 was asked for {_NOTICE_SECONDS} s before the end; {got}", remedy)
+        got = ", ".join(f"{note.node} got {note.signal or 'none'}" for note in notes)
+        return Finding(
+            "signal", "fail", f"SIGUSR2 was asked for {_NOTICE_SECONDS} s before the time limit, but {got}", remedy
+        )
     if drill.limit is None:
         return Finding("signal", "pass", "SIGUSR2 reached every rank before the time limit")
     notice = drill.limit - max(note.signalled or 0.0 for note in notes)

@@ -31,7 +31,7 @@ class AccountingPlace:
 
 @dataclass(frozen=True)
 class Accounting:
-    """The user's associations (including the limits that they inherit), every QOS, and the partitions."""
+    """What sacctmgr says: the user's associations with the limits that they inherit, every QOS, and the partitions."""
 
     user: str
     associations: Sequence[Mapping[str, str]]
@@ -39,7 +39,7 @@ class Accounting:
     partition_qos: Mapping[str, str]
     default_partition: str
     group_submit: Mapping[str, str]
-    """Account -> GrpSubmitJobs, where it is set."""
+    """Maps each account that has a GrpSubmitJobs to its value."""
 
     @classmethod
     def read(cls, settings: Mapping[str, str]) -> Accounting | None:
@@ -101,7 +101,7 @@ def _table(what: Sequence[str], fields: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _partitions() -> tuple[dict[str, str], str]:
-    """Partition -> its QOS, for the partitions that have one; and the name of the default partition."""
+    """The QOS of each partition that has one, by the partition's name, and the name of the default partition."""
     found, default = {}, ""
     for line in ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -166,7 +166,7 @@ def _pattern(folder: Path) -> str:
 
 
 def active_packs(plan: RunPlan, patience: float = 0.0) -> dict[str, dict[int, str]]:
-    """Stage -> pack -> job, for every pack of this run that is queued or running in Slurm.
+    """The job of every pack of this run that is queued or running in Slurm, by stage and pack.
 
     Raises UserError if Slurm is silent for `patience` seconds.
     """

@@ -37,17 +37,17 @@ class JobTable:
     """The job of each pack that is queued, running or submitted."""
 
     queued_before: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """Stage -> pack -> the job that was queued or running for it before this process submitted anything."""
+    """Maps stages and their packs to the jobs that were queued or running before this process submitted anything."""
     tokens: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(Stage, job) -> token. The id alone does not tell: a controller that has lost its state uses ids again."""
+    """Maps (stage, job) to the job's token, which tells it from a later job to which Slurm has given the same id."""
     jobs: dict[str, dict[int, str]] = field(init=False)
-    """Stage -> pack -> job."""
+    """Maps each stage to the job of each of its packs."""
 
     def __post_init__(self) -> None:
         self.jobs = {stage: dict(packs) for stage, packs in self.queued_before.items()}
 
     def of(self, stage: str) -> Mapping[int, str]:
-        """Pack -> job, for one stage."""
+        """The job of each pack of one stage."""
         return self.jobs.get(stage, {})
 
     def enter(self, one: Submission) -> None:

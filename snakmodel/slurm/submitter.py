@@ -41,9 +41,9 @@ class SubmissionReport:
 
     submitted: Sequence[Submission]
     queued_before: Mapping[str, Mapping[int, str]]
-    """Stage -> pack -> the job that was queued or running for it at the start."""
+    """Maps stages and their packs to the jobs that were queued or running at the start."""
     given_up: Mapping[str, set[int]]
-    """Stage -> packs that a continuation job leaves out, since they, or packs that they need, failed in this series."""
+    """Maps stages to the packs that are left out, because they, or packs that they need, failed in this series."""
     left: int
     """The number of packs that the continuation job will submit."""
     limits: Limits | None
@@ -177,7 +177,10 @@ class SlurmScheduler:
                     )
 
     def _forgotten_submissions(self) -> dict[str, list[int]]:
-        """Stage -> packs that Slurm accepted but does not know any more, once it must have written them to disk."""
+        """The packs of each stage that Slurm accepted but does not know any more.
+
+        Slurm is asked once it has had the time to write them to disk.
+        """
         fresh = [one for one in self.calls.submitted if time.monotonic() - one.accepted < _REMEMBERED_SECONDS]
         if not fresh:
             return {}

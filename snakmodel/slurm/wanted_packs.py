@@ -9,7 +9,7 @@ from snakmodel.slurm.journal import read_lines
 
 
 def tried_packs(plan: RunPlan, series: str | None) -> set[tuple[str, int]]:
-    """(Stage, pack) of all that was submitted in a series; nothing without a series, as at a command of the user."""
+    """The (stage, pack) of everything that was submitted in a series; an empty set if there is no series."""
     lines = read_lines(plan.paths.submissions) if series else []
     return {(line["stage"], pack) for line in lines if line.get("series") == series for pack in line["packs"]}
 
@@ -17,7 +17,7 @@ def tried_packs(plan: RunPlan, series: str | None) -> set[tuple[str, int]]:
 def wanted_packs(
     plan: RunPlan, queued: Mapping[str, Mapping[int, str]], tried: set[tuple[str, int]]
 ) -> tuple[dict[str, list[int]], dict[str, set[int]]]:
-    """Stage -> packs to submit, and stage -> packs that are given up.
+    """The packs to submit and the packs that are given up, both by stage.
 
     The packs to submit are missing and not queued. Those that were `tried` before (stage, pack) are given up, and so
     are the packs that wait for packs that are given up.

@@ -29,12 +29,12 @@ def cancel(*arguments: str | Path, answer: str | None = None) -> subprocess.Comp
     command = [sys.executable, str(PROJECT / "jobs" / "cancel.py"), *map(str, arguments)]
     if answer is None:
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-    person, terminal = pty.openpty()
+    user, terminal = pty.openpty()
     try:
-        os.write(person, f"{answer}\n".encode())
+        os.write(user, f"{answer}\n".encode())
         return subprocess.run(command, capture_output=True, text=True, stdin=terminal, timeout=600)
     finally:
-        os.close(person)
+        os.close(user)
         os.close(terminal)
 
 
