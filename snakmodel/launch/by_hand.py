@@ -42,6 +42,7 @@ from snakmodel.slurm.batch_file import active_packs, read_submissions
 from snakmodel.slurm.jobs import array_ranges
 from snakmodel.slurm.journal import Journal, Submission
 from snakmodel.slurm.own_job import End, job_state, requeue
+from snakmodel.slurm.sbatch_calls import driver_command
 
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],
@@ -177,11 +178,6 @@ def _refuse_what_is_active(plan: RunPlan) -> None:
                     f"{name} task {pack} is queued or running in job {element}. "
                     f"Wait for it, or take it over: scancel {element}, then submit this again."
                 )
-
-
-def driver_command(python: str, tasks: Path) -> list[str]:
-    """The command of every job, whether the launcher or a user has submitted it."""
-    return [python, "-u", "-m", "snakmodel.job.driver", str(tasks)]
 
 
 def _become_driver(plan: RunPlan, name: str, pack: int) -> int:

@@ -27,6 +27,11 @@ _TIME_TO_LEAVE_SECONDS = 90
 """Seconds before its time limit at which the launcher in a continuation job is interrupted."""
 
 
+def driver_command(python: str, tasks: Path) -> list[str]:
+    """The command of every job, whether the launcher or a user has submitted it."""
+    return [python, "-u", "-m", "snakmodel.job.driver", str(tasks)]
+
+
 def continuation_stage(cluster: Cluster) -> Stage:
     """The stage that stands for the continuation job: one process without a GPU, with cluster.yaml's defaults."""
     alone = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "gres": None}
@@ -60,8 +65,7 @@ class SbatchCalls:
         """Submit packs of a stage as one array, of which `width` may run at the same time (None: as many as fit)."""
         python = self.plan.config.cluster.python or sys.executable
         tasks = self.plan.write_task_list(stage, python)
-        command = shlex.join([python, "-u", "-m", "snakmodel.job.driver", str(tasks)])
-        return self._call_sbatch(stage, packs, dependency, command, width)
+        return self._call_sbatch(stage, packs, dependency, shlex.join(driver_command(python, tasks)), width)
 
     def submit_continuation(self, resubmit_command: Sequence[str], dependency: str) -> Submission:
         """Submit the continuation job, which runs `resubmit_command --continues SERIES`."""

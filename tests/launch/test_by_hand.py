@@ -17,7 +17,8 @@ from snakmodel.chain.build import STAGES
 from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Input, Stage
 from snakmodel.config import load as configuration
-from snakmodel.launch.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
+from snakmodel.launch.by_hand import STEPS, one_element, plan_by_hand, refuse_missing_inputs
+from snakmodel.slurm.sbatch_calls import driver_command
 from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 from tests.conftest import PROJECT
