@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from run_contract.errors import UserError
 from snakmodel.chain.plan import RunPlan
@@ -67,8 +68,10 @@ class SlurmScheduler:
         self.patience = 0.0 if self.continues is None else 3600.0
         self.journal = Journal(self.plan.paths)
         self.calls = SbatchCalls(self.plan, self.journal, self.continues or uuid.uuid4().hex[:10], self.dry)
+        cluster = self.plan.config.cluster
+        stages = [*self.plan.chain.stages, continuation_stage(cluster)]
         self.room = QueueRoom(
-            self._read_limits,
+            partial(read_limits, cluster, stages, self.patience),
             stays=self.wait,
             continues=self.continues is not None,
             can_continue=bool(self.resubmit_command),
@@ -106,10 +109,6 @@ class SlurmScheduler:
             self._leave_the_rest()
         new = self.calls.submitted[before:]
         return [f"Slurm had forgotten stage {one.stage}'s packs {array_ranges(one.packs)}" for one in new]
-
-    def _read_limits(self) -> Limits:
-        cluster = self.plan.config.cluster
-        return read_limits(cluster, [*self.plan.chain.stages, continuation_stage(cluster)], self.patience)
 
     def _look_around(self) -> None:
         """Read the limits, settle the submissions that an earlier launcher left open, and find out what is queued."""

@@ -154,11 +154,11 @@ def test_waiting_here(tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFi
 
 def _queue_empties(made: SlurmScheduler, slurm: FakeSlurm) -> Callable[[], Any]:
     """Reads the limits; from the third time on, a larger limit stands for a queue that has emptied."""
-    times = iter(range(100))
+    times, read_limits = iter(range(100)), made.room.read
 
     def read() -> Any:
         slurm.most = 4 if next(times) < 2 else 8
-        return made._read_limits()
+        return read_limits()
 
     return read
 
