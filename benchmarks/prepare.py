@@ -31,7 +31,7 @@ from megatron_llm.data.document_blocks import columns, read_blocks
 from run_contract.entry_point import run_main
 from run_contract.publish import fsync
 from snakmodel.config.sections import PROJECT
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, documents
 from snakmodel.shards.append_file import append_file
@@ -160,7 +160,7 @@ def long_line(work: Path, size: int) -> dict[str, Any]:
     path = work / "line.jsonl"
 
     def prepares() -> int:
-        part = Part(str(path), "line", 0, path.stat().st_size)
+        part = FilePart(str(path), "line", 0, path.stat().st_size)
         return sum(len(texts) for texts, _ in documents(part, Reading(), Cleaning()))
 
     def tokenizers() -> int:

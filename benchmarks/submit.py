@@ -24,7 +24,7 @@ from sentencepiece import SentencePieceTrainer
 
 from run_contract.entry_point import run_main
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.chain.plan import RunPlan, make_plan
 from snakmodel.config.cluster import Cluster
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
@@ -69,7 +69,7 @@ def configuration(folder: Path, shards: int) -> Config:
     return Config(recipe=Recipe.model_validate(recipe), cluster=Cluster.model_validate(cluster))
 
 
-def mark_done(plan: Plan, stages: list[str]) -> int:
+def mark_done(plan: RunPlan, stages: list[str]) -> int:
     """Make the outputs of some stages and their markers; return how many markers."""
     made = 0
     for name in stages:
@@ -85,7 +85,7 @@ def mark_done(plan: Plan, stages: list[str]) -> int:
     return made
 
 
-def one_by_one(plan: Plan, tasks: int) -> float:
+def one_by_one(plan: RunPlan, tasks: int) -> float:
     """Seconds for one sbatch call a task."""
     stage, folder = plan.chain["prepare"], plan.paths.root / "one-by-one"
     started = time.perf_counter()
@@ -98,11 +98,11 @@ def measure(folder: Path, shards: int, sample: int) -> dict[str, Any]:
     """Everything, on the cluster that SLURM_CONF names."""
     config, root = configuration(folder, shards), folder / "runs" / "bench"
 
-    def plan() -> Plan:
+    def plan() -> RunPlan:
         return make_plan(config, root, STAGES, [], dry=False, fit=lambda stages: pack_for_queue(config.cluster, stages))
 
     planning, made = timed(plan)
-    submitting, submitted = timed(lambda: SlurmScheduler(made, again=["true"]).run())
+    submitting, submitted = timed(lambda: SlurmScheduler(made, resubmit_command=["true"]).run().submitted)
     tasks = sum(len(one.packs) for one in submitted)
     alone = one_by_one(made, sample)
     first = mark_done(made, ["prepare"])

@@ -34,7 +34,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass
-class Counts(Amounts):
+class ExportCounts(Amounts):
     """Counts of the documents in a pair of files, and the sizes of the files in bytes."""
 
     jsonl_bytes: int = 0
@@ -46,12 +46,12 @@ def outputs(prefix: Path) -> tuple[Path, ...]:
     return tuple(Path(f"{prefix}.{suffix}") for suffix in (*FORMATS, "json"))
 
 
-def export_shard(source: Path, output: Path) -> Counts:
+def export_shard(source: Path, output: Path) -> ExportCounts:
     """Write `output`.jsonl, `output`.txt (line ends within a document become spaces) and their counts `output`.json.
 
     Raises UserError if the number of documents in the shard differs from the counts beside it.
     """
-    counts = Counts()
+    counts = ExportCounts()
     with publishing(*outputs(output)) as (lines, plain, report):
         with lines.open("wb") as as_json, plain.open("wb") as as_text:
             for texts, sources in _batches(source):
@@ -84,9 +84,9 @@ def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
                 yield texts, source_names(batch)
 
 
-def _measured(texts: Any, sources: Any) -> Counts:
+def _measured(texts: Any, sources: Any) -> ExportCounts:
     columns = {"characters": pc.utf8_length(texts), "bytes": pc.binary_length(texts)}
-    found = Counts(len(texts), *(pc.sum(values).as_py() for values in columns.values()))
+    found = ExportCounts(len(texts), *(pc.sum(values).as_py() for values in columns.values()))
     if sources is not None:
         names, codes = sources
         sums = {"documents": np.bincount(codes)}
@@ -131,7 +131,7 @@ def _check_documents(source: Path, documents: int) -> None:
         raise UserError(f"{source} has {documents} documents, {beside.name} says {expected}; make the shard again")
 
 
-def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
+def read_parts(folder: Path, shards: int) -> list[tuple[Path, ExportCounts]]:
     """The (prefix, counts) of every shard, in order.
 
     Raises InputsMissing if a file is absent, and UserError if a file's size differs from its counts or there are
@@ -155,10 +155,10 @@ def read_parts(folder: Path, shards: int) -> list[tuple[Path, Counts]]:
     return parts
 
 
-def read_counts(path: Path) -> Counts:
+def read_counts(path: Path) -> ExportCounts:
     """The counts of one exported shard. Raises UserError if they are not understood or do not add up."""
     try:
-        counts = Counts(**json.loads(path.read_text(encoding="utf-8")))
+        counts = ExportCounts(**json.loads(path.read_text(encoding="utf-8")))
         sums = [sum(entry[name] for entry in counts.sources.values()) for name in ("documents", "characters", "bytes")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold the counts of an exported shard ({error!r}); export it again") from error
@@ -167,13 +167,13 @@ def read_counts(path: Path) -> Counts:
     return counts
 
 
-def join(folder: Path, shards: int, output: Path) -> Counts:
+def join(folder: Path, shards: int, output: Path) -> ExportCounts:
     """Write `output`.jsonl and `output`.txt from the files of all shards, and the sums of their counts, `output`.json.
 
     Raises UserError if the joined files do not have as many bytes or lines as the sums say.
     """
     parts = read_parts(folder, shards)
-    counts = Counts()
+    counts = ExportCounts()
     for _, part in parts:
         counts.add(part)
     with publishing(*outputs(output)) as (lines, plain, report):

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_hub() -> None:
-    """No test reaches for the Hugging Face Hub, and none inherits a surrounding job's or person's settings."""
+    """No test reaches for the Hugging Face Hub, and none inherits a surrounding job's or user's settings."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("DATA", "DEMO_BASE", "SNAKMODEL_RUNS", "SNAKMODEL_LOGS"):

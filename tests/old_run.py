@@ -13,11 +13,11 @@ from unittest import mock
 import yaml
 
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.chain.plan import RunPlan, make_plan
 from snakmodel.config.cluster import Cluster
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard import prepare
 from snakmodel.prepare.shard_writer import Cleaning
@@ -40,7 +40,9 @@ class Run:
             path.write_text(path.read_text().replace("@FOLDER@", str(folder)))
         self.recipe: dict[str, Any] = yaml.safe_load((self.root / "run.yaml").read_text())["recipe"]
 
-    def plan(self, *restart_from: str, stages: Sequence[str] = STAGES, dry: bool = False, check: bool = False) -> Plan:
+    def plan(
+        self, *restart_from: str, stages: Sequence[str] = STAGES, dry: bool = False, check: bool = False
+    ) -> RunPlan:
         config = Config(recipe=Recipe.model_validate(self.recipe), cluster=Cluster())
         with mock.patch("snakmodel.chain.plan.ask_engine", return_value=None):  # the base model is only a sketch of one
             return make_plan(config, self.root, stages, restart_from, dry=dry, check_inputs=check)
@@ -51,11 +53,11 @@ class Run:
         done = [path.name for path in (self.root / "markers").iterdir()]
         return {name: packs for name, packs in plan.missing.items() if packs and name in done}
 
-    def make(self, plan: Plan, *shards: int) -> None:
+    def make(self, plan: RunPlan, *shards: int) -> None:
         """Do what a prepare job does."""
         data = self.recipe["data"]
         for shard in shards:
-            parts = [Part(**part) for part in json.loads(plan.paths.shards.read_text())["shards"][shard]]
+            parts = [FilePart(**part) for part in json.loads(plan.paths.shards.read_text())["shards"][shard]]
             task = plan.chain["prepare"].tasks[shard]
             prepare(parts, self.root / f"arrow/shard-{shard:05d}", Reading(data["document"]), Cleaning())
             key = plan.chain.keys["prepare"][shard]

@@ -11,13 +11,13 @@ import pyarrow as pa
 from run_contract.errors import UserError
 from snakmodel.prepare import shard_writer
 from snakmodel.prepare.byte_streams import BOM
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import BACKWARD_BLOCK, Reading
-from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Cleaning, Counts
+from snakmodel.prepare.shard_writer import BATCH_CHARACTERS, BATCH_DOCUMENTS, Cleaning, ShardCounts
 from snakmodel.shards.arrow_stream import SCHEMA, write_stream
 
 
-def raw_documents(part: Part, document: str) -> Iterator[tuple[int, bytes]]:
+def raw_documents(part: FilePart, document: str) -> Iterator[tuple[int, bytes]]:
     """(byte offset, bytes) of each document whose first byte lies in the part, line ends included, the BOM left out."""
     with Path(part.file).open("rb") as file:
         origin = len(BOM) if file.read(len(BOM)) == BOM else 0
@@ -80,7 +80,7 @@ def _follows_text(file: BinaryIO, position: int, origin: int) -> bool:
     return False
 
 
-def documents(part: Part, document: str, errors: str, counts: Counts) -> Iterator[str]:
+def documents(part: FilePart, document: str, errors: str, counts: ShardCounts) -> Iterator[str]:
     """The documents of a part, decoded, CRLF made LF, without line feeds at their ends; empty ones are left out."""
     path = Path(part.file)
     for offset, raw in raw_documents(part, document):
@@ -95,7 +95,7 @@ def documents(part: Part, document: str, errors: str, counts: Counts) -> Iterato
             counts.empty += 1
 
 
-def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) -> str | None:
+def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: ShardCounts) -> str | None:
     try:
         text = raw.decode("utf-8")
         if "\0" not in text:
@@ -113,11 +113,11 @@ def _decode(raw: bytes, path: Path, offset: int, errors: str, counts: Counts) ->
     return raw.decode("utf-8", errors="replace").replace("\0", "\ufffd")
 
 
-def shard(part: Part, path: Path) -> bytes:
+def shard(part: FilePart, path: Path) -> bytes:
     """The bytes of a shard file of the part's lines, put together from lists of strings."""
     batches: list[list[str]] = [[]]
     characters = 0
-    for text in documents(part, "line", "error", Counts()):
+    for text in documents(part, "line", "error", ShardCounts()):
         batches[-1].append(text)
         characters += len(text)
         if len(batches[-1]) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
@@ -131,7 +131,7 @@ def shard(part: Part, path: Path) -> bytes:
 
 
 def texts(
-    part: Part, reading: Reading | None = None, cleaning: Cleaning | None = None, counts: Counts | None = None
+    part: FilePart, reading: Reading | None = None, cleaning: Cleaning | None = None, counts: ShardCounts | None = None
 ) -> list[str]:
     """The documents that prepare keeps of a part. The counts of what it leaves out are added to `counts`."""
     found = []

@@ -13,7 +13,7 @@ from snakmodel.dedup.filter import documents_by_source, kept_batches
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.report import Tally
-from snakmodel.prepare.shard_writer import NO_DOCUMENTS, Cleaning, Counts, clean, regrouped
+from snakmodel.prepare.shard_writer import NO_DOCUMENTS, Cleaning, ShardCounts, clean, regrouped
 
 NUMBERS = np.empty(0, np.int64)
 KEYS = np.empty(0, np.uint64)
@@ -63,8 +63,8 @@ def test_no_document_is_left_after_cleaning() -> None:
         found, counts = clean(pa.array(texts, pa.large_string()), cleaning)
         assert found.to_pylist() == []
         assert (counts.short, counts.trimmed) == (len(texts), trimmed)
-    for chunks in ([], [(NO_DOCUMENTS, Counts(empty=3))]):
-        assert list(regrouped(chunks)) == [(NO_DOCUMENTS, 0, Counts(empty=3 * len(chunks)))]
+    for chunks in ([], [(NO_DOCUMENTS, ShardCounts(empty=3))]):
+        assert list(regrouped(chunks)) == [(NO_DOCUMENTS, 0, ShardCounts(empty=3 * len(chunks)))]
 
 
 def test_no_document_of_a_batch_is_counted() -> None:

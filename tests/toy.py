@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Chain, Input, Stage, Task
 from snakmodel.config.cluster import Cluster, Resources
 from snakmodel.config.load import Config
@@ -53,7 +53,7 @@ def two_stages(root: Path, shards: int = 3, script: str = PUBLISH) -> list[Stage
     ]
 
 
-def plan(root: Path, stages: Sequence[Stage], cluster: Mapping[str, Any] | None = None, pack: int = 1) -> Plan:
+def plan(root: Path, stages: Sequence[Stage], cluster: Mapping[str, Any] | None = None, pack: int = 1) -> RunPlan:
     """A plan of everything that these stages have not done yet."""
     root.mkdir(parents=True, exist_ok=True)
     chain = Chain.of(root, stages)
@@ -70,7 +70,7 @@ def plan(root: Path, stages: Sequence[Stage], cluster: Mapping[str, Any] | None 
         missing[stage.name] = [
             n for n, tasks in enumerate(packs[stage.name]) if any(chain.marker_problem(stage.name, i) for i in tasks)
         ]
-    return Plan(config, RunPaths(root), chain, packs, missing, None, [])
+    return RunPlan(config, RunPaths(root), chain, packs, missing, None, [])
 
 
 def row(output: str, stage: str) -> dict[str, str]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from snakmodel.prepare.input_files import Part, Selection, relative, whole_part
+from snakmodel.prepare.input_files import FilePart, Selection, relative, whole_part
 
-Shards = list[list[Part]]
+Shards = list[list[FilePart]]
 
 _GROWTH = 2
 """A run is planned afresh if its largest shard would become more than this many times larger."""
@@ -22,7 +22,7 @@ _GROWTH = 2
 def read_plan(path: Path) -> Shards | None:
     """The shards in a `shards.json`, or None if the file does not exist or cannot be understood."""
     try:
-        return [[Part(**part) for part in parts] for parts in json.loads(path.read_bytes())["shards"]]
+        return [[FilePart(**part) for part in parts] for parts in json.loads(path.read_bytes())["shards"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -30,10 +30,10 @@ def read_plan(path: Path) -> Shards | None:
 class EarlierPlan:
     """The shards that a run was planned with."""
 
-    def __init__(self, shards: Sequence[Sequence[Part]], folder: Path) -> None:
+    def __init__(self, shards: Sequence[Sequence[FilePart]], folder: Path) -> None:
         self.largest = max((_bytes(parts) for parts in shards), default=0)
         self.count = len(shards)
-        self.ranges: dict[str, list[tuple[int, Part]]] = {}
+        self.ranges: dict[str, list[tuple[int, FilePart]]] = {}
         """Maps a file's name below the data folder to (index of the shard, part) for every shard that reads the
         file."""
         for index, parts in enumerate(shards):
@@ -41,7 +41,7 @@ class EarlierPlan:
                 self.ranges.setdefault(_name(folder, part), []).append((index, part))
 
     def changes(self, found: Selection) -> list[str]:
-        """One sentence for each file that is gone, is new or has another size than before, to be shown to users."""
+        """One sentence for each file that is gone, is new or has a different size, to be shown to users."""
         now = {relative(found.folder, one.path): one.size for one in found.files}
         before = {name: ranges[-1][1].end for name, ranges in self.ranges.items()}
         return [
@@ -58,8 +58,8 @@ class EarlierPlan:
         """The earlier shards, with the files as they are now.
 
         A file is taken to grow or shrink at its end, and a new file is read by the shard that reads the file before it.
-        Returns None if that makes no good plan: the files come in another order, the first shard would be empty, or the
-        largest shard would become more than `_GROWTH` times larger.
+        Returns None if that makes no good plan: the files come in a different order, the first shard would be empty, or
+        the largest shard would become more than `_GROWTH` times larger.
         """
         plan: Shards = [[] for _ in range(self.count)]
         at = 0
@@ -78,10 +78,10 @@ class EarlierPlan:
         return plan
 
 
-def _bytes(parts: Sequence[Part]) -> int:
+def _bytes(parts: Sequence[FilePart]) -> int:
     return sum(part.end - part.start for part in parts)
 
 
-def _name(folder: Path, part: Part) -> str:
+def _name(folder: Path, part: FilePart) -> str:
     path = Path(part.file)
     return relative(folder, path) if path.is_relative_to(folder) else part.file

@@ -20,7 +20,7 @@ from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.model_stages import export_stages, train_stages, weight_stages
 from snakmodel.chain.stage import Chain
 from snakmodel.config.load import Config
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 
 STAGES = [
     "prepare",
@@ -46,7 +46,7 @@ STAGES = [
 
 
 def build(
-    config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs, selected: Sequence[str] = STAGES
+    config: Config, root: Path, shards: Sequence[Sequence[FilePart]], inputs: Inputs, selected: Sequence[str] = STAGES
 ) -> Chain:
     """Declare the stages of a run.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from run_contract.errors import UserError
 from snakmodel.config.recipe import Data
 from snakmodel.prepare.digests import part_digest
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, batches
 from snakmodel.run.markers import READ, Marker, marker_path
@@ -30,7 +30,7 @@ _THREADS = 8
 class Result:
     """The digest of a part of a raw file when its shard was made, and the digest now."""
 
-    part: Part
+    part: FilePart
     read: str | None
     """The digest of what the part's shard was made from; None if it is not known."""
     now: str
@@ -48,7 +48,9 @@ class Comparison:
         self.cleaning = Cleaning(data.clean.trim, data.clean.nfc, data.clean.min_characters)
         self.trusts_old_markers = trust_old_markers
 
-    def of_all(self, wanted: Mapping[int, Sequence[Part]], shards: Sequence[Sequence[Part]]) -> Iterator[Result]:
+    def of_all(
+        self, wanted: Mapping[int, Sequence[FilePart]], shards: Sequence[Sequence[FilePart]]
+    ) -> Iterator[Result]:
         """Compare the parts in `wanted` (index of a shard -> parts of that shard), and yield a result for each.
 
         `shards` holds all parts of every shard. Shards about which nothing can or need be said yield no results.
@@ -60,7 +62,7 @@ class Comparison:
                 yield from results
                 advance(sum(part.end - part.start for part in parts))
 
-    def _of(self, index: int, parts: Sequence[Part], wanted: Sequence[Part]) -> list[Result]:
+    def _of(self, index: int, parts: Sequence[FilePart], wanted: Sequence[FilePart]) -> list[Result]:
         """Compare some parts of one shard.
 
         The list is empty if nothing was made from the shard yet, or if it was made from other parts: then its key has
@@ -77,7 +79,7 @@ class Comparison:
         digests = {part: str(one[2]) for part, one in zip(parts, read, strict=True)}
         return [Result(part, digests[part], self._digest(part)) for part in wanted]
 
-    def _of_old_form(self, index: int, parts: Sequence[Part], wanted: Sequence[Part]) -> list[Result]:
+    def _of_old_form(self, index: int, parts: Sequence[FilePart], wanted: Sequence[FilePart]) -> list[Result]:
         made = self._marker(index).stat().st_mtime_ns
         if self.trusts_old_markers and all(Path(part.file).stat().st_mtime_ns <= made for part in parts):
             return []
@@ -85,7 +87,7 @@ class Comparison:
         found = [(part, self._digest(part)) for part in wanted]
         return [Result(part, now if same else None, now, in_marker=False) for part, now in found]
 
-    def _same_documents(self, index: int, parts: Sequence[Part]) -> bool:
+    def _same_documents(self, index: int, parts: Sequence[FilePart]) -> bool:
         """Whether the parts of a shard, when they are read again, give exactly the documents in its Arrow file."""
         try:
             with open_stream(self.root / "arrow" / f"{shard_name(index)}.arrow") as stored:
@@ -103,7 +105,7 @@ class Comparison:
         stages = (("dedup-signatures", index), ("dedup-filter", index), ("dedup-components", 0))
         return any(marker_path(self.root, *one).exists() for one in stages)
 
-    def _digest(self, part: Part) -> str:
+    def _digest(self, part: FilePart) -> str:
         try:
             return part_digest(part, self.reading)
         except (OSError, ValueError) as error:  # also what pyarrow raises; `prepare` will name the fault

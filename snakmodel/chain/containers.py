@@ -29,8 +29,8 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
     seen = [PROJECT, root, recipe.data.path, recipe.tokenizer.file.parent, recipe.model.base]
     if odd := next((folder for folder in seen if re.search("[:,]", str(folder))), None):
         raise UserError(
-            f"{odd}: {container.runtime} cannot show a folder inside whose path has a colon or a comma, which it takes "
-            "for the end of the path. Give the folder another name, or do without a container"
+            f"{odd}: the path holds a colon or a comma, which {container.runtime} takes for its end, so the folder "
+            "cannot be shown inside the container. Give the folder a different name, or do without a container."
         )
     folders = [folder for folder in seen if not any(other in folder.parents for other in seen)]
     binds = [*(f"{folder}:{folder}" for folder in folders), *(_full(bind) for bind in container.binds)]

@@ -13,7 +13,7 @@ from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.load import VARIABLE, Config, not_set
 from snakmodel.config.recipe import Tokenizer
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.run.paths import RunPaths
 
 CORPUS = "tokens/corpus_text_document"
@@ -25,7 +25,7 @@ CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 class Context:
     """The settings, paths, shards and input files that the stages share while they are declared."""
 
-    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[Part]], inputs: Inputs) -> None:
+    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[FilePart]], inputs: Inputs) -> None:
         self.recipe = config.recipe
         self.cluster = config.cluster
         self.root = root
@@ -126,7 +126,9 @@ def _base_config(base: Path) -> dict[str, Any]:
             "Download the model and give its folder (for the demo's own model: make demo)."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no integer vocab_size in it ({error}); is this a causal language model?") from error
+        raise UserError(
+            f"{path} holds no integer vocab_size ({error}). Give the folder of a causal language model as model.base."
+        ) from error
     return config
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
 from snakmodel.dedup.minhash.hasher import BandHasher
@@ -82,7 +82,7 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
     return Forecast(parts)
 
 
-def forecast_plan(plan: Plan) -> Forecast:
+def forecast_plan(plan: RunPlan) -> Forecast:
     """The forecast for a planned run."""
     recipe, dedup = plan.config.recipe, plan.config.recipe.dedup
     files = {one.path: one.text_bytes() for one in input_files(recipe.data.path, recipe.data.shares)}

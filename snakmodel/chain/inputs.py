@@ -22,7 +22,7 @@ from run_contract.errors import UserError
 from run_contract.publish import checksum, write_json
 from snakmodel.chain.stage import fingerprint
 from snakmodel.config.recipe import Data
-from snakmodel.prepare.input_files import Part, Selection, relative
+from snakmodel.prepare.input_files import FilePart, Selection, relative
 from snakmodel.run.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class _File:
         return self.token if first == now else [name, now]
 
 
-def _place(part: Part) -> str:
+def _place(part: FilePart) -> str:
     return f"{part.start}-{part.end}"
 
 
@@ -104,11 +104,11 @@ class Inputs:
         if not self._path.exists() or json.loads(self._path.read_bytes()) != {**value, "skipped": skipped}:
             write_json(self._path, {**value, "skipped": skipped})
 
-    def token(self, part: Part) -> Token:
+    def token(self, part: FilePart) -> Token:
         """What stands for the content of a part of a raw file in a key."""
         return self.files[self._names[part.file]].token_of(_place(part), Path(part.file).name)
 
-    def look(self, found: Selection, shards: Sequence[Sequence[Part]], data: Data) -> None:
+    def look(self, found: Selection, shards: Sequence[Sequence[FilePart]], data: Data) -> None:
         """Compare the raw files with what is remembered of them, and note the changes."""
         self._names = {str(one.path): relative(found.folder, one.path) for one in found.files}
         before, self.files = self.files, {}

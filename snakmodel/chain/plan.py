@@ -29,7 +29,7 @@ from snakmodel.config.load import Config
 from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
-from snakmodel.prepare.input_files import Part, Selection, cut, selection
+from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
@@ -38,7 +38,7 @@ _SAID = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run consists of, and which parts of it are still missing."""
 
     config: Config
@@ -110,7 +110,7 @@ def make_plan(
     dry: bool,
     check_inputs: bool = False,
     fit: Callable[[Sequence[Stage]], int] | None = None,
-) -> Plan:
+) -> RunPlan:
     """Build the chain, compare it with what the run was frozen with, and find what is missing.
 
     Before anything is written, the engine is asked whether it would refuse a missing command. `dry`: write nothing.
@@ -148,7 +148,7 @@ def make_plan(
         inputs.write(found.skipped)
     for stage in chain.stages:  # raise now whatever would keep a container from starting
         container_spec(config, root, config.cluster.with_defaults(stage.resources))
-    return Plan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
+    return RunPlan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
@@ -157,7 +157,7 @@ _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
 
 def _shards(
     paths: RunPaths, data: Data, found: Selection, frozen: dict[str, Any] | None, inputs: Inputs
-) -> list[list[Part]]:
+) -> list[list[FilePart]]:
     """The shards that the run has already, adapted to the files as they are now, or else newly planned ones."""
     now = data.model_dump(mode="json")
     before = {"encoding": "utf-8", **(frozen["recipe"]["data"] if frozen else {})}  # older runs have no such key
@@ -174,7 +174,10 @@ def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequen
     names = {stage.name for stage in chain.stages}
     absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
     if absent:
-        raise UserError(f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`; change that")
+        raise UserError(
+            f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`. Set it to true, or do not "
+            "name these stages."
+        )
 
 
 def _packs(stage: Stage, shards_per_job: int) -> list[list[int]]:
@@ -283,7 +286,7 @@ def _refuse_unless_restarted(
     what = "; ".join(changes) or "the input files or the base model"
     starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
     raise UserError(
-        f"{paths.root} was made by another recipe ({paths.frozen.name} is its record). Changed: {what}. "
+        f"{paths.root} was made with a different recipe, which {paths.frozen.name} records. Changed: {what}. "
         f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
         f"or redo what it touches with --restart-from {' '.join(starts)}."
     )

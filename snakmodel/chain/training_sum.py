@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from run_contract.publish import write_json
 from snakmodel.chain.disk_forecast import Forecast, forecast_plan
 from snakmodel.chain.engine_check import Facts, device_of
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.config.recipe import Recipe
 from snakmodel.prepare.input_files import input_files
 from snakmodel.run.paths import RunPaths
@@ -24,12 +24,12 @@ MANY_EPOCHS = 4
 arXiv:2305.16264)."""
 USUAL_MFU = 0.4
 """The share of a GPU's peak that trainings of this kind usually reach."""
-_BYTES_A_TOKEN = 3
+_BYTES_PER_TOKEN = 3
 """Bytes of raw text per token, as in the disk forecast."""
 _CORPUS = "tokens/corpus_text_document.json"
 
 
-def lines(plan: Plan, *, dry: bool) -> list[str]:
+def lines(plan: RunPlan, *, dry: bool) -> list[str]:
     """Lines that tell what a plan's missing training will take: tokens, epochs, GPU-hours and disk.
 
     Unless `dry`, those of them that cannot be computed again later are stored in the run's folder, for status.
@@ -44,9 +44,9 @@ def lines(plan: Plan, *, dry: bool) -> list[str]:
 
 
 def remembered(paths: RunPaths) -> list[str]:
-    """The same lines for a run that was started; the epochs are of the tokens that exist by now.
+    """The same lines for a run that was started before, with the epochs computed from the tokens that exist by now.
 
-    What is not known any more is left out.
+    Lines about what is not known any more are left out.
     """
     try:
         recipe = Recipe.model_validate(yaml.safe_load(paths.frozen.read_text(encoding="utf-8"))["recipe"])
@@ -80,7 +80,7 @@ def tokens_and_epochs(recipe: Recipe, root: Path, text_bytes: int | None) -> lis
         f"{total:,} tokens"
     ]
     known = corpus_tokens(root)
-    tokens = known or (text_bytes or 0) // _BYTES_A_TOKEN
+    tokens = known or (text_bytes or 0) // _BYTES_PER_TOKEN
     parts = [float(part) for part in t.split.split(",")]
     if not tokens or not parts[0]:
         return lines

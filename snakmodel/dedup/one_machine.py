@@ -27,7 +27,7 @@ from snakmodel.dedup.filter import filter_shard
 from snakmodel.dedup.flags import add_parameters, parameters_of
 from snakmodel.dedup.hf_dataset import cut, load_dataset, save_dataset
 from snakmodel.dedup.minhash.parameters import SHORT_POLICIES, Parameters
-from snakmodel.dedup.process_pool import Run, pool
+from snakmodel.dedup.process_pool import TaskPool, pool
 from snakmodel.dedup.signatures import count_rows, signatures
 from snakmodel.shards.arrow_stream import Rows
 
@@ -64,7 +64,7 @@ def deduplicate(argv: Sequence[str]) -> None:
 
 
 def run_steps(
-    run: Run,
+    run: TaskPool,
     timer: Timer,
     shards: list[Rows],
     texts: list[Rows] | None,

@@ -18,7 +18,7 @@ from run_contract.process import die_with_parent
 from snakmodel.shards.progress import progress
 
 
-class Run:
+class TaskPool:
     """Runs a function in the pool, once for each task (a tuple of arguments)."""
 
     def __init__(self, executor: ProcessPoolExecutor, processes: int) -> None:
@@ -34,10 +34,11 @@ class Run:
 
 
 @contextmanager
-def pool(processes: int) -> Iterator[Run]:
-    """Yield a `Run`. Its processes are forked from a server that has loaded the steps, and share the server's memory.
+def pool(processes: int) -> Iterator[TaskPool]:
+    """Yield a `TaskPool`.
 
-    The server starts at once, so that it loads while the caller does other work. Raises UserError if a process is
+    Its processes are forked from a server that has loaded the steps, and they share the server's memory. The server
+    starts at once, so that it loads while the caller does other work. Raises UserError if a process is
     killed or the user interrupts.
     """
     context = multiprocessing.get_context("forkserver")
@@ -45,7 +46,7 @@ def pool(processes: int) -> Iterator[Run]:
     ensure_running()
     try:
         with workers(processes, context) as executor:
-            yield Run(executor, processes)
+            yield TaskPool(executor, processes)
     except BrokenProcessPool as error:
         raise UserError(
             "a process of the pool was killed, most likely for lack of memory; nothing was published. "

@@ -6,8 +6,8 @@ For each task it verifies the markers of what the task reads, starts the ranks (
 machine), reads their exit records and writes the done marker. Then it alone decides whether the job is done, is
 requeued or has failed.
 
-Exit codes: 0 done; 75 to be run again (on Slurm, it is requeued already); 76 stopped on request; 3 inputs missing; 1
-failed or cancelled.
+The exit code is 0 if the pack is done, 75 if it has to be run again (on Slurm, the job is requeued already), 76 if it
+was stopped on request, 3 if inputs are missing, and 1 if it failed or was cancelled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from snakmodel.run.markers import READ, Marker
 from snakmodel.run.task_list import TaskList
 
 
-class _ToldToEnd(Exception):
+class _Signalled(Exception):
     """Raised when a signal arrives while this process itself is busy with checksums."""
 
 
@@ -64,13 +64,13 @@ class Driver:
         self.signalled = True
         if self.interruptible:
             self.interruptible = False
-            raise _ToldToEnd
+            raise _Signalled
 
     @contextmanager
     def _ends_at_signal(self) -> Iterator[None]:
-        """Let a signal end the body, which computes checksums of large files, by raising _ToldToEnd."""
+        """Let a signal end the body, which computes checksums of large files, by raising _Signalled."""
         if self.signalled:
-            raise _ToldToEnd
+            raise _Signalled
         self.interruptible = True
         try:
             yield
@@ -129,7 +129,7 @@ class Driver:
                 problem = self.inputs.problem(index)
                 content = "" if problem else reads.content(self.tasks, index, self.inputs.markers)
                 renewed = reads.renewed(self.tasks, index, content)
-        except _ToldToEnd:
+        except _Signalled:
             return "interrupted"
         if problem:
             say(f"error: {self.tasks.stage} task {index}: {problem}", error=True)
@@ -153,7 +153,7 @@ class Driver:
         return found
 
     def _judge(self, records: list[ExitRecord | None]) -> Outcome:
-        """What came of a task, from the exit records of its ranks."""
+        """The outcome of a task, judged by the exit records of its ranks."""
         found = outcome(records, self.signalled)
         self.work.signalled = any(record and record.signalled for record in records)
         hung = any(record and record.hung for record in records) or self.work.kind == "hung"
@@ -187,7 +187,7 @@ class Driver:
                 marker = replace(Marker.of(root, task.key, task.outputs, counts_file=task.counts), content=content)
                 if task.reads:
                     marker.counts[READ] = reads.digests(task.reads, before)
-        except _ToldToEnd:
+        except _Signalled:
             return "interrupted"
         except (OSError, ValueError) as error:
             say(f"error: {self.tasks.stage} task {index}: {error}", error=True)

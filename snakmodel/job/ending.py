@@ -33,17 +33,18 @@ _EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "refused": EXIT_INPUT
 
 @dataclass
 class Work:
-    """What came of the work on a pack, as far as it has come."""
+    """What is known so far about the work of an attempt on its pack."""
 
     signalled: bool = False
     """Whether the driver or one of its ranks was signalled to end."""
     kind: Kind = ""
+    """Why the work failed, as far as the driver knows."""
     nodes: list[str] = field(default_factory=list)
-    """The nodes on which it failed."""
+    """The nodes on which the work failed."""
 
 
 class Ending:
-    """Judges an attempt with those before it, and does what follows from that."""
+    """Judges an attempt together with the attempts before it, and requeues the job if it is to be started again."""
 
     def __init__(self, here: PackAttempt, ranks_are_running: Callable[[], bool]) -> None:
         self.here = here
@@ -85,7 +86,7 @@ class Ending:
         return state is not None and state.restarts > self.here.attempt.restart
 
     def conclude(self, found: Outcome, work: Work) -> int:
-        """Requeue the job, or return the exit code that belongs to the attempt's outcome."""
+        """Decide whether the job is started again, requeue it in that case, and return the driver's exit code."""
         here, past = self.here, self.past()
         if not (here.folder / "start.json").exists():
             past += reversed(unrecorded(here.all_attempts, here.attempt))

@@ -29,15 +29,15 @@ _START_PAUSES = (5, 15, 30, 60)
 
 
 class Ranks:
-    """Runs the processes of one task after the other. `told` says whether this job has been signalled to end."""
+    """Runs the processes of one task after the other. `signalled` says whether this job has been signalled to end."""
 
     def __init__(
-        self, path: Path, tasks: TaskList, folder: Path, told: Callable[[], bool], hung: Callable[[int, str], None]
+        self, path: Path, tasks: TaskList, folder: Path, signalled: Callable[[], bool], hung: Callable[[int, str], None]
     ) -> None:
         self.path = path
         self.tasks = tasks
         self.folder = folder
-        self.told = told
+        self.signalled = signalled
         self.report_hung = hung
         """Called with the task and the reason when the watchdog gives up on a task."""
         self.on_slurm = "SLURM_JOB_ID" in os.environ
@@ -68,23 +68,23 @@ class Ranks:
                 return True
             say(f"srun could not start the task; again in {pause} s")
             self._pause(pause)
-            if self.told():
+            if self.signalled():
                 return False
         return True
 
     def _attend(self, index: int) -> bool:
         """Wait for the ranks to end, and watch them; on Slurm, return False as soon as this job is signalled to end."""
         watchdog = self._watchdog(index)
-        told = given_up = None
+        ranks_signalled = given_up = None
         while self.running():
-            if self.told() and self.on_slurm:
+            if self.signalled() and self.on_slurm:
                 return False
             now = time.monotonic()
             crashed = any(rank.returncode not in (None, 0) for rank in self.processes)
-            if told is None and (self.told() or crashed) and not self.on_slurm:
-                told = now
+            if ranks_signalled is None and (self.signalled() or crashed) and not self.on_slurm:
+                ranks_signalled = now
                 self._signal_ranks(signal.SIGTERM)
-            if told is not None and now - told > _RANK_GRACE_SECONDS and crashed:
+            if ranks_signalled is not None and now - ranks_signalled > _RANK_GRACE_SECONDS and crashed:
                 self._signal_ranks(signal.SIGKILL)
             if given_up is None and watchdog and watchdog.expired():
                 given_up = now
@@ -147,5 +147,5 @@ class Ranks:
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.told():
+        while time.monotonic() < end and not self.signalled():
             time.sleep(0.1)

@@ -62,7 +62,7 @@ def rank_environment(tasks: TaskList) -> dict[str, str]:
 
 
 def open_rendezvous(path: Path, interface: str | None) -> socket.socket:
-    """On rank 0: listen on a free port, and publish its address and port in a file.
+    """Listen on a free port, as rank 0 does, and publish the address and the port in a file.
 
     The command inherits the socket, so that no other process can take the port.
     """
@@ -87,7 +87,10 @@ def _interface_address(interface: str) -> str:
 
 
 def find_rendezvous(path: Path) -> tuple[str, int]:
-    """On all other ranks: wait for rank 0's address and port, and raise InputsMissing if they do not appear in time."""
+    """Wait for the address and port of rank 0, as all other ranks do.
+
+    Raises InputsMissing if they do not appear in time.
+    """
     end = time.monotonic() + _RENDEZVOUS_SECONDS
     while not path.exists():
         if time.monotonic() > end:
@@ -102,7 +105,8 @@ class Supervisor:
 
     def __init__(self, path: Path, index: int, folder: Path) -> None:
         self.child: subprocess.Popen[bytes] | None = None
-        self.received: int | None = None
+        self.signalled: int | None = None
+        """The first signal with which this process was signalled."""
         self.hung = False
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -111,7 +115,7 @@ class Supervisor:
         self.folder = folder
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or number
+        self.signalled = self.signalled or number
         if os.environ.get(FORWARD_VARIABLE) and self.child is not None:
             self.child.send_signal(number)
 
@@ -157,7 +161,7 @@ class Supervisor:
             iteration=read_progress(self.tasks),
             node=os.environ.get("SLURMD_NODENAME", os.uname().nodename),
             seconds=round(time.monotonic() - started, 1),
-            signalled=signal.Signals(self.received).name if self.received else "",
+            signalled=signal.Signals(self.signalled).name if self.signalled else "",
             hung=self.hung,
         )
         write_json(ExitRecord.path(self.folder, self.index, rank), asdict(record))
@@ -165,8 +169,8 @@ class Supervisor:
 
     def _run_command(self, environment: dict[str, str], inherited: tuple[int, ...], rank: int) -> int:
         """Run the command and return its exit code, or minus the signal that ended it or that came before its start."""
-        if self.received is not None:
-            return -self.received
+        if self.signalled is not None:
+            return -self.signalled
         if CLAIM_VARIABLE not in os.environ and claim_path(self.tasks.root, self.tasks.stage, self._pack()).exists():
             say(
                 f"error: rank {rank} was started without {CLAIM_VARIABLE}, although this task is claimed: a later "
@@ -180,8 +184,8 @@ class Supervisor:
         self.child = subprocess.Popen(
             command, cwd=self.tasks.project, env=environment, pass_fds=inherited, preexec_fn=die_with_parent
         )
-        if self.received is not None and os.environ.get(FORWARD_VARIABLE):
-            self.child.send_signal(self.received)
+        if self.signalled is not None and os.environ.get(FORWARD_VARIABLE):
+            self.child.send_signal(self.signalled)
         return self._wait(rank)
 
     def _rendezvous(self, rank: int, environment: dict[str, str]) -> tuple[int, ...]:

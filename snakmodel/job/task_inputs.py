@@ -13,7 +13,7 @@ class TaskInputs:
     def __init__(self, tasks: TaskList) -> None:
         self.tasks = tasks
         self.markers: dict[tuple[str, int], Marker] = {}
-        """(Stage, task) -> the marker of a task whose outputs are read."""
+        """Maps (stage, task) to the marker of a task whose outputs are read."""
 
     def problem(self, index: int) -> str | None:
         """What is wrong with the inputs of a task, or None: their markers and, where asked for, full checksums."""

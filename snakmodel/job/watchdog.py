@@ -23,7 +23,7 @@ _DUMP_SECONDS = 10
 
 
 class Watchdog:
-    """Remembers when the signs of life last changed."""
+    """Watches the signs of life of a task, and remembers when they last changed."""
 
     def __init__(self, seconds: float, signs: Callable[[], object]) -> None:
         self.seconds = seconds

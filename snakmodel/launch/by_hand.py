@@ -29,7 +29,7 @@ from run_contract.errors import EXIT_AGAIN, InputsMissing, NoRoom, UserError
 from run_contract.output import say
 from run_contract.publish import write_json
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan, make_plan, select
+from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
@@ -42,6 +42,7 @@ from snakmodel.slurm.batch_file import active_packs, read_submissions
 from snakmodel.slurm.jobs import array_ranges
 from snakmodel.slurm.journal import Journal, Submission
 from snakmodel.slurm.own_job import End, job_state, requeue
+from snakmodel.slurm.sbatch_calls import driver_command
 
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],
@@ -55,7 +56,7 @@ STEPS: Mapping[str, Sequence[str]] = {
     "8.export-hf": ["export-hf", "verify-export"],
     "9.push": ["push"],
 }
-"""Name of a batch file -> the stages that it runs, in order."""
+"""Maps the name of each batch file to the stages that it runs, in order."""
 
 _LOCK_SECONDS = 300
 
@@ -80,7 +81,7 @@ def main() -> int:
     )
 
 
-def run_plan(plan: Plan) -> int:
+def run_plan(plan: RunPlan) -> int:
     """Run what is missing of a plan in this job, or on this machine where there is no job; return the exit code."""
     on_slurm = "SLURM_JOB_ID" in os.environ
     units = [(name, pack) for name, packs in plan.missing.items() for pack in packs]
@@ -94,7 +95,7 @@ def run_plan(plan: Plan) -> int:
     return _work_through(plan, on_slurm=on_slurm)
 
 
-def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: int | None) -> Plan:
+def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: int | None) -> RunPlan:
     """The plan of some stages or, in a job array, of one of its elements.
 
     Only the first job of a run freezes the plan, while it holds the run's lock. Later jobs are bound to what was frozen
@@ -117,7 +118,7 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
     return plan if element is None else one_element(plan, element)
 
 
-def one_element(plan: Plan, element: int) -> Plan:
+def one_element(plan: RunPlan, element: int) -> RunPlan:
     """The part of a plan that one element of a job array has to do.
 
     Raises UserError if these stages cannot share an array, or if there is no such element.
@@ -141,7 +142,7 @@ def one_element(plan: Plan, element: int) -> Plan:
     return replace(plan, missing={name: [pack for pack in plan.missing[name] if pack == element] for name in names})
 
 
-def refuse_missing_inputs(plan: Plan) -> None:
+def refuse_missing_inputs(plan: RunPlan) -> None:
     """Raise InputsMissing if a stage waits for something that is neither done nor about to be done here."""
     problems = []
     for name, packs in plan.missing.items():
@@ -162,7 +163,7 @@ def refuse_missing_inputs(plan: Plan) -> None:
         )
 
 
-def _refuse_what_is_active(plan: Plan) -> None:
+def _refuse_what_is_active(plan: RunPlan) -> None:
     """Raise UserError if another job of this run has one of the plan's tasks queued or running."""
     if shutil.which("squeue") is None:
         return
@@ -179,12 +180,7 @@ def _refuse_what_is_active(plan: Plan) -> None:
                 )
 
 
-def driver_command(python: str, tasks: Path) -> list[str]:
-    """The command of every job, whether the launcher or a user has submitted it."""
-    return [python, "-u", "-m", "snakmodel.job.driver", str(tasks)]
-
-
-def _become_driver(plan: Plan, name: str, pack: int) -> int:
+def _become_driver(plan: RunPlan, name: str, pack: int) -> int:
     """Replace this process by the driver of one task, whose log is the file that a launcher's job would write."""
     stage = plan.chain[name]
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
@@ -212,7 +208,7 @@ def _become_driver(plan: Plan, name: str, pack: int) -> int:
     os.execvp(command[0], command)
 
 
-def _record(plan: Plan) -> None:
+def _record(plan: RunPlan) -> None:
     """Enter what this job has to do into the run's journal, as a launcher does for its jobs.
 
     A full disk does not keep the job from running.
@@ -229,7 +225,7 @@ def _record(plan: Plan) -> None:
                 say(f"note: jobs/status.py and jobs/cancel.py will not know of this job: {error}")
 
 
-def _work_through(plan: Plan, *, on_slurm: bool) -> int:
+def _work_through(plan: RunPlan, *, on_slurm: bool) -> int:
     """Run several tasks with the embedded scheduler, inside a Slurm job or without one."""
     return _SharedJob(plan).run() if on_slurm else LocalScheduler(plan).run()
 
@@ -237,7 +233,7 @@ def _work_through(plan: Plan, *, on_slurm: bool) -> int:
 class _SharedJob:
     """This Slurm job, which works through several tasks. It does for them together what the driver does for one."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
         self.attempt = Attempt.current()
         self.attempts = plan.paths.root / "attempts" / "by-hand"
@@ -246,7 +242,7 @@ class _SharedJob:
         """The exit code to use once this job was signalled to end."""
         self.scheduler = LocalScheduler(plan)
         self.scheduler.job = self.attempt.job
-        self.scheduler.on_told = self._conclude
+        self.scheduler.on_signalled = self._conclude
         if "SLURM_CPUS_ON_NODE" in os.environ:
             self.scheduler.cores = int(os.environ["SLURM_CPUS_ON_NODE"])
 
@@ -257,7 +253,7 @@ class _SharedJob:
         with suppress(NoRoom):
             write_json(self._folder / "start.json", {"progress": self.before, "node": os.uname().nodename})
         code = self.scheduler.run()
-        return code if self.scheduler.told is None else self.code
+        return code if self.scheduler.signalled is None else self.code
 
     @property
     def _folder(self) -> Path:

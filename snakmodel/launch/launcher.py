@@ -22,7 +22,7 @@ from run_contract.output import printable
 from snakmodel.chain import training_sum
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
-from snakmodel.chain.plan import Plan, make_plan, select
+from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
 from snakmodel.config.sections import PROJECT
@@ -32,9 +32,8 @@ from snakmodel.slurm.admission import check_resources
 from snakmodel.slurm.ask import use_cluster
 from snakmodel.slurm.batch_file import choose
 from snakmodel.slurm.jobs import array_ranges
-from snakmodel.slurm.journal import Submission
 from snakmodel.slurm.limits import pack_for_queue
-from snakmodel.slurm.submitter import SAVED_SECONDS, SlurmScheduler
+from snakmodel.slurm.submitter import SAVED_SECONDS, SlurmScheduler, SubmissionReport
 
 _CONTINUATION_SECONDS = 3600.0
 _SQUEUE = 'squeue --me --format="%.16i %.9T %.10M %.4D  %j  %R"'
@@ -80,8 +79,8 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     return parser.parse_args(argv)
 
 
-def _again(args: argparse.Namespace, root: Path) -> list[str]:
-    """The command that submits the rest of this run."""
+def _resubmit_command(args: argparse.Namespace, root: Path) -> list[str]:
+    """The command line of the launcher that submits what is left of this run."""
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), "--recipe", str(args.recipe.absolute())]
     command += ["--cluster", str(args.cluster.absolute()), "--run-dir", str(root), "--scheduler", "slurm"]
     for flag, values in (("--from", [args.first]), ("--until", [args.last]), ("--only", args.only)):
@@ -118,8 +117,8 @@ def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], ro
         _explain(plan, selected, dry=args.dry_run)
         if scheduler == "local":
             return _run_locally(plan, dry=args.dry_run)
-        again = _again(args, root)
-        return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, again, args.continues))
+        resubmit_command = _resubmit_command(args, root)
+        return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, resubmit_command, args.continues))
 
 
 @contextmanager
@@ -142,8 +141,8 @@ def make_writable(folder: Path, what: str, remedy: str) -> None:
     """
     if printable(str(folder)) != str(folder).translate(_NO_CONTROLS):
         raise UserError(
-            f"{what}, {printable(str(folder))!r}, has a name that is not UTF-8 or holds control characters, which "
-            f"batch files cannot say; rename it, or give {remedy}."
+            f"{what}, {printable(str(folder))!r}, has a name that is not UTF-8 or holds control characters, so it "
+            f"cannot be written into batch files. Rename it, or give {remedy}."
         )
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -165,7 +164,7 @@ def _mend(error: OSError, folder: Path) -> str:
     return "Free space " if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions "
 
 
-def _explain(plan: Plan, selected: Sequence[str], *, dry: bool) -> None:
+def _explain(plan: RunPlan, selected: Sequence[str], *, dry: bool) -> None:
     for note in plan.notes:
         print(f"note: {note}")
     problems = check_selection(plan, selected)
@@ -181,11 +180,11 @@ def _console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def _run_locally(plan: Plan, *, dry: bool) -> int:
+def _run_locally(plan: RunPlan, *, dry: bool) -> int:
     check_local(plan.config.cluster)
     console = _console()
     if dry:
-        console.print(_table(plan, []))
+        console.print(_table(plan))
         return 0
     if not any(plan.missing.values()):
         console.print(f"Nothing to do: every selected stage of {plan.paths.root} is done.")
@@ -198,12 +197,15 @@ def _submit(scheduler: SlurmScheduler) -> int:
     plan = scheduler.plan
     if not scheduler.dry:
         check_resources(plan)
-    submitted = scheduler.run()
+    report = scheduler.run()
+    submitted = report.submitted
     console = _console()
-    console.print(_table(plan, submitted, scheduler))
-    given_up = {name: packs for name, packs in scheduler.given_up.items() if packs}
+    console.print(_table(plan, report))
+    given_up = {name: packs for name, packs in report.given_up.items() if packs}
     for name, packs in given_up.items():
-        console.print(f"{name}: not submitted again, they or what they need failed: packs {array_ranges(list(packs))}")
+        console.print(
+            f"{name}: packs {array_ranges(list(packs))} are not submitted again: they, or packs that they need, failed"
+        )
     if scheduler.dry:
         console.print(f"Dry run: nothing was submitted. Batch files: {plan.paths.batch_file('<stage>')}")
     elif submitted:
@@ -214,29 +216,29 @@ def _submit(scheduler: SlurmScheduler) -> int:
             f"  the same command again   # submit what is missing, should something fail",
             soft_wrap=True,
         )
-    elif not scheduler.left and not given_up:
+    elif not report.left and not given_up:
         console.print("Nothing was submitted: every selected stage is done, queued or running.")
-    if scheduler.left:
+    if report.left:
         console.print(
-            f"{scheduler.left} tasks do not fit into the queue ({scheduler.limits and scheduler.limits.tightest}); "
+            f"{report.left} tasks do not fit into the queue ({report.limits and report.limits.tightest}); "
             "a continuation job submits them when these have ended."
         )
     if submitted and not scheduler.dry:
         console.print(f"Making sure that Slurm has kept them; this takes up to {SAVED_SECONDS} s.")
-    for note in scheduler.confirm():
+    for note in scheduler.resubmit_forgotten():
         console.print(f"{note}: its controller was restarted. Submitted again.")
     return 1 if given_up and not submitted else 0
 
 
-def _table(plan: Plan, submitted: Sequence[Submission], scheduler: SlurmScheduler | None = None) -> Table:
+def _table(plan: RunPlan, report: SubmissionReport | None = None) -> Table:
     """A table with one row per stage: its tasks, how many are done or active, and the jobs that were submitted now."""
     table = Table(title=f"{plan.paths.name}: {plan.paths.root}", title_justify="left")
     for column in ("stage", "tasks", "done", "active", "job", "waits for"):
         table.add_column(column, justify="right" if column in ("tasks", "done", "active") else "left", overflow="fold")
     for name, missing in plan.missing.items():
         packs = len(plan.packs[name])
-        active = len(scheduler.active.get(name, {})) if scheduler else 0
-        now = [one for one in submitted if one.stage == name]
+        active = len(report.queued_before.get(name, {})) if report else 0
+        now = [one for one in report.submitted if one.stage == name] if report else []
         waits = "; ".join(one.dependency for one in now if one.dependency) or ", ".join(plan.chain[name].waits)
         jobs = ", ".join(f"{one.job} ({len(one.packs)})" for one in now)
         table.add_row(name, str(packs), str(packs - len(missing)), str(active), jobs, waits)

@@ -26,7 +26,7 @@ from run_contract.entry_point import STOPPED
 from run_contract.errors import EXIT_AGAIN, EXIT_DONE, EXIT_STOPPED
 from run_contract.output import say
 from run_contract.process import die_with_parent
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.sections import PROJECT
 from snakmodel.run import training_numbers
@@ -39,8 +39,8 @@ _LOOK_SECONDS = 2.0
 
 
 @dataclass
-class _Job:
-    """A pack in progress: its driver process, and how often it has been started before."""
+class _StartedPack:
+    """A pack whose driver was started: the process, and how often the pack had been started before."""
 
     stage: Stage
     pack: int
@@ -81,19 +81,20 @@ class _Report:
 class LocalScheduler:
     """Runs the missing packs of a plan, on no more than a given number of cores at the same time."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
         self.python = plan.config.cluster.python or sys.executable
         self.cores = plan.config.cluster.local.cpus or len(os.sched_getaffinity(0))
         self.waiting = {name: list(packs) for name, packs in plan.missing.items()}
         self.left = {name: set(packs) for name, packs in plan.missing.items()}
-        self.running: list[_Job] = []
-        self.failed: list[_Job] = []
-        self.told: float | None = None
+        self.running: list[_StartedPack] = []
+        self.failed: list[_StartedPack] = []
+        self.signalled: float | None = None
+        """When this process was signalled to end, by the monotonic clock; None if it was not."""
         self.job = f"local{os.getpid()}"
         """The name of the attempts' job: this process, or the Slurm job that it runs in."""
-        self.on_told: Callable[[], object] = lambda: None
-        """Called once after this was signalled to end and has signalled its tasks; they are not waited for first."""
+        self.on_signalled: Callable[[], object] = lambda: None
+        """Called once after this process was signalled to end and has signalled its tasks, before they have ended."""
         self.looked = 0.0
         """When the progress of a training was last looked at, by the monotonic clock."""
 
@@ -114,7 +115,7 @@ class LocalScheduler:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with bars if console.is_terminal else nullcontext():
-                while self.running or (self.told is None and self._start_ready(report)):
+                while self.running or (self.signalled is None and self._start_ready(report)):
                     self._collect(report)
                     self._start_ready(report)
                     self._look_at_training(report)
@@ -130,19 +131,19 @@ class LocalScheduler:
         return self._conclude()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.told is None:
+        if self.signalled is None:
             self._stop()
-            say("\nstopping: running tasks are told to save and leave; run the same command to continue")
+            say("\nstopping: running tasks are signalled to save and leave; run the same command to continue")
 
     def _answer_once(self) -> None:
-        """Call `on_told` the first time that this finds the scheduler signalled to end."""
-        if self.told is not None:
-            on_told, self.on_told = self.on_told, lambda: None
-            on_told()
+        """Call `on_signalled` the first time that this finds the scheduler signalled to end."""
+        if self.signalled is not None:
+            on_signalled, self.on_signalled = self.on_signalled, lambda: None
+            on_signalled()
 
     def _stop(self) -> None:
         """Signal running tasks to save and to leave, and start nothing more."""
-        self.told = time.monotonic()
+        self.signalled = time.monotonic()
         for job in self.running:
             assert job.process is not None
             job.process.terminate()
@@ -161,7 +162,7 @@ class LocalScheduler:
     def _start_ready(self, report: _Report) -> bool:
         """Start the packs that can start now; returns whether there were any."""
         started = False
-        if self.told is not None:
+        if self.signalled is not None:
             return False
         for name, packs in self.waiting.items():
             stage = self.plan.chain[name]
@@ -172,7 +173,7 @@ class LocalScheduler:
                     continue
                 packs.remove(pack)
                 report.begin(name, len(self.plan.missing[name]))
-                self._start(_Job(stage, pack, cores, next_restart(self.plan.paths.root, name, pack, self.job)))
+                self._start(_StartedPack(stage, pack, cores, next_restart(self.plan.paths.root, name, pack, self.job)))
                 started = True
         return started
 
@@ -183,7 +184,7 @@ class LocalScheduler:
                 return False
         return True
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: _StartedPack) -> None:
         log = self._log(job)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [
@@ -205,7 +206,7 @@ class LocalScheduler:
 
     def _collect(self, report: _Report) -> None:
         """Take note of the drivers that have ended, and start those again that ask for it."""
-        if self.told is not None and time.monotonic() - self.told > _GRACE_SECONDS:
+        if self.signalled is not None and time.monotonic() - self.signalled > _GRACE_SECONDS:
             for job in self.running:
                 assert job.process is not None
                 job.process.kill()
@@ -218,9 +219,9 @@ class LocalScheduler:
             if code == EXIT_DONE:
                 self.left[job.stage.name].discard(job.pack)
                 report.advance(job.stage.name, len(self.left[job.stage.name]))
-            elif code == EXIT_AGAIN and self.told is None:
-                self._start(_Job(job.stage, job.pack, job.cores, job.restart + 1))
-            elif self.told is None or code not in (EXIT_AGAIN, EXIT_STOPPED):
+            elif code == EXIT_AGAIN and self.signalled is None:
+                self._start(_StartedPack(job.stage, job.pack, job.cores, job.restart + 1))
+            elif self.signalled is None or code not in (EXIT_AGAIN, EXIT_STOPPED):
                 self.failed.append(job)
 
     def _look_at_training(self, report: _Report) -> None:
@@ -232,7 +233,7 @@ class LocalScheduler:
         if iteration := training_numbers.newest(self.plan.paths.root).get("iteration"):
             report.reach(training[0], int(iteration), self.plan.config.recipe.training.train_iters)
 
-    def _log(self, job: _Job) -> Path:
+    def _log(self, job: _StartedPack) -> Path:
         return self.plan.logs(job.stage.name) / f"{job.pack:05d}.out"
 
     def _conclude(self) -> int:
@@ -243,7 +244,7 @@ class LocalScheduler:
             say(f"\n{stage}, {which}: failed (exit code {code}). The end of {log}:", error=True)
             for line in lines:
                 say(f"  {line}", error=True)
-        if self.told is not None:
+        if self.signalled is not None:
             say(STOPPED)
             return 128 + signal.SIGINT
         if self.failed:
@@ -251,12 +252,12 @@ class LocalScheduler:
             return 1
         return 0
 
-    def _alike(self) -> list[tuple[list[_Job], list[str]]]:
+    def _alike(self) -> list[tuple[list[_StartedPack], list[str]]]:
         """The failed packs of each stage, grouped by their last error, each group with the end of a log.
 
         Errors that differ in numbers alone count as the same error.
         """
-        groups: dict[tuple[str, str], tuple[list[_Job], list[str]]] = {}
+        groups: dict[tuple[str, str], tuple[list[_StartedPack], list[str]]] = {}
         for job in self.failed:
             lines = self._log(job).read_text(errors="replace").splitlines()[-_LOG_TAIL:]
             error = next((line for line in reversed(lines) if line.startswith("error: ")), "\n".join(lines))
@@ -264,7 +265,7 @@ class LocalScheduler:
         return list(groups.values())
 
 
-def check_selection(plan: Plan, selected: Sequence[str]) -> list[str]:
+def check_selection(plan: RunPlan, selected: Sequence[str]) -> list[str]:
     """Sentences on stages that a selected stage waits for, and that are neither done nor selected themselves."""
     problems = []
     for name in plan.missing:

@@ -24,7 +24,7 @@ from snakmodel.slurm.ask import Unanswered, ask, use_cluster
 from snakmodel.slurm.jobs import RUNNING, Job, Owner, ask_squeue
 
 _SETTLE_SECONDS = 300
-_IDS_A_CALL = 500
+_IDS_PER_CALL = 500
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
@@ -117,7 +117,7 @@ def _stop_launcher(root: Path, launcher: dict[str, Any]) -> None:
     except PermissionError:
         raise UserError(f"process {launcher['pid']} belongs to another user, who has to stop it") from None
     log_event(root, "", "cancel", launcher=f"{launcher['pid']} on {launcher.get('host')}")
-    print(f"process {launcher['pid']} was told to stop; it gives its tasks time to save")
+    print(f"process {launcher['pid']} was signalled to stop; it gives its tasks time to save")
 
 
 def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[str, Job]]) -> None:
@@ -137,14 +137,17 @@ def _cancel(files: RunFiles, owner: Owner, stage: str | None, jobs: list[tuple[s
         left = [(name, job) for name, job in _active(files, owner, stage) if job.array in chosen]
     if left:
         states = ", ".join(f"{job.id} ({job.state.lower()})" for _, job in left[:5])
-        raise UserError(f"scancel was accepted, but after {_SETTLE_SECONDS} s Slurm still lists {states}: look again")
+        raise UserError(
+            f"scancel was accepted, but after {_SETTLE_SECONDS} s Slurm still lists {states}. "
+            "Run the same command again."
+        )
     tasks = len({job.id for _, job in jobs})
     print(f"Cancelled {tasks} task(s) of {len(ids)} job(s). The launcher, run again, continues where it was.")
 
 
 def _scancel(ids: Sequence[str]) -> None:
     try:
-        for start in range(0, len(ids), _IDS_A_CALL):
-            ask(["scancel", *ids[start : start + _IDS_A_CALL]])
+        for start in range(0, len(ids), _IDS_PER_CALL):
+            ask(["scancel", *ids[start : start + _IDS_PER_CALL]])
     except Unanswered as error:
         raise UserError(f"not everything was cancelled: {error}. Run the same command again.") from None

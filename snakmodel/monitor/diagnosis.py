@@ -49,7 +49,7 @@ class StageState:
     attempts: int = 0
     """The largest number of attempts that any of its packs took, including packs that are done."""
     again: Counter[str] = field(default_factory=Counter)
-    """Kind -> attempts of that kind that were followed by another one."""
+    """Maps each kind of end to the number of attempts that ended so and were followed by another one."""
     lost: list[str] = field(default_factory=list)
     """Nodes that were lost while the stage ran on them."""
     avoided: list[str] = field(default_factory=list)
@@ -62,13 +62,13 @@ class StageState:
         """The name of the stage."""
         return self.files.name
 
-    def recall(self, story: PackHistory) -> None:
+    def recall(self, history: PackHistory) -> None:
         """Add what happened to one of the stage's packs."""
-        self.attempts = max(self.attempts, story.starts)
-        self.again.update(kind for kind, _ in story.again)
-        self.lost += [node for kind, node in story.again if kind == "node-failure" and node not in self.lost]
-        self.avoided += [node for node in story.avoided if node not in self.avoided]
-        self.superseded += story.superseded
+        self.attempts = max(self.attempts, history.starts)
+        self.again.update(kind for kind, _ in history.again)
+        self.lost += [node for kind, node in history.again if kind == "node-failure" and node not in self.lost]
+        self.avoided += [node for node in history.avoided if node not in self.avoided]
+        self.superseded += history.superseded
 
     def count(self, state: State) -> int:
         """The number of tasks in a state."""
@@ -94,7 +94,7 @@ class Diagnosis:
 def diagnose(files: RunFiles) -> Diagnosis:
     """Judge every pack of a run; Slurm is asked only if something of the run was submitted to it."""
     queue = Queue()
-    elsewhere = any(not story.job.startswith("local") for story in files.stories.values())
+    elsewhere = any(not history.job.startswith("local") for history in files.histories.values())
     if files.journal or elsewhere:
         use_cluster(files.cluster)
         wanted = {stage.name: set(stage.undone) for stage in files.stages}
@@ -113,29 +113,29 @@ class _Judge:
         self.order = {str(one.get("job", "")): number for number, one in enumerate(files.journal)}
         self.judged: dict[str, StageState] = {}
         self.roots: dict[tuple[str, int], str] = {}
-        """(Stage, pack) of each failed or blocked pack -> the stage whose failure is at the root of it."""
-        self.told: dict[str, list[PackHistory]] = {}
-        """Stage -> the histories of its packs."""
-        for (name, _), story in files.stories.items():
-            self.told.setdefault(name, []).append(story)
+        """Maps the (stage, pack) of each failed or blocked pack to the stage whose failure is at the root of it."""
+        self.histories: dict[str, list[PackHistory]] = {}
+        """Maps each stage to the histories of its packs."""
+        for (name, _), history in files.histories.items():
+            self.histories.setdefault(name, []).append(history)
         self.bad: dict[str, str] = {}
-        """Each stage with a failed or blocked pack -> the stage whose failure is at the root of it."""
+        """Maps each stage that has a failed or blocked pack to the stage whose failure is at the root of it."""
         holder = files.holder
         self.launcher = f"local{holder.get('pid')}"
-        self.runs_here = bool(holder) and any(one.job == self.launcher for one in files.stories.values())
+        self.runs_here = bool(holder) and any(one.job == self.launcher for one in files.histories.values())
 
     def stage(self, stage: StageFiles) -> StageState:
         """Judge one stage. The stages before it must have been judged."""
         state = StageState(stage)
         self.judged[stage.name] = state
-        for told in self.told.get(stage.name, ()):
-            state.recall(told)
+        for history in self.histories.get(stage.name, ()):
+            state.recall(history)
         waits = stage.waits()
         for number, problems in stage.undone.items():
-            story = self.files.stories.get((stage.name, number), PackHistory())
+            history = self.files.histories.get((stage.name, number), PackHistory())
             pack = Pack(number, "missing", "", list(problems), attempts=self.files.attempts(stage.name, number))
-            pack.node, pack.job = str(story.start.get("node", "")), story.job
-            pack.state, pack.why = self._pack(stage.name, pack, story, waits)
+            pack.node, pack.job = str(history.start.get("node", "")), history.job
+            pack.state, pack.why = self._pack(stage.name, pack, history, waits)
             state.packs[number] = pack
             state.attempts = max(state.attempts, pack.attempts)
             if pack.state in ("failed", "blocked"):
@@ -162,13 +162,17 @@ class _Judge:
         ]
 
     def _pack(
-        self, stage: str, pack: Pack, story: PackHistory, waits: dict[str, Literal["same", "all"]]
+        self, stage: str, pack: Pack, history: PackHistory, waits: dict[str, Literal["same", "all"]]
     ) -> tuple[State, str]:
-        job = self._job(stage, pack.number, story)
+        """The state of a pack and the reason for it.
+
+        The pack's job, node and remedy are filled in as far as Slurm knows them.
+        """
+        job = self._job(stage, pack.number, history)
         root, waiting = self._root(waits, pack.number), self._waiting(waits, pack.number)
         if job:
             pack.job, pack.node = job.id, job.node or pack.node
-        if job and job.id in self.queue.shared and (found := self._shared(stage, pack, job, story, root)):
+        if job and job.id in self.queue.shared and (found := self._shared(stage, pack, job, history, root)):
             return found
         if job and job.state in RUNNING:
             return "running", "is just ending" if job.state == "COMPLETING" else job.state.lower()
@@ -176,29 +180,29 @@ class _Judge:
             pack.remedy = explain(job.reason, job.id).remedy
             return _queued(job, root, waiting)
         if self.runs_here:
-            return self._local(story, root, waiting, self.files.log(self.judged[stage].files, pack.number))
+            return self._local(history, root, waiting, self.files.log(self.judged[stage].files, pack.number))
         if job and job.state in FAILED:
             log = self.files.log(self.judged[stage].files, pack.number)
-            if story.job == job.id and job.state == "FAILED" and story.last.get("event") == "start":
+            if history.job == job.id and job.state == "FAILED" and history.last.get("event") == "start":
                 if error := _error_in(log):
                     return "failed", error
                 return (
                     "missing",
                     "its job was killed from outside, and it could not say why; there is nothing to repair",
                 )
-            return "failed", _never_began(job, log.parent) if story.job != job.id else _ended(job, story, log)
-        if not job and story.last.get("event") == "failed" and self._is_current(stage, pack.number, story):
-            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
+            return "failed", _never_began(job, log.parent) if history.job != job.id else _ended(job, history, log)
+        if not job and history.last.get("event") == "failed" and self._is_current(stage, pack.number, history):
+            return "failed", _ended(None, history, self.files.log(self.judged[stage].files, pack.number))
         if root:
             removed = "; Slurm removed its job" if job and job.state == "CANCELLED" else ""
             return "blocked", f"because {root} failed{removed}"
-        return self._left(stage, pack, job, story, waiting)
+        return self._left(stage, pack, job, history, waiting)
 
-    def _shared(self, stage: str, pack: Pack, job: Job, story: PackHistory, root: str) -> tuple[State, str] | None:
-        """The state of one of the packs that a job by hand works through; None where the job's own state tells it."""
-        event = story.last.get("event") if story.job == job.id else None
+    def _shared(self, stage: str, pack: Pack, job: Job, history: PackHistory, root: str) -> tuple[State, str] | None:
+        """The state of one of the packs that a job by hand works through, or None if the state of the job decides."""
+        event = history.last.get("event") if history.job == job.id else None
         if event == "failed" and (job.state in RUNNING or job.state in FAILED):
-            return "failed", _ended(None, story, self.files.log(self.judged[stage].files, pack.number))
+            return "failed", _ended(None, history, self.files.log(self.judged[stage].files, pack.number))
         if root and not job.active:
             return "blocked", f"because {root} failed"
         if job.state in RUNNING and event != "start":
@@ -207,10 +211,10 @@ class _Judge:
             return "missing", f"job {job.id}, which works through several tasks, ended {job.state} before this was done"
         return None
 
-    def _job(self, stage: str, number: int, story: PackHistory) -> Job | None:
+    def _job(self, stage: str, number: int, history: PackHistory) -> Job | None:
         """The job that Slurm knows for a pack: an active one if there is any, else the newest."""
         known = self.queue.packs.get((stage, number), [])
-        started = self.queue.by_id.get(story.job) if story.job and "_" not in story.job else None
+        started = self.queue.by_id.get(history.job) if history.job and "_" not in history.job else None
         for job in [*known, *([started] if started else [])]:  # started: a batch file submitted by hand
             if job.active:
                 return job
@@ -218,17 +222,17 @@ class _Judge:
         ended = [job for job in known if newest is None or job.array == newest]
         return ended[-1] if ended else None
 
-    def _is_current(self, stage: str, number: int, story: PackHistory) -> bool:
+    def _is_current(self, stage: str, number: int, history: PackHistory) -> bool:
         """Whether the pack has not been submitted again since its latest attempt."""
         newest = self.newest.get((stage, number), "")
-        last = story.job.partition("_")[0]
+        last = history.job.partition("_")[0]
         return last not in self.order or self.order[last] >= self.order.get(newest, -1)
 
-    def _local(self, story: PackHistory, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
+    def _local(self, history: PackHistory, root: str, waiting: list[str], log: Path) -> tuple[State, str]:
         """The state of a pack while a launcher on this machine runs the stages itself."""
-        event = story.last.get("event") if story.job == self.launcher else None
+        event = history.last.get("event") if history.job == self.launcher else None
         if event == "failed":
-            return "failed", _ended(None, story, log)
+            return "failed", _ended(None, history, log)
         if event == "start":
             return "running", f"by the launcher on {self.files.holder.get('host')}"
         if root:
@@ -236,13 +240,13 @@ class _Judge:
         return "pending", f"waits for {', '.join(waiting)}" if waiting else "waits for free cores"
 
     def _left(
-        self, stage: str, pack: Pack, job: Job | None, story: PackHistory, waiting: list[str]
+        self, stage: str, pack: Pack, job: Job | None, history: PackHistory, waiting: list[str]
     ) -> tuple[State, str]:
         """The state of a pack that is neither done nor queued, and for which nothing has failed."""
         newest = self.newest.get((stage, pack.number), "")
-        event, local = story.last.get("event"), story.job.startswith("local")
-        if not self.queue.answered and not job and (newest or (story.starts and not local)):
-            last = f"{event} on {pack.node} at {story.last.get('time')}" if event else f"submitted as job {newest}"
+        event, local = history.last.get("event"), history.job.startswith("local")
+        if not self.queue.answered and not job and (newest or (history.starts and not local)):
+            last = f"{event} on {pack.node} at {history.last.get('time')}" if event else f"submitted as job {newest}"
             return "unknown", f"{last}; whether it is queued or runs, only Slurm knows"
         needs = f"; it waits for {', '.join(waiting)}" if waiting else ""
         if job and job.state == "CANCELLED":
@@ -252,7 +256,7 @@ class _Judge:
         if job:
             return "missing", f"its job ended {job.state}, but a done marker is missing or no longer valid"
         if event in ("start", "again", "requeue", "cancelled"):
-            said = story.last.get("reason") or "without a word (killed, or its node was lost)"
+            said = history.last.get("reason") or "without a word (killed, or its node was lost)"
             return (
                 "missing",
                 "cancelled" if event == "cancelled" else f"its last attempt ended: {said}; it is not queued",
@@ -287,10 +291,10 @@ def _never_began(job: Job, logs: Path) -> str:
     return f"it ended before its command began (FAILED: {job.reason}); its log or the node may say why"
 
 
-def _ended(job: Job | None, story: PackHistory, log: Path) -> str:
+def _ended(job: Job | None, history: PackHistory, log: Path) -> str:
     """Why a pack failed: the driver's reason, with the log's error where that says more; else Slurm's word."""
-    if story.last.get("event") == "failed" and story.last.get("reason"):
-        reason = str(story.last["reason"])
+    if history.last.get("event") == "failed" and history.last.get("reason"):
+        reason = str(history.last["reason"])
         error = _error_in(log) or "its inputs or settings are not right; its log says more"
         return f"refused: {error}" if reason == "refused" else reason
     if job and job.state == "TIMEOUT":

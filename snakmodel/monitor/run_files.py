@@ -77,7 +77,7 @@ class StageFiles:
     tasks: TaskList | None
     """The stage's task list; None if no task of it was ever planned."""
     undone: dict[int, dict[int, str]]
-    """Pack -> task without a valid marker -> what is wrong with it. Packs that are done are left out."""
+    """Maps each pack that is not done to its tasks without a valid marker, and each such task to what is wrong."""
 
     def waits(self) -> dict[str, Literal["same", "all"]]:
         """The stages that this one waits for, each either index by index ("same") or as a whole ("all")."""
@@ -108,7 +108,7 @@ class RunFiles:
     root: Path
     stages: list[StageFiles]
     journal: list[dict[str, Any]]
-    stories: dict[tuple[str, int], PackHistory]
+    histories: dict[tuple[str, int], PackHistory]
     holder: dict[str, Any]
     """The process that holds the run's lock; empty if there is none, or if it is gone."""
     notes: list[str]
@@ -122,11 +122,11 @@ class RunFiles:
         lists = _task_lists(root, notes)
         stages = [_stage(root, name, lists.get(name), notes) for name in _order(paths.frozen, lists, notes)]
         journal = [one for one in json_lines(paths.submissions, notes) if _is_submission(one)]
-        stories: dict[tuple[str, int], PackHistory] = {}
+        histories: dict[tuple[str, int], PackHistory] = {}
         for event in json_lines(paths.events, notes):
             if isinstance(event.get("pack"), int) and "event" in event and "stage" in event:
-                stories.setdefault((event["stage"], event["pack"]), PackHistory()).add(event)
-        return cls(root, stages, journal, stories, lock.holder(root), notes)
+                histories.setdefault((event["stage"], event["pack"]), PackHistory()).add(event)
+        return cls(root, stages, journal, histories, lock.holder(root), notes)
 
     @property
     def cluster(self) -> str | None:
@@ -142,15 +142,17 @@ class RunFiles:
     def attempts(self, stage: str, pack: int) -> int:
         """How often a pack was started, by its events or by the folders of its attempts, whichever is more."""
         folder = self.root / "attempts" / stage / f"{pack:05d}"
-        story = self.stories.get((stage, pack))
-        return max(story.starts if story else 0, len(_names(folder)))
+        history = self.histories.get((stage, pack))
+        return max(history.starts if history else 0, len(_names(folder)))
 
     def exits(self, stage: str, pack: int, tasks: list[int]) -> list[str]:
         """Sentences on how the last attempt at these tasks ended; empty when it left no records of a failure."""
         folder = self.root / "attempts" / stage / f"{pack:05d}"
-        story = self.stories.get((stage, pack))
+        history = self.histories.get((stage, pack))
         names = _names(folder)
-        name = str(story.start["attempt"]) if story and story.start.get("attempt") in names else (names or [""])[-1]
+        name = (
+            str(history.start["attempt"]) if history and history.start.get("attempt") in names else (names or [""])[-1]
+        )
         words = []
         for path in sorted((folder / name).glob("task-*.rank-*.json")) if name else []:
             record = ExitRecord.read(path)
@@ -214,7 +216,7 @@ def _stage(root: Path, name: str, tasks: TaskList | None, notes: list[str]) -> S
             undone[pack] = problems
     if mismatches and name == _TOKENIZE:  # the merged dataset's manifest repeats the sum
         notes.append(
-            f"{name}: gigatoken gave other ids than the tokenizer's own library for {mismatches.total()} sampled "
+            f"{name}: gigatoken gave different ids than the tokenizer's own library for {mismatches.total()} sampled "
             f"document(s) of {len(mismatches)} task(s), of which the first is task {min(mismatches)}; these tasks were "
             "tokenised again as a whole by the tokenizer's own library, so their ids are right"
         )

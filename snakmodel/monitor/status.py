@@ -45,7 +45,7 @@ _KINDS = {
     "hung": "a hang",
     "saved": "saving its state",
 }
-"""Kind of an attempt that was followed by another one -> words for what the new start came after."""
+"""Maps the kind of an attempt's end to words that say what the next attempt came after."""
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
@@ -151,7 +151,7 @@ def _failure(found: Diagnosis, stage: StageState, pack: Pack, lines: int) -> lis
 
 
 def advice(found: Diagnosis) -> str:
-    """One line on what whoever looks after this run should do next."""
+    """One line that says what the user should do next."""
     again = "run the launcher again as before (such as jobs/submit_all.py): it continues with what is missing"
     rest = [job.id for stage, job in found.queue.others if stage == CONTINUATION]
     if rest:

@@ -22,7 +22,7 @@ from run_contract.errors import UserError
 from snakmodel.chain.build import STAGES
 from snakmodel.chain.containers import check_local
 from snakmodel.chain.disk_forecast import forecast_plan, free, used
-from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.chain.plan import RunPlan, make_plan
 from snakmodel.config import load as configuration
 from snakmodel.config.cluster import Resources
 from snakmodel.config.load import Config
@@ -90,7 +90,7 @@ class Preflight:
         make_writable(config.cluster.logs / root.name, "the folder for logs", "another `logs` in cluster.yaml")
         self.add("folders", "pass", f"{root} and {config.cluster.logs / root.name} can be written")
 
-    def _disk(self, plan: Plan) -> None:
+    def _disk(self, plan: RunPlan) -> None:
         needs, there = forecast_plan(plan), free(plan.paths.root)
         more = max(0, needs.total - used(plan.paths.root))
         found = f"{decimal(more)} more needed at most, {decimal(there)} free (a quota does not show): {needs}"
@@ -100,7 +100,7 @@ class Preflight:
         else:
             self.add("disk space", "pass", found)
 
-    def _stages(self, plan: Plan, known: dict[str, Partition]) -> dict[str, tuple[Partition, Resources]]:
+    def _stages(self, plan: RunPlan, known: dict[str, Partition]) -> dict[str, tuple[Partition, Resources]]:
         """Ask Slurm about every stage; return the partitions of those that it would run, each with its largest job."""
         usable: dict[str, tuple[Partition, Resources]] = {}
         accounting = read_accounting()
@@ -117,7 +117,7 @@ class Preflight:
                 usable[partition.name] = (partition, asked)
         return usable
 
-    def _sizes(self, plan: Plan) -> None:
+    def _sizes(self, plan: RunPlan) -> None:
         """Check the array elements as they would be submitted: with as many shards as needed, or as run.yaml says."""
         limits = read_limits(plan.config.cluster, plan.chain.stages)
         problems = False
@@ -158,10 +158,12 @@ def preemption(partition: str) -> Finding:
     if grace != "0":
         return Finding(name, "pass", f"{by}, with PreemptMode=CANCEL after {grace} s, in which the job requeues itself")
     remedy = (
-        "A preempted job ends there for good: run the same command again to continue. "
+        "Run the same command again to continue after a preemption. "
         "Use another partition, or ask the administrators for PreemptMode=REQUEUE or a GraceTime."
     )
-    return Finding(name, "warn", f"{by}, with PreemptMode=CANCEL and no GraceTime: it cannot be survived", remedy)
+    return Finding(
+        name, "warn", f"{by}, with PreemptMode=CANCEL and no GraceTime: the job does not come back by itself", remedy
+    )
 
 
 def _slurm_config() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A drill on each partition in use: one small real job that proves what a week of training will rely on.
+"""The drill on each partition in use: one small real job that tries out what a week of training relies on.
 
 The job goes through the same batch file, driver, srun, container and requeue as every other job; its ranks run
 drill_rank.py. It has a time limit of two minutes, and runs on two nodes where the partition has them. `run` submits all
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from run_contract.publish import write_text
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Chain, Stage, Task
 from snakmodel.config.cluster import Resources
 from snakmodel.config.load import Config
@@ -98,7 +98,7 @@ def run(
         drill.folder.mkdir(parents=True)
         write_text(drill.folder / HELLO, drill.hello)
     try:
-        for one in SlurmScheduler(plan).run():
+        for one in SlurmScheduler(plan).run().submitted:
             drill = next(drill for drill in drills if f"drill-{drill.partition}" == one.stage)
             drill.job, drill.submitted, drill.state = one.job, time.time(), "PENDING"
         say(f"drill on {', '.join(wanted)}: up to {DRILL_SECONDS // 60} minutes; logs in {plan.logs('<drill>').parent}")
@@ -119,7 +119,7 @@ def run(
     return drills
 
 
-def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Resources]]) -> tuple[Plan, list[Drill]]:
+def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Resources]]) -> tuple[RunPlan, list[Drill]]:
     """The plan of the drills: a chain with one task per partition, in a folder of its own."""
     slurm = config.cluster.slurm.model_copy(update={"signal_seconds": _NOTICE_SECONDS})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"slurm": slurm})})
@@ -141,7 +141,7 @@ def _plan(config: Config, home: Path, wanted: Mapping[str, tuple[Partition, Reso
         drills.append(Drill(name, asked, home / name, uuid.uuid4().hex, log))
     every: dict[str, Any] = {stage.name: [[0]] for stage in stages}
     missing = {stage.name: [0] for stage in stages}
-    return Plan(config, paths, Chain.of(home, stages), every, missing, None, []), drills
+    return RunPlan(config, paths, Chain.of(home, stages), every, missing, None, []), drills
 
 
 def small(resources: Resources, partition: Partition) -> Resources:
@@ -204,7 +204,7 @@ def _cores(drill: Drill, notes: list[Note]) -> Finding:
     if granted < asked:
         remedy = "Ask for no more cores than a node has, or ask the administrators how tasks are bound."
         return Finding("cores", "fail", f"a rank may use {granted} core(s), asked for {asked}", remedy)
-    bound = "" if granted == asked else " (ranks are not bound to theirs here)"
+    bound = "" if granted == asked else " (ranks are not bound to their own cores here)"
     return Finding("cores", "pass", f"a rank may use {granted} core(s), asked for {asked}{bound}")
 
 
@@ -213,7 +213,9 @@ def _shared(drill: Drill, notes: list[Note]) -> Finding:
     if blind:
         found = f"{', '.join(blind)} did not see what this machine had just written"
         return Finding("shared disk", "fail", found, "Put `runs` on a file system that all nodes share.")
-    return Finding("shared disk", "pass", "the nodes read what this machine wrote, and it what they wrote")
+    return Finding(
+        "shared disk", "pass", "the nodes read what this machine wrote, and this machine read what they wrote"
+    )
 
 
 def _network(notes: list[Note]) -> Finding:
@@ -229,10 +231,12 @@ def _network(notes: list[Note]) -> Finding:
 
 
 def _signal(drill: Drill, notes: list[Note]) -> Finding:
-    remedy = "Training saves only every save_interval steps then; make them few, and ask the administrators."
+    remedy = "Training then saves only every training.save_interval steps: lower it, and ask the administrators."
     if any(note.signal != "SIGUSR2" for note in notes):
-        got = ", ".join(f"{note.node}: {note.signal or 'none'}" for note in notes)
-        return Finding("signal", "fail", f"SIGUSR2 was asked for {_NOTICE_SECONDS} s before the end; {got}", remedy)
+        got = ", ".join(f"{note.node} got {note.signal or 'none'}" for note in notes)
+        return Finding(
+            "signal", "fail", f"SIGUSR2 was asked for {_NOTICE_SECONDS} s before the time limit, but {got}", remedy
+        )
     if drill.limit is None:
         return Finding("signal", "pass", "SIGUSR2 reached every rank before the time limit")
     notice = drill.limit - max(note.signalled or 0.0 for note in notes)

@@ -147,12 +147,16 @@ class Rank:
         """
         code = f"import {', '.join(PACKAGES)}"
         started = time.monotonic()
-        child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=_deaf)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=_ignore_signals
+        )
         while child.poll() is None:
             if self.note.signal:
                 child.kill()
                 child.communicate()
-                self.note.imports_problem = f"not done {time.monotonic() - started:.0f} s after the start"
+                self.note.imports_problem = (
+                    f"the packages were not imported {time.monotonic() - started:.0f} s after the start"
+                )
                 return
             time.sleep(0.1)
         self.note.imports_seconds = round(time.monotonic() - started, 1)
@@ -161,7 +165,7 @@ class Rank:
             self.note.imports_problem = (said.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
 
 
-def _deaf() -> None:
+def _ignore_signals() -> None:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from run_contract.errors import UserError
 from snakmodel.prepare.chunks import CHUNK_BYTES, CHUNK_DOCUMENTS, Chunk, Faults, are_utf8, holds_nul, packed
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.shards.arrow_stream import END_OF_STREAM, column_index
 
 
@@ -28,7 +28,7 @@ def _understood(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as {kind}: {error}. Fetch the file or write it again") from error
 
 
-def parquet_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
+def parquet_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
     """Yield the documents of a column, from the row groups that begin in the part."""
     path = Path(part.file)
     with _understood(path), pyarrow.parquet.ParquetFile(path) as file:
@@ -47,7 +47,7 @@ def parquet_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
             first += about.num_rows
 
 
-def arrow_column(part: Part, key: str, faults: Faults) -> Iterator[Chunk]:
+def arrow_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
     """Yield the documents of a column, from the record batches that begin in the part."""
     path = Path(part.file)
     with path.open("rb") as file:

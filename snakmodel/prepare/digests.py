@@ -17,7 +17,7 @@ import pyarrow.parquet
 import xxhash
 
 from snakmodel.prepare.byte_streams import BOM
-from snakmodel.prepare.input_files import TEXT, Part, is_compressed, suffix
+from snakmodel.prepare.input_files import TEXT, FilePart, is_compressed, suffix
 from snakmodel.prepare.readers import Reading
 
 Span = tuple[int, int]
@@ -28,7 +28,7 @@ _BLOCK = 1 << 20
 digesting."""
 
 
-def part_digest(part: Part, reading: Reading) -> str:
+def part_digest(part: FilePart, reading: Reading) -> str:
     """The digest of a part in hexadecimal, or words saying that the file is shorter than the part.
 
     Raises OSError, or an error of pyarrow, if the file cannot be read.
@@ -62,7 +62,7 @@ def _blocks(file: BinaryIO, start: int, stop: int) -> Iterator[memoryview]:
         start += size
 
 
-def _lines(file: BinaryIO, part: Part, document: str, size: int) -> tuple[list[Span], Any]:
+def _lines(file: BinaryIO, part: FilePart, document: str, size: int) -> tuple[list[Span], Any]:
     """The span of the lines or paragraphs that begin in a part of a text file, and what is known of the text before.
 
     The latter is the position of the first line and, for paragraphs, whether the line before it holds text.
@@ -102,7 +102,7 @@ def _line_before(file: BinaryIO, end: int) -> bytes:
     return file.read(end - begin)
 
 
-def _row_groups(path: Path, part: Part, key: str) -> tuple[list[Span], Any]:
+def _row_groups(path: Path, part: FilePart, key: str) -> tuple[list[Span], Any]:
     """The spans of the column's bytes in the row groups that begin in a part, and what the footer says about them."""
     spans: list[Span] = []
     about: list[Any] = []
@@ -124,7 +124,7 @@ def _begin(column: Any) -> int:
     return int(column.dictionary_page_offset or column.data_page_offset)
 
 
-def _record_batches(path: Path, part: Part) -> tuple[list[Span], Any]:
+def _record_batches(path: Path, part: FilePart) -> tuple[list[Span], Any]:
     """The span of the record batches that begin in a part, and what is known about them.
 
     The latter is the names and types of the columns, and the number of the first row.

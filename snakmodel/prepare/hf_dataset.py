@@ -21,7 +21,7 @@ from run_contract.publish import publishing, write_json
 from snakmodel.dedup.process_pool import workers
 from snakmodel.prepare.input_files import ALL, plan_shards, selection, source_names
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, write_shard
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, write_shard
 from snakmodel.shards.append_file import append_file
 from snakmodel.shards.arrow_stream import SCHEMA
 
@@ -31,7 +31,7 @@ _DATA_FILE_BYTES = 4 * 10**9
 
 def write_datasets(
     folder: Path, names: Sequence[str], output: Path, reading: Reading, cleaning: Cleaning
-) -> dict[str, Counts]:
+) -> dict[str, ShardCounts]:
     """Write a dataset for each name, and return a mapping from the datasets' paths to their counts.
 
     `all` alone stands for every source. Raises UserError if a name is unknown or a dataset would have no documents.
@@ -69,8 +69,8 @@ def _cores() -> int:
 
 
 def _write_dataset(
-    folder: Path, name: str, output: Path, write: Callable[..., Iterator[Counts]], encoding: str
-) -> Counts:
+    folder: Path, name: str, output: Path, write: Callable[..., Iterator[ShardCounts]], encoding: str
+) -> ShardCounts:
     """Write the dataset of one source.
 
     `write` maps, in parallel, the parts of the data files and the files' paths to counts. Raises UserError if no
@@ -79,7 +79,7 @@ def _write_dataset(
     plan = plan_shards(folder, {name: 1.0}, None, _DATA_FILE_BYTES, encoding=encoding)
     if len(plan) < _cores():
         plan = plan_shards(folder, {name: 1.0}, _cores(), 1, encoding=encoding)
-    counts = Counts()
+    counts = ShardCounts()
     with publishing(output) as (made,):
         (made / _SPLIT).mkdir(parents=True)
         paths = [made / _SPLIT / _data_file(number, len(plan)) for number in range(len(plan))]
@@ -91,10 +91,10 @@ def _write_dataset(
     return counts
 
 
-def _write_concatenation(output: Path, parts: dict[str, Counts]) -> Counts:
+def _write_concatenation(output: Path, parts: dict[str, ShardCounts]) -> ShardCounts:
     """Write OUTPUT/all from the datasets beside it, by copying their files as they are."""
     files = [path for name in parts for path in sorted((output / name / _SPLIT).glob("*.arrow"))]
-    counts = Counts()
+    counts = ShardCounts()
     with publishing(output / ALL) as (made,):
         (made / _SPLIT).mkdir(parents=True)
         names = [_data_file(number, len(files)) for number in range(len(files))]

@@ -38,7 +38,7 @@ _HF_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A byte range of one input file; `end` is exclusive."""
 
     file: str
@@ -103,14 +103,14 @@ def plan_shards(
     shard_bytes: int,
     seed: int = 0,
     encoding: str = "utf-8",
-) -> list[list[Part]]:
+) -> list[list[FilePart]]:
     """Cut the files of a data folder into shards; see `selection` for which files these are, and `cut` for how."""
     return cut(selection(folder, shares), shards, shard_bytes, seed, encoding)
 
 
 def cut(
     found: Selection, shards: int | None, shard_bytes: int, seed: int = 0, encoding: str = "utf-8"
-) -> list[list[Part]]:
+) -> list[list[FilePart]]:
     """Cut files into shards of about equal bytes.
 
     If `shards` is None, there is one shard per `shard_bytes`. Empty files stay in the plan as empty parts, so that they
@@ -126,7 +126,7 @@ def cut(
         )
     count = min(shards or -(-total // shard_bytes), total)
     borders = [total * shard // count for shard in range(1, count + 1)]
-    plan: list[list[Part]] = [[] for _ in range(count)]
+    plan: list[list[FilePart]] = [[] for _ in range(count)]
     shard = done = 0
     for one in found.files:
         whole = whole_part(found.folder, one, seed)
@@ -138,16 +138,16 @@ def cut(
                 shard += 1
             last = start + borders[shard] - done if divisible(one.path, encoding) else one.size
             end = min(one.size, last)
-            plan[shard].append(Part(whole.file, whole.source, start, end, whole.share, whole.salt))
+            plan[shard].append(FilePart(whole.file, whole.source, start, end, whole.share, whole.salt))
             done += end - start
             start = end
     return [parts for parts in plan if parts]
 
 
-def whole_part(folder: Path, one: InputFile, seed: int) -> Part:
+def whole_part(folder: Path, one: InputFile, seed: int) -> FilePart:
     """The part that covers a whole file."""
     salt = _salt(seed, one.source, relative(folder, one.path)) if one.share < 1 else 0
-    return Part(str(one.path), one.source, 0, one.size, one.share, salt)
+    return FilePart(str(one.path), one.source, 0, one.size, one.share, salt)
 
 
 def is_compressed(path: Path) -> bool:

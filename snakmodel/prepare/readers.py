@@ -29,7 +29,7 @@ from snakmodel.prepare.byte_streams import (
 )
 from snakmodel.prepare.chunks import Chunk, Faults, is_utf8, packed, strings
 from snakmodel.prepare.columns import arrow_column, parquet_column
-from snakmodel.prepare.input_files import COMPRESSED, TEXT, Part, divisible, suffix
+from snakmodel.prepare.input_files import COMPRESSED, TEXT, FilePart, divisible, suffix
 from snakmodel.prepare.json_lines import json_lines
 from snakmodel.prepare.recognise import HEAD, mismatch
 
@@ -53,7 +53,7 @@ class Reading:
     """The encoding of text and JSON lines: one of ENCODINGS."""
 
 
-def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
+def read(part: FilePart, reading: Reading, faults: Faults) -> Iterator[Chunk]:
     """The documents of a part, in order and including blank ones.
 
     In documents of text files, CRLF becomes LF, and line feeds at both ends are removed; documents of other formats
@@ -75,7 +75,7 @@ def read(part: Part, reading: Reading, faults: Faults) -> Iterator[Chunk]:
     return _bytes(part, reading, faults, kind.startswith(TEXT))
 
 
-def _bytes(part: Part, reading: Reading, faults: Faults, is_text: bool) -> Iterator[Chunk]:
+def _bytes(part: FilePart, reading: Reading, faults: Faults, is_text: bool) -> Iterator[Chunk]:
     """Yield the documents of .txt and .jsonl files."""
     text = TextFile(Path(part.file), reading.encoding)
     mode = reading.document if is_text else "json"
@@ -97,7 +97,7 @@ def _bytes(part: Part, reading: Reading, faults: Faults, is_text: bool) -> Itera
                     yield from json_lines(block, offset, text, reading.key, faults)
 
 
-def _is_text(text: TextFile, part: Part, faults: Faults) -> bool:
+def _is_text(text: TextFile, part: FilePart, faults: Faults) -> bool:
     """Whether a file may be what its name and the recipe say, judged by its first bytes.
 
     If it may not, the file is left out as one document, which is counted with its first part, or UserError is raised.

@@ -11,18 +11,20 @@ from pathlib import Path
 from run_contract.errors import InputsMissing, UserError
 from run_contract.publish import publishing, write_json
 from snakmodel.prepare.digests import part_digest
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, Counts, write_shard
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, write_shard
 from snakmodel.run.markers import READ
 
 
-def read_shard(plan: Path, shard: int) -> list[Part]:
+def read_shard(plan: Path, shard: int) -> list[FilePart]:
     """The parts of one shard in a `shards.json`. Raises InputsMissing if there is none, UserError if it is unfit."""
     if not plan.is_file():
         raise InputsMissing(f"{plan} does not exist; the launcher writes it when it plans the run")
     try:
-        shards = [[Part(**part) for part in parts] for parts in json.loads(plan.read_text(encoding="utf-8"))["shards"]]
+        shards = [
+            [FilePart(**part) for part in parts] for parts in json.loads(plan.read_text(encoding="utf-8"))["shards"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{plan} is not a shard plan ({error}); plan the run again") from error
     if not 0 <= shard < len(shards):
@@ -30,7 +32,7 @@ def read_shard(plan: Path, shard: int) -> list[Part]:
     return shards[shard]
 
 
-def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+def prepare(parts: Sequence[FilePart], output: Path, reading: Reading, cleaning: Cleaning) -> ShardCounts:
     """Write `output`.arrow and its counts `output`.json, with a digest of what was read of each part.
 
     A thread makes the digests while the parts are read, so that nothing is fetched from disk twice. Raises UserError if
@@ -48,7 +50,7 @@ def prepare(parts: Sequence[Part], output: Path, reading: Reading, cleaning: Cle
     return counts
 
 
-def _versions(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
+def _versions(parts: Sequence[FilePart]) -> dict[str, tuple[int, int]]:
     """The size and modification time (in ns) of the files that exist."""
     found = {part.file: Path(part.file).stat() for part in parts if Path(part.file).exists()}
     return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}

@@ -1,6 +1,6 @@
 """Writes a shard: the documents of its parts, without blank ones, in the wanted share, cleaned and in batches.
 
-Everything works on whole Arrow arrays; `Counts` holds what was kept and what was left out.
+Everything works on whole Arrow arrays; `ShardCounts` holds what was kept and what was left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from snakmodel.prepare.chunks import Faults
-from snakmodel.prepare.input_files import Part
+from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.shards.arrow_stream import SCHEMA, stream_writer
 from snakmodel.shards.counts import Amounts
@@ -41,7 +41,7 @@ class Cleaning:
 
 
 @dataclass
-class Counts(Amounts):
+class ShardCounts(Amounts):
     """Counts of what one shard took in, and of what it left out."""
 
     empty: int = 0
@@ -73,10 +73,10 @@ class Counts(Amounts):
     def keep(self, source: str, documents: int, characters: int, size: int) -> None:
         """Add documents of a source to the counts of what is kept; `size` is in bytes."""
         amounts = {"documents": documents, "characters": characters, "bytes": size}
-        self.add(Counts(documents, characters, size, {source: amounts}))
+        self.add(ShardCounts(documents, characters, size, {source: amounts}))
 
 
-def documents(part: Part, reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, Counts]]:
+def documents(part: FilePart, reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, ShardCounts]]:
     """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised.
 
     Each comes with the counts of what was changed and left out since the array before it. An array may be empty.
@@ -84,7 +84,7 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning) -> Iterator[tupl
     faults = Faults(reading.errors)
     for texts, positions in read(part, reading, faults):
         kept = ~blank(texts)
-        counts = Counts(empty=len(texts) - int(kept.sum()))
+        counts = ShardCounts(empty=len(texts) - int(kept.sum()))
         if part.share < 1:
             chosen = kept & in_share(positions, part.share, part.salt)
             counts.beyond_share = int(kept.sum()) - int(chosen.sum())
@@ -94,7 +94,7 @@ def documents(part: Part, reading: Reading, cleaning: Cleaning) -> Iterator[tupl
         yield texts, counts
     yield (
         NO_DOCUMENTS,
-        Counts(
+        ShardCounts(
             empty_files=int(part.end == 0),
             replaced=faults.replaced,
             skipped=faults.skipped,
@@ -157,9 +157,9 @@ def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[n
     return chosen
 
 
-def clean(texts: Any, cleaning: Cleaning) -> tuple[Any, Counts]:
+def clean(texts: Any, cleaning: Cleaning) -> tuple[Any, ShardCounts]:
     """The documents after the cleaning that the user asks for, and the counts of what it changed."""
-    counts = Counts()
+    counts = ShardCounts()
     if cleaning.trim:
         trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
         counts.trimmed = _different(texts, trimmed)
@@ -179,7 +179,7 @@ def _different(before: Any, after: Any) -> int:
     return pc.sum(pc.not_equal(before, after)).as_py() or 0
 
 
-def batches(parts: Sequence[Part], reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, Counts]]:
+def batches(parts: Sequence[FilePart], reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, ShardCounts]]:
     """Yield record batches of bounded size, each with documents of one part.
 
     Each comes with its counts, and with those of what was changed and left out on the way to it. Only the last batch of
@@ -199,7 +199,7 @@ def _repeated(value: bytes, times: int) -> Any:
     return pa.Array.from_buffers(pa.string(), times, [None, pa.py_buffer(offsets), pa.py_buffer(value * times)])
 
 
-def regrouped(chunks: Iterable[tuple[Any, Counts]]) -> Iterator[tuple[Any, int, Counts]]:
+def regrouped(chunks: Iterable[tuple[Any, ShardCounts]]) -> Iterator[tuple[Any, int, ShardCounts]]:
     """Regroup arrays of documents with their counts, and yield (array, number of characters, sum of counts).
 
     Each array ends with the document that brings it to BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th document. So
@@ -207,7 +207,7 @@ def regrouped(chunks: Iterable[tuple[Any, Counts]]) -> Iterator[tuple[Any, int, 
     """
     group: list[Any] = [NO_DOCUMENTS]
     characters = number = 0
-    sum_of_counts = Counts()
+    sum_of_counts = ShardCounts()
     for texts, counts in chunks:
         sum_of_counts.add(counts)
         sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(_lengths(texts))))
@@ -219,14 +219,14 @@ def regrouped(chunks: Iterable[tuple[Any, Counts]]) -> Iterator[tuple[Any, int, 
             characters, number = characters + int(sums[end] - sums[start]), number + end - start
             if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
                 yield pa.concat_arrays(group), characters, sum_of_counts
-                group, characters, number, sum_of_counts = [NO_DOCUMENTS], 0, 0, Counts()
+                group, characters, number, sum_of_counts = [NO_DOCUMENTS], 0, 0, ShardCounts()
             start = end
     yield pa.concat_arrays(group), characters, sum_of_counts
 
 
-def write_shard(parts: Sequence[Part], path: Path, reading: Reading, cleaning: Cleaning) -> Counts:
+def write_shard(parts: Sequence[FilePart], path: Path, reading: Reading, cleaning: Cleaning) -> ShardCounts:
     """Write the documents of some parts as an Arrow stream file, and return the counts."""
-    total = Counts()
+    total = ShardCounts()
     with stream_writer(path, SCHEMA) as writer:
         for batch, counts in batches(parts, reading, cleaning):
             if batch.num_rows:

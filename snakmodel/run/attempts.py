@@ -114,7 +114,7 @@ class ExitRecord:
     node: str
     seconds: float
     signalled: str = ""
-    """The name of the first signal that the rank's supervisor received."""
+    """The name of the first signal with which the rank's supervisor was signalled."""
     hung: bool = False
     """Whether the watchdog killed the rank."""
 
@@ -150,14 +150,14 @@ def outcome(records: Sequence[ExitRecord | None], signalled: bool) -> Outcome:
         return "stopped"
     if signalled and codes <= {None, EXIT_DONE, EXIT_AGAIN, -signal.SIGKILL, *_SIGNALS}:
         return "interrupted"
-    if all(record and _told_to_leave(record) for record in records):
+    if all(record and _signalled_to_end(record) for record in records):
         return "interrupted"
     if codes & {EXIT_INPUTS_MISSING, EXIT_USER_ERROR}:
         return "refused"
     return "crashed"
 
 
-def _told_to_leave(record: ExitRecord) -> bool:
+def _signalled_to_end(record: ExitRecord) -> bool:
     return bool(record.signalled) and not record.hung and record.code in {EXIT_DONE, EXIT_AGAIN, *_SIGNALS}
 
 

@@ -18,7 +18,7 @@ _QOS = ["Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJob
 
 
 @dataclass(frozen=True)
-class Place:
+class AccountingPlace:
     """Account, QOS and partition by which a stage's jobs are counted."""
 
     account: str
@@ -31,7 +31,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Accounting:
-    """The user's associations (including the limits that they inherit), every QOS, and the partitions."""
+    """What sacctmgr says: the user's associations with the limits that they inherit, every QOS, and the partitions."""
 
     user: str
     associations: Sequence[Mapping[str, str]]
@@ -39,7 +39,7 @@ class Accounting:
     partition_qos: Mapping[str, str]
     default_partition: str
     group_submit: Mapping[str, str]
-    """Account -> GrpSubmitJobs, where it is set."""
+    """Maps each account that has a GrpSubmitJobs to its value."""
 
     @classmethod
     def read(cls, settings: Mapping[str, str]) -> Accounting | None:
@@ -63,20 +63,20 @@ class Accounting:
             {row["Account"]: row["GrpSubmitJobs"] for row in above if not row["User"] and row["GrpSubmitJobs"]},
         )
 
-    def place(self, resources: Resources) -> Place:
+    def place(self, resources: Resources) -> AccountingPlace:
         """Account, QOS and partition of a job, whose resources have to be those that Cluster.with_defaults returns."""
         partition = (resources.partition or self.default_partition).split(",")[0]
         account = resources.account or next((row["DefaultAccount"] for row in self.associations), "")
         default = (row["DefaultQOS"] for row in self.of(account, partition) if row["DefaultQOS"])
         qos = resources.qos or next(default, "normal")
-        return Place(account, qos, partition, self.partition_qos.get(partition, ""))
+        return AccountingPlace(account, qos, partition, self.partition_qos.get(partition, ""))
 
     def of(self, account: str, partition: str) -> list[Mapping[str, str]]:
         """The user's associations with an account that apply in a partition."""
         rows = [row for row in self.associations if row["Account"] == account]
         return [row for row in rows if row["Partition"] in ("", partition)]
 
-    def max_wall(self, place: Place) -> tuple[str, str] | None:
+    def max_wall(self, place: AccountingPlace) -> tuple[str, str] | None:
         """The longest time limit that is allowed in a place, in Slurm's spelling, and the name of what sets this limit.
 
         A limit of the QOS takes precedence over one of the association. The result is None where no limit is set.
@@ -101,7 +101,7 @@ def _table(what: Sequence[str], fields: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _partitions() -> tuple[dict[str, str], str]:
-    """Partition -> its QOS, for the partitions that have one; and the name of the default partition."""
+    """The QOS of each partition that has one, by the partition's name, and the name of the default partition."""
     found, default = {}, ""
     for line in ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from run_contract.errors import UserError
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
 from snakmodel.slurm.accounting import Accounting, slurm_settings
@@ -94,7 +94,7 @@ def read_accounting() -> Accounting | None:
 
 
 def refusal(
-    plan: Plan, stage: Stage, known: dict[str, Partition], accounting: Accounting | None = None
+    plan: RunPlan, stage: Stage, known: dict[str, Partition], accounting: Accounting | None = None
 ) -> Refusal | None:
     """Why Slurm would not run an array element of this stage, or None if it would."""
     resources = plan.config.cluster.with_defaults(stage.resources)
@@ -177,7 +177,7 @@ def _associations(column: str) -> str:
     return f"you may use: {', '.join(names)}."
 
 
-def check_resources(plan: Plan) -> None:
+def check_resources(plan: RunPlan) -> None:
     """Raise UserError before anything is submitted, if Slurm could not run some stage of a plan.
 
     Slurm is asked once per set of resources. The error speaks of all refused stages at once, with Slurm's words and a
@@ -198,7 +198,7 @@ def check_resources(plan: Plan) -> None:
         )
 
 
-def alike(plan: Plan, stages: Sequence[Stage]) -> list[list[Stage]]:
+def alike(plan: RunPlan, stages: Sequence[Stage]) -> list[list[Stage]]:
     """Group the stages that ask Slurm for the same resources."""
     groups: dict[str, list[Stage]] = {}
     for stage in stages:

@@ -92,7 +92,10 @@ def ask(argv: Sequence[str], patience: float = 0.0) -> str:
 
 
 def my_jobs(patience: float = 0.0) -> dict[str, str]:
-    """Id -> name of every job of this user that the controller remembers, including ended ones. An array is one job."""
+    """The names, by id, of all jobs of this user that the controller remembers, including ended ones.
+
+    An array is one job.
+    """
     lines = ask(["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%F|%j"], patience)
     return {job: name for job, bar, name in (line.strip().partition("|") for line in lines.splitlines()) if bar}
 
@@ -119,7 +122,7 @@ def my_elements(patience: float = 0.0) -> list[tuple[str, int | None, str]]:
 
 
 def accounted_jobs(names: Sequence[str], since: str, patience: float = 0.0) -> dict[str, str]:
-    """Id -> name of the jobs that accounting knows by these names; empty where there is no accounting."""
+    """The jobs that accounting knows by these names, as id and name; empty where there is no accounting."""
     command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--starttime={since}"]
     command += [f"--name={','.join(names)}", "--format=JobID,JobName"]
     try:

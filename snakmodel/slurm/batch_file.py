@@ -19,7 +19,7 @@ import submitit
 from submitit.core.utils import CommandFunction, FailedSubmissionError
 
 from run_contract.errors import UserError
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Resources
 from snakmodel.config.sbatch_options import options, pattern_of
@@ -79,7 +79,7 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
 
 def make_executor(
-    plan: Plan,
+    plan: RunPlan,
     stage: Stage,
     folder: Path,
     packs: Sequence[int],
@@ -165,8 +165,8 @@ def _pattern(folder: Path) -> str:
         ) from None
 
 
-def active_packs(plan: Plan, patience: float = 0.0) -> dict[str, dict[int, str]]:
-    """Stage -> pack -> job, for every pack of this run that is queued or running in Slurm.
+def active_packs(plan: RunPlan, patience: float = 0.0) -> dict[str, dict[int, str]]:
+    """The job of every pack of this run that is queued or running in Slurm, by stage and pack.
 
     Raises UserError if Slurm is silent for `patience` seconds.
     """

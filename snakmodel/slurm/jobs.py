@@ -25,7 +25,7 @@ INTERRUPTED = frozenset(["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"])
 """States of jobs that ended through no fault of their command."""
 CONTINUATION = "continuation"
 """Stands in the journal in place of a stage's name, for the job that submits the rest of a run."""
-_IDS_A_CALL = 500
+_IDS_PER_CALL = 500
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Owner:
 
     root: Path
     stages: Mapping[str, str]
-    """Token of an sbatch call -> the stage that it submitted."""
+    """Maps the token of each sbatch call to the stage that it submitted."""
     by_hand: Mapping[str, Mapping[str, Sequence[int]]]
-    """Job id -> stage -> packs, for jobs that were submitted by hand and cannot be recognised by their names."""
+    """Maps job ids to stages and their packs, for jobs that were submitted by hand and cannot be recognised by name."""
 
     @classmethod
     def of(cls, root: Path, journal: Sequence[Mapping[str, Any]]) -> Owner:
@@ -114,8 +114,8 @@ def ask_sacct(ids: Iterable[str]) -> list[Job]:
     """The records that accounting has of some job ids, one per array element. Raises Unanswered."""
     every = list(dict.fromkeys(ids))
     jobs: list[Job] = []
-    for start in range(0, len(every), _IDS_A_CALL):
-        chosen = ",".join(every[start : start + _IDS_A_CALL])
+    for start in range(0, len(every), _IDS_PER_CALL):
+        chosen = ",".join(every[start : start + _IDS_PER_CALL])
         out = ask(["sacct", "-X", "-n", "-P", "-j", chosen, "-o", "JobID,State,Reason,NodeList,JobName"])
         for line in out.splitlines():
             fields = line.split("|", 4)
@@ -159,13 +159,13 @@ class Queue:
     """What Slurm says about the jobs of a run."""
 
     packs: dict[tuple[str, int], list[Job]] = field(default_factory=dict)
-    """(Stage, pack) -> the jobs for it that squeue or sacct knows."""
+    """Maps each (stage, pack) to the jobs for it that squeue or sacct knows."""
     others: list[tuple[str, Job]] = field(default_factory=list)
     """Stage and job of each active job of the run that is for no pack, such as the one that submits the rest."""
     shared: set[str] = field(default_factory=set)
     """Ids of jobs that work through several packs, each as soon as there are cores for it."""
     by_id: dict[str, Job] = field(default_factory=dict)
-    """Id -> job, for everything that squeue listed, including the jobs of other runs."""
+    """Maps ids to jobs, for everything that squeue listed, including the jobs of other runs."""
     answered: bool = True
     notes: list[str] = field(default_factory=list)
 

@@ -30,7 +30,7 @@ SBATCH_FAILURES = (FailedJobError, FailedSubmissionError, subprocess.SubprocessE
 _TRIES = 3
 _REFUSED = "Batch job submission failed:"
 _PASSING = ("timed out", "Unable to contact", "Connection refused", "Zero Bytes", "temporarily", "Communication")
-"""Words of failures that may pass, even where Slurm says that the submission failed."""
+"""Words of failures that may pass by themselves, even if Slurm says that the submission failed."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Submission:
     dependency: str
     token: str
     series: str = ""
-    """Token of the command that the user typed; its continuation jobs do not retry what failed after that command."""
+    """Token of the command that the user typed; the continuation jobs of a series do not retry what failed in it."""
     job: str = ""
     """The job's id; empty until Slurm has accepted it."""
     accepted: float = 0.0
@@ -90,6 +90,7 @@ class Journal:
         self.accept(one)
 
     def _look_for(self, one: Submission, words: str, *, twice: bool) -> str:
+        """The id of the job that a failed sbatch call has left, or an empty string if there is none."""
         print(f"sbatch for stage {one.stage} failed; looking for its job: {words}", file=sys.stderr, flush=True)
         found = self._search([one], time.time(), twice=twice).get(one.token, "")
         print(f"stage {one.stage}: {f'accepted as {found}' if found else 'no job'}", file=sys.stderr, flush=True)
@@ -115,11 +116,11 @@ class Journal:
         return [one for one in waiting if one.job]
 
     def _search(self, wanted: Sequence[Submission], since: float, *, twice: bool) -> dict[str, str]:
-        """Token -> job, for those of the submissions that Slurm has or had a job for."""
+        """The jobs of these submissions, by token, for those of which Slurm has or had a job."""
         names = {job_name(self.paths, one.stage, one.token): one.token for one in wanted}
         day = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
         found: dict[str, list[str]] = {}
-        for again in (True, False):
+        for is_first in (True, False):
             jobs = my_jobs(self.patience)
             listed = {name.rpartition("-")[2] for name in jobs.values()}
             missing = [name for name, token in names.items() if token not in listed]
@@ -131,7 +132,7 @@ class Journal:
                     found.setdefault(token, []).append(job)
             if len(found) == len(names) or not twice:
                 break
-            if again:
+            if is_first:
                 time.sleep(self.message_timeout)
         return {token: self._one_of(jobs) for token, jobs in found.items()}
 
@@ -143,6 +144,7 @@ class Journal:
         return first
 
     def _intend(self, one: Submission) -> None:
+        """Write down that sbatch is about to be called."""
         _append(self.paths.intents, {"token": one.token, "at": time.time(), "submission": asdict(one)})
 
     def accept(self, one: Submission) -> None:

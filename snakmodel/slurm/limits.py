@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from run_contract.errors import UserError
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Cluster
-from snakmodel.slurm.accounting import Accounting, Place, slurm_settings
+from snakmodel.slurm.accounting import Accounting, AccountingPlace, slurm_settings
 from snakmodel.slurm.ask import ENDED, Unanswered, ask
 
 
@@ -67,44 +67,6 @@ class Limits:
         return min((limit.most for limit in self.running if limit.counts(stage)), default=None)
 
 
-@dataclass
-class Room:
-    """The room that the limits leave, which shrinks with every submission.
-
-    Without limits, as in a dry run, there is room for everything.
-    """
-
-    limits: Limits | None
-    taken: dict[str, int] = field(default_factory=dict)
-    """Name of a limit -> number of jobs submitted since the limit was read."""
-
-    def tightest(self, stage: str) -> Limit | None:
-        """The limit that leaves a stage the least room at the moment, or None if there are no limits."""
-        every = [limit for limit in self.limits.queue if limit.counts(stage)] if self.limits else []
-        return min(every, key=self._left, default=None)
-
-    def of(self, stage: str) -> int:
-        """How many jobs of a stage may be submitted now."""
-        limit = self.tightest(stage)
-        return sys.maxsize if limit is None else max(0, self._left(limit))
-
-    def take(self, stage: str, count: int) -> None:
-        """Record that `count` jobs of a stage were submitted."""
-        for limit in self.limits.queue if self.limits else ():
-            if limit.counts(stage):
-                self.taken[limit.name] = self.taken.get(limit.name, 0) + count
-
-    def holds(self, wanted: Mapping[str, Sequence[int]]) -> bool:
-        """Whether all of these packs (stage -> packs) fit."""
-        return all(
-            sum(len(packs) for stage, packs in wanted.items() if limit.counts(stage)) <= self._left(limit)
-            for limit in (self.limits.queue if self.limits else ())
-        )
-
-    def _left(self, limit: Limit) -> int:
-        return limit.room - self.taken.get(limit.name, 0)
-
-
 def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0) -> Limits:
     """Ask Slurm which limits apply to this user's jobs of these stages.
 
@@ -132,7 +94,7 @@ def read_limits(cluster: Cluster, stages: Sequence[Stage], patience: float = 0.0
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CountedJob:
     """The properties of a queued job by which a limit may count it."""
 
     user: str
@@ -142,15 +104,17 @@ class _Job:
     live: bool
 
 
-def _queued(patience: float) -> list[_Job]:
+def _queued(patience: float) -> list[_CountedJob]:
     """Every job that the controller remembers, with one entry per array element."""
     text = ask(["squeue", "--noheader", "--array", "--all", "--states=all", "--format=%u|%a|%q|%P|%T"], patience)
     rows = [line.strip().split("|") for line in text.splitlines()]
-    return [_Job(user, account, qos, partition, state not in ENDED) for user, account, qos, partition, state in rows]
+    return [
+        _CountedJob(user, account, qos, partition, state not in ENDED) for user, account, qos, partition, state in rows
+    ]
 
 
 def _accounting_limits(
-    accounting: Accounting, places: Mapping[str, Place], jobs: Sequence[_Job]
+    accounting: Accounting, places: Mapping[str, AccountingPlace], jobs: Sequence[_CountedJob]
 ) -> tuple[list[Limit], list[Limit]]:
     """The limits of the associations and the QOS, as far as they are set: on queued jobs, and on running jobs."""
     user, live = accounting.user, [job for job in jobs if job.live]
@@ -194,7 +158,7 @@ class _Found:
             self.limits[name] = Limit(name, int(most), used, stages | (before or frozenset()))
 
 
-def _where(jobs: Sequence[_Job], **which: str) -> list[_Job]:
+def _where(jobs: Sequence[_CountedJob], **which: str) -> list[_CountedJob]:
     return [job for job in jobs if all(getattr(job, name) == value for name, value in which.items())]
 
 

@@ -39,9 +39,9 @@ _PATIENCE_SECONDS = 600
 """Seconds after which any other refusal is taken for final."""
 _NOTICE_SLACK_SECONDS = 90
 _ACCOUNTING_SECONDS = 3.0
-"""Seconds that a start which is being ended gives accounting to hear of it: soon it will be killed."""
+"""Seconds that a start which is being ended waits for accounting to hear of it; not longer, since it is killed soon."""
 _KINDS: Mapping[str, Kind] = {"PREEMPTED": "preempted", "REQUEUED": "requeued", "NODE_FAIL": "node-failure"}
-"""State in which accounting records a start of a job that was followed by another start -> why the first one ended."""
+"""Maps the state in which accounting records a start that was followed by another one to why the first one ended."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def job_state(job: str) -> JobState | None:
     if asked.returncode or "JobState=" not in asked.stdout:
         return None
     fields = re.findall(r"(\S+?)=(\S*)", asked.stdout)
-    return JobState(dict(reversed(fields)))  # the first of a name counts: the paths come last and may hold anything
+    return JobState(dict(reversed(fields)))  # the first field of a name counts: paths come last and may hold anything
 
 
 @dataclass(frozen=True)
 class End:
-    """What came of the request to be started again."""
+    """The result of asking Slurm to start a job again."""
 
     result: Literal["requeued", "cancelled", "refused"]
     """Requeued: Slurm starts it again; cancelled: a user has cancelled it; refused: Slurm will never start it again."""

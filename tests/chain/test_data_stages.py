@@ -18,7 +18,7 @@ from snakmodel.config.recipe import Recipe
 from snakmodel.dedup.__main__ import parse_arguments
 from snakmodel.dedup.flags import parameters_of
 from snakmodel.dedup.minhash.parameters import Parameters
-from snakmodel.prepare.input_files import Part, selection
+from snakmodel.prepare.input_files import FilePart, selection
 from tests import toy
 
 
@@ -31,7 +31,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **dedup: Any) -> dic
     (tmp_path / "a.txt").write_text("en\nto\n")
     files = {"tokenizer": {"file": str(tmp_path / "base/tokenizer.model")}, "model": {"base": str(tmp_path / "base")}}
     recipe = Recipe.model_validate(toy.recipe(dedup={"ranges": 3, **dedup}, **files))
-    parts = [[Part(str(tmp_path / "a.txt"), "s", 0, 3)], [Part(str(tmp_path / "a.txt"), "s", 3, 6)]]
+    parts = [[FilePart(str(tmp_path / "a.txt"), "s", 0, 3)], [FilePart(str(tmp_path / "a.txt"), "s", 3, 6)]]
     inputs = Inputs(tmp_path / "run", {}, {})
     inputs.look(selection(tmp_path, None), parts, recipe.data)
     context = Context(Config(recipe=recipe, cluster=Cluster()), tmp_path / "run", parts, inputs)

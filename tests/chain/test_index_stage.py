@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Input
 from snakmodel.config import load as configuration
 from snakmodel.launch.by_hand import plan_by_hand
@@ -22,7 +22,7 @@ def planned(tmp_path: Path, demo_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SNAKMODEL_LOGS", str(tmp_path / "logs"))
     config = configuration.load(PROJECT / "recipes" / "demo.yaml", PROJECT / "cluster.yaml", STAGES)
 
-    def plan(**training: object) -> Plan:
+    def plan(**training: object) -> RunPlan:
         changed = config.recipe.training.model_copy(update=training)
         recipe = config.recipe.model_copy(update={"training": changed})
         folder = tmp_path / "-".join(["run", *training])
@@ -31,7 +31,7 @@ def planned(tmp_path: Path, demo_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     return plan
 
 
-def flags(plan: Plan, stage: str) -> dict[str, str]:
+def flags(plan: RunPlan, stage: str) -> dict[str, str]:
     """The flags of a stage's one task: name -> value, empty for a switch."""
     words = plan.chain[stage].tasks[0].argv[2:]
     values = (*words[1:], "--")

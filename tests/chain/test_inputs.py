@@ -13,7 +13,7 @@ import yaml
 
 from run_contract.errors import UserError
 from snakmodel.prepare.digests import part_digest
-from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.input_files import FilePart, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.run.markers import READ, Marker, marker_path
 from tests import prepare_reference
@@ -170,12 +170,12 @@ def test_files_that_grow_shrink_come_and_go(run: Run) -> None:
     run.make(plan, 1, 2, 3)
     assert "prepare" not in run.missing()
     fresh = plan_shards(run.text, None, 4, 1)
-    kept = [[Part(**part) for part in parts] for parts in json.loads(plan.paths.shards.read_text())["shards"]]
+    kept = [[FilePart(**part) for part in parts] for parts in json.loads(plan.paths.shards.read_text())["shards"]]
     assert kept != fresh
     assert texts(kept) == texts(fresh)
 
 
-def texts(shards: list[list[Part]]) -> list[str]:
+def texts(shards: list[list[FilePart]]) -> list[str]:
     return [text for parts in shards for part in parts for text in prepare_reference.texts(part)]
 
 
@@ -279,7 +279,7 @@ def test_a_digest_changes_exactly_with_the_documents(tmp_path: Path, document: s
     content = b"en to\ntre\n\n\nfire fem seks\nsyv\n\notte\n \nni\nti"
     reading = Reading(document)
     borders = [0, 9, 10, 20, 31, 40, len(content)]
-    parts = [Part(str(path), "s", start, end) for start, end in pairwise(borders)]
+    parts = [FilePart(str(path), "s", start, end) for start, end in pairwise(borders)]
 
     def now(written: bytes) -> list[tuple[list[str], str]]:
         path.write_bytes(written)
@@ -296,5 +296,5 @@ def test_a_digest_changes_exactly_with_the_documents(tmp_path: Path, document: s
             assert sum(one[1] != two[1] for one, two in zip(before, after, strict=True)) <= 1, at
 
 
-def texts_of(part: Part, reading: Reading) -> list[str]:
+def texts_of(part: FilePart, reading: Reading) -> list[str]:
     return prepare_reference.texts(part, reading)

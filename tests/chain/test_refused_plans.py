@@ -21,7 +21,7 @@ import yaml
 from run_contract.errors import UserError
 from snakmodel.chain import engine_check
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan, make_plan
+from snakmodel.chain.plan import RunPlan, make_plan
 from snakmodel.config import load as configuration
 from snakmodel.config.sections import PROJECT
 from snakmodel.launch.launcher import launch
@@ -77,7 +77,7 @@ def recipe(folder: Path) -> dict[str, Any]:
     return found
 
 
-def plan(folder: Path, wrong: dict[str, Any] | None = None, cluster: dict[str, Any] | None = None) -> Plan:
+def plan(folder: Path, wrong: dict[str, Any] | None = None, cluster: dict[str, Any] | None = None) -> RunPlan:
     """What a dry run does with both files."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(wrong or recipe(folder)))
     (folder / "cluster.yaml").write_text(yaml.safe_dump({"runs": str(folder / "runs"), **(cluster or {})}))
@@ -332,7 +332,7 @@ ELSEWHERE = {
 FLAG = re.compile(r"--([a-z_]+)")
 
 
-def written_flags(found: Plan) -> set[str]:
+def written_flags(found: RunPlan) -> set[str]:
     """The flags with which a plan starts the training."""
     argv = found.chain["train"].tasks[0].argv
     return {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}

@@ -98,7 +98,7 @@ def test_docker_frees_the_rendezvous_port(tmp_path: Path) -> None:
 
 
 def test_pyxis(tmp_path: Path) -> None:
-    """pyxis is flags of srun, after the person's own; supervise runs inside, with the image's Python."""
+    """pyxis is flags of srun, after the user's own; the supervisor runs inside, with the image's Python."""
     root = tmp_path / "run"
     tasks = task_list(
         root, {"runtime": "pyxis", "image": "/images/s.sqsh", "binds": ["/data:/d"]}, srun_args=["--mpi=none"]

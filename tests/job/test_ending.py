@@ -153,10 +153,10 @@ def test_what_accounting_told_too_late_is_said_by_the_next_start(
     after.ending.report_before()
     assert after.events() == [("requeue", "restarted"), ("explained", "preempted")]
     assert [one.kind for one in after.ending.past()] == ["preempted"]
-    story = PackHistory()
+    history = PackHistory()
     for line in (after.root / "events.jsonl").read_text().splitlines():
-        story.add(json.loads(line))
-    assert story.again == [("preempted", "node3")]
+        history.add(json.loads(line))
+    assert history.again == [("preempted", "node3")]
 
 
 def test_a_full_disk_keeps_no_job_from_being_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a task reads of others is verified before it starts."""
+"""What a task reads of other tasks is verified before it starts."""
 
 from __future__ import annotations
 

@@ -14,10 +14,11 @@ import pytest
 
 from run_contract.errors import InputsMissing, UserError
 from snakmodel.chain.build import STAGES
-from snakmodel.chain.plan import Plan
+from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Input, Stage
 from snakmodel.config import load as configuration
-from snakmodel.launch.by_hand import STEPS, driver_command, one_element, plan_by_hand, refuse_missing_inputs
+from snakmodel.launch.by_hand import STEPS, one_element, plan_by_hand, refuse_missing_inputs
+from snakmodel.slurm.sbatch_calls import driver_command
 from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 from tests.conftest import PROJECT
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo_base: Path) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def plan(run: dict[str, str]) -> Plan:
+def plan(run: dict[str, str]) -> RunPlan:
     """What jobs/submit_all.py --dry-run left in the run's folder, and the plan made by hand beside it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("DEMO_BASE", "SNAKMODEL_LOGS"):
@@ -57,7 +58,7 @@ def plan(run: dict[str, str]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def launched(plan: Plan, run: dict[str, str]) -> dict[str, str]:
+def launched(plan: RunPlan, run: dict[str, str]) -> dict[str, str]:
     """Stage -> the batch file that jobs/submit_all.py writes for it."""
     command = [sys.executable, "jobs/submit_all.py", "--scheduler", "slurm", "--dry-run", "--run-dir", run["RUN_DIR"]]
     subprocess.run(command, cwd=PROJECT, env=run, check=True, capture_output=True)
@@ -103,7 +104,7 @@ def test_resources_and_signals_agree(step: str, launched: dict[str, str]) -> Non
                 assert mine.get(name) == theirs.get(name), (stage, name)
 
 
-def test_commands_agree(plan: Plan, launched: dict[str, str]) -> None:
+def test_commands_agree(plan: RunPlan, launched: dict[str, str]) -> None:
     """By hand every stage gets byte for byte the launcher's task list, and the same driver command reads it."""
     for name in STAGES:
         path = plan.paths.task_list(name)
@@ -114,7 +115,7 @@ def test_commands_agree(plan: Plan, launched: dict[str, str]) -> None:
         assert shlex.split(launched[name].splitlines()[-1]) == driver_command(sys.executable, path)
 
 
-def test_missing_inputs_are_exit_code_3(run: dict[str, str], plan: Plan) -> None:
+def test_missing_inputs_are_exit_code_3(run: dict[str, str], plan: RunPlan) -> None:
     """Training before its inputs exist is refused with 3 and the files to run first; nothing is started."""
     done = bash("6.train", run)
     assert done.returncode == 3
@@ -123,7 +124,7 @@ def test_missing_inputs_are_exit_code_3(run: dict[str, str], plan: Plan) -> None
     assert not (plan.paths.root / "attempts").exists()
 
 
-def test_a_step_without_slurm(run: dict[str, str], plan: Plan) -> None:
+def test_a_step_without_slurm(run: dict[str, str], plan: RunPlan) -> None:
     """`bash FILE STAGE` does that stage here, marks it, logs where the launcher does, and has nothing to do again."""
     done = bash("0.preprocess", run, "prepare")
     assert done.returncode == 0, done.stderr
@@ -134,7 +135,7 @@ def test_a_step_without_slurm(run: dict[str, str], plan: Plan) -> None:
     assert (again.returncode, "Nothing to do" in again.stdout) == (0, True)
 
 
-def test_another_recipe_is_refused(run: dict[str, str], plan: Plan, tmp_path: Path) -> None:
+def test_another_recipe_is_refused(run: dict[str, str], plan: RunPlan, tmp_path: Path) -> None:
     """A run's folder keeps its recipe by hand as well: another one is refused and the record stays as it was."""
     frozen = plan.paths.frozen.read_text()
     other = tmp_path / "other.yaml"

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from run_contract.publish import checksum
 from snakmodel.chain.stage import Stage, Task
-from snakmodel.launch.local_scheduler import LocalScheduler, _Job, _Report
+from snakmodel.launch.local_scheduler import LocalScheduler, _Report, _StartedPack
 from snakmodel.run.markers import READ, Marker, marker_path
 from tests import toy
 from tests.conftest import PATIENCE
@@ -187,7 +187,7 @@ def test_ranks_meet(tmp_path: Path) -> None:
 
 
 def test_a_crashed_rank_takes_the_others_down(tmp_path: Path) -> None:
-    """When one rank dies the other, which would wait for ever, is told to end; the whole counts as a crash."""
+    """When one rank dies the other, which would wait for ever, is signalled to end; the whole counts as a crash."""
     root = tmp_path / "run"
     script = f"import os, sys, time\nif os.environ['RANK'] == '1': os._exit(9)\ntime.sleep({SLEEP})\n"
     stage = toy.two_stages(root, shards=1, script=script)[0]
@@ -334,7 +334,7 @@ def test_the_bar_of_a_training_counts_iterations(tmp_path: Path) -> None:
     console = Console(force_terminal=True, file=io.StringIO())
     report = _Report(console, Progress(console=console))
     stage = replace(toy.two_stages(root, shards=1)[0], name="train", progress="checkpoints/tracker")
-    scheduler.running = [_Job(stage, 0, 1)]
+    scheduler.running = [_StartedPack(stage, 0, 1)]
     report.begin("train", 1)
     (root / "checkpoints").mkdir()
     (root / "checkpoints" / "metrics.jsonl").write_text('{"iteration": 3, "lm_loss": 1.0}\n')

@@ -1,4 +1,4 @@
-"""python jobs/submit_all.py as a person types it: what mistakes are answered with, and what a second run does."""
+"""python jobs/submit_all.py as a user types it: what mistakes are answered with, and what a second run does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINES = [f"Nummer {i} er en lille fin sætning om dag {i * 7} i haven." for i in
 
 
 class Desk:
-    """A person's files: text, a recipe, a cluster.yaml, and a run's folder."""
+    """A user's files: text, a recipe, a cluster.yaml, and a run's folder."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder = folder

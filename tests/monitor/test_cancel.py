@@ -29,16 +29,16 @@ def cancel(*arguments: str | Path, answer: str | None = None) -> subprocess.Comp
     command = [sys.executable, str(PROJECT / "jobs" / "cancel.py"), *map(str, arguments)]
     if answer is None:
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-    person, terminal = pty.openpty()
+    user, terminal = pty.openpty()
     try:
-        os.write(person, f"{answer}\n".encode())
+        os.write(user, f"{answer}\n".encode())
         return subprocess.run(command, capture_output=True, text=True, stdin=terminal, timeout=600)
     finally:
-        os.close(person)
+        os.close(user)
         os.close(terminal)
 
 
-def test_a_local_run_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_local_run_is_signalled_to_stop(tmp_path: Path) -> None:
     """Without a terminal or after `n` nothing happens; after `y` launcher and task end, and the chain can go on."""
     root = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDING, str(root), SLOW], cwd=PROJECT)
@@ -53,7 +53,7 @@ def test_a_local_run_is_told_to_stop(tmp_path: Path) -> None:
         assert process.poll() is None
         done = cancel(root, answer="y")
         assert done.returncode == 0, done.stderr
-        assert f"process {process.pid} was told to stop" in done.stdout
+        assert f"process {process.pid} was signalled to stop" in done.stdout
         assert process.wait(timeout=600) != 0
         assert not alive(child)
     finally:

@@ -186,7 +186,7 @@ def test_mismatches_of_two_tokenizers(tmp_path: Path) -> None:
         marker = Marker(plan.chain.keys["tokenize"][number], {}, {"documents": 9, "sample_mismatches": count})
         marker.write(marker_path(root, "tokenize", number))
     found = diagnose(RunFiles.read(root))
-    words = "gigatoken gave other ids than the tokenizer's own library for 5 sampled document(s) of 2 task(s)"
+    words = "gigatoken gave different ids than the tokenizer's own library for 5 sampled document(s) of 2 task(s)"
     assert f"note: tokenize: {words}, of which the first is task 1; these tasks were tokenised again" in text(found)
     assert [words in note for note in as_json(found)["notes"]] == [True]
     Marker(plan.chain.keys["tokenize"][1], {}, {"sample_mismatches": 0}).write(marker_path(root, "tokenize", 1))

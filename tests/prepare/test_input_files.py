@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from run_contract.errors import UserError
-from snakmodel.prepare.input_files import Part, input_files, plan_shards, selection, source_names
-from snakmodel.prepare.shard_writer import Cleaning, Counts, in_share
+from snakmodel.prepare.input_files import FilePart, input_files, plan_shards, selection, source_names
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, in_share
 from tests import prepare_reference
 
 LINES = [f"linje {number}" for number in range(4000)]
@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def taken(
-    folder: Path, shares: dict[str, float] | None, shards: int = 1, seed: int = 1, counts: Counts | None = None
+    folder: Path, shares: dict[str, float] | None, shards: int = 1, seed: int = 1, counts: ShardCounts | None = None
 ) -> Any:
     found = [
         (part.source, text)
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_share_is_the_same_however_the_files_are_cut(folder: Path) -> None:
     """A quarter of one source, half of another: about so many, in order, the same for any number of shards."""
     shares = {"news": 0.25, "tales": 0.5, "forum": 0.9}
-    counts = Counts()
+    counts = ShardCounts()
     whole = taken(folder, shares, counts=counts)
     numbers = {name: sum(source == name for source, _ in whole) for name in shares}
     for name, share in shares.items():
@@ -256,18 +256,18 @@ def test_compressed_files_stay_whole_in_the_plan(tmp_path: Path) -> None:
 def test_cleaning_is_counted(tmp_path: Path) -> None:
     """Trimming, composing and the least length each change what they say, in that order, and are counted."""
     path = write(tmp_path / "a.txt", " æ\u3000\nra\u030ad\n\u00a0ab \nabc\n\u1680\n".encode())
-    part = Part(str(path), "s", 0, path.stat().st_size)
+    part = FilePart(str(path), "s", 0, path.stat().st_size)
 
-    def cleaned(cleaning: Cleaning) -> tuple[list[str], Counts]:
-        counts = Counts()
+    def cleaned(cleaning: Cleaning) -> tuple[list[str], ShardCounts]:
+        counts = ShardCounts()
         return prepare_reference.texts(part, cleaning=cleaning, counts=counts), counts
 
     plain, counts = cleaned(Cleaning())
     assert plain == [" æ\u3000", "ra\u030ad", "\u00a0ab ", "abc"]
-    assert counts == Counts(empty=1)
+    assert counts == ShardCounts(empty=1)
     every, counts = cleaned(Cleaning(trim=True, nfc=True, min_characters=3))
     assert every == ["råd", "abc"]
-    assert counts == replace(Counts(empty=1), trimmed=2, composed=1, short=2)
+    assert counts == replace(ShardCounts(empty=1), trimmed=2, composed=1, short=2)
     assert str(counts) == "0 documents, 0 bytes, 1 empty ones left out, 2 trimmed, 1 composed, 2 short"
     assert cleaned(Cleaning(min_characters=99))[0] == []
     assert cleaned(Cleaning(min_characters=3))[0] == plain
@@ -280,5 +280,5 @@ def test_every_kind_of_white_space_is_trimmed(tmp_path: Path) -> None:
     table = pa.table({"text": words})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    part = Part(str(path), "s", 0, path.stat().st_size)
+    part = FilePart(str(path), "s", 0, path.stat().st_size)
     assert prepare_reference.texts(part, cleaning=Cleaning(trim=True)) == [word.strip() for word in words]

@@ -22,11 +22,11 @@ from snakmodel.prepare import byte_streams
 from snakmodel.prepare import json_lines as jsonl
 from snakmodel.prepare.byte_streams import TextFile
 from snakmodel.prepare.chunks import Faults, is_utf8
-from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.input_files import FilePart, plan_shards
 from snakmodel.prepare.json_lines import json_lines
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.prepare.shard import prepare
-from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, Counts, blank, write_shard
+from snakmodel.prepare.shard_writer import WHITE_SPACE, Cleaning, ShardCounts, blank, write_shard
 from tests import prepare_reference
 
 DOCUMENTS = ["første", "to\nlinjer\r\nog 🐍", "  med rum ", "\u2028", "sidste \u2028 ord", " ", "", "x" * 1000]
@@ -39,11 +39,11 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def whole(path: Path) -> Part:
-    return Part(str(path), "s", 0, path.stat().st_size)
+def whole(path: Path) -> FilePart:
+    return FilePart(str(path), "s", 0, path.stat().st_size)
 
 
-def texts(part: Part, counts: Counts | None = None, **reading: str) -> list[str]:
+def texts(part: FilePart, counts: ShardCounts | None = None, **reading: str) -> list[str]:
     return prepare_reference.texts(part, Reading(**reading), counts=counts)
 
 
@@ -164,7 +164,7 @@ def test_bad_json_is_named_by_line_or_skipped(tmp_path: Path, suffix: str) -> No
         for errors in ("error", "replace"):
             with pytest.raises(UserError, match=rf"a\.jsonl{suffix}: {message}"):
                 texts(part, errors=errors)
-        counts = Counts()
+        counts = ShardCounts()
         assert texts(part, counts, errors="skip") == ["en", "to"]
         assert (counts.skipped, counts.invalid, counts.empty) == (1, {reason: 1}, 0)
 
@@ -175,7 +175,7 @@ def test_characters_that_json_spells_but_are_none(tmp_path: Path) -> None:
     part = whole(write(tmp_path / "a.jsonl", content))
     with pytest.raises(UserError, match=r"a\.jsonl: line 2 spells half a surrogate pair"):
         texts(part)
-    replaced, skipped = Counts(), Counts()
+    replaced, skipped = ShardCounts(), ShardCounts()
     assert texts(part, replaced, errors="replace") == ["ok 🐍", "a\ufffdb", "\ufffdæ", "\ufffd"]
     assert texts(part, skipped, errors="skip") == ["ok 🐍"]
     assert replaced.invalid == skipped.invalid == {"lone surrogate": 2, "invalid start byte": 1}
@@ -255,7 +255,7 @@ def test_columns_that_are_not_text(tmp_path: Path) -> None:
     part = whole(parquet(tmp_path / "c.parquet", text=bad))
     with pytest.raises(UserError, match=r"c\.parquet: row 1 is null"):
         texts(part)
-    counts = Counts()
+    counts = ShardCounts()
     assert texts(part, counts, errors="skip") == ["en"]
     assert counts.invalid == {"null": 1, "invalid start byte": 1}
 
@@ -310,9 +310,9 @@ def test_blocks_give_what_the_plainest_reader_gives(
             mixture = [piece.encode() for piece in pieces] * 3 + (bad if random_.random() < 0.5 else [])
             path = write(tmp_path / "a.txt", b"".join(random_.choices(mixture, k=80)))
             cut = random_.randrange(path.stat().st_size + 1)
-            for part in (Part(str(path), "s", 0, cut), Part(str(path), "s", cut, path.stat().st_size)):
+            for part in (FilePart(str(path), "s", 0, cut), FilePart(str(path), "s", cut, path.stat().st_size)):
                 for errors in ("replace", "skip"):
-                    ours, theirs = Counts(), Counts()
+                    ours, theirs = ShardCounts(), ShardCounts()
                     expected = list(prepare_reference.documents(part, document, errors, theirs))
                     assert texts(part, ours, document=document, errors=errors) == expected
                     ours.empty_files = 0
@@ -354,7 +354,7 @@ def test_a_long_line_over_many_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(byte_streams, "BLOCK", 1 << 10)
     path = write(tmp_path / "a.txt", b"en\n" + b"ord " * 50000 + b"\nto")
     for border in (3, 4, 100000, 200002, 200004):
-        parts = [Part(str(path), "s", 0, border), Part(str(path), "s", border, path.stat().st_size)]
+        parts = [FilePart(str(path), "s", 0, border), FilePart(str(path), "s", border, path.stat().st_size)]
         assert [len(text) for part in parts for text in texts(part)] == [2, 200000, 2]
 
 
@@ -365,7 +365,7 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.seek(far - 1)
         file.write("\nen æ\r\nto\n\ntre".encode())
-    part = Part(str(path), "s", far, path.stat().st_size)
+    part = FilePart(str(path), "s", far, path.stat().st_size)
     assert texts(part) == ["en æ", "to", "tre"]
     assert texts(part, document="blank-line") == ["tre"]  # the line before the part is not blank
     (chunk,) = read(part, Reading(), Faults("error"))
@@ -375,7 +375,7 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
         file.seek(far)
         file.write(b'{"text": "a"}\n')
     json_path = path.rename(tmp_path / "huge.jsonl")
-    assert texts(Part(str(json_path), "s", far, far + 14)) == ["a"]
+    assert texts(FilePart(str(json_path), "s", far, far + 14)) == ["a"]
 
 
 def test_only_empty_documents(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from run_contract.errors import UserError
 from snakmodel.config.recipe import Data
 from snakmodel.prepare import byte_streams
 from snakmodel.prepare.hf_dataset import write_datasets
-from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.input_files import FilePart, plan_shards
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.recognise import ENCODINGS, mismatch
-from snakmodel.prepare.shard_writer import Cleaning, Counts
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts
 from tests import prepare_reference
 
 LANGUAGES = {
@@ -44,12 +44,12 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def cut(path: Path, *borders: int) -> list[Part]:
+def cut(path: Path, *borders: int) -> list[FilePart]:
     size = path.stat().st_size
-    return [Part(str(path), "s", start, end) for start, end in pairwise([0, *borders, size])]
+    return [FilePart(str(path), "s", start, end) for start, end in pairwise([0, *borders, size])]
 
 
-def texts(parts: list[Part], counts: Counts | None = None, **reading: str) -> list[str]:
+def texts(parts: list[FilePart], counts: ShardCounts | None = None, **reading: str) -> list[str]:
     return [text for part in parts for text in prepare_reference.texts(part, Reading(**reading), counts=counts)]
 
 
@@ -133,7 +133,7 @@ def test_half_a_surrogate_pair_in_utf_16(tmp_path: Path) -> None:
     content = "en\nto \ud83d her\ntre\n".encode("utf-16", "surrogatepass")
     path = write(tmp_path / "a.txt", content)
     assert "a.txt: byte 6 (line 2), once converted, is not UTF-8" in complaint(path, encoding="utf-16")
-    skipped, replaced = Counts(), Counts()
+    skipped, replaced = ShardCounts(), ShardCounts()
     assert texts(cut(path), skipped, encoding="utf-16", errors="skip") == ["en", "tre"]
     assert texts(cut(path), replaced, encoding="utf-16", errors="replace")[1].strip("\ufffd").endswith(" her")
     assert (skipped.skipped, replaced.replaced) == (1, 1)
@@ -161,7 +161,7 @@ def test_packed_files_under_the_name_of_text(tmp_path: Path, kind: str, name: st
         if not name.endswith(".gz"):  # a later part says the same
             with pytest.raises(UserError, match=f"is {kind}, not text"):
                 texts(cut(path, 5)[1:], errors=errors)
-    counts = Counts()
+    counts = ShardCounts()
     assert texts(cut(path) if name.endswith(".gz") else cut(path, 2, 9), counts, errors="skip") == []
     assert (counts.skipped, counts.invalid) == (1, {kind: 1})
 
@@ -195,12 +195,12 @@ def test_documents_with_nul(tmp_path: Path) -> None:
         said = complaint(path)
         assert message in said
         assert "errors" in said
-        skipped, replaced = Counts(), Counts()
+        skipped, replaced = ShardCounts(), ShardCounts()
         assert texts(cut(path), skipped, errors="skip") == ["en", "tre"]
         assert texts(cut(path), replaced, errors="replace") == ["en", "to\ufffd", "tre"]
         assert (skipped.skipped, replaced.replaced, skipped.invalid) == (1, 1, {"NUL": 1})
     hole = write(tmp_path / "hole.txt", b"en\n" + bytes(5000) + b"\xff\nto\n")
-    counts = Counts()
+    counts = ShardCounts()
     assert texts(cut(hole), counts, errors="skip") == ["en", "to"]
     assert counts.skipped == 1
 
@@ -217,7 +217,7 @@ def test_byte_order_marks_amid_a_text(
     without = write(tmp_path / "b.txt", "".join(pieces).encode())
     expected = texts(cut(without), document=document)
     for border in range(path.stat().st_size):
-        counts = Counts()
+        counts = ShardCounts()
         assert texts(cut(path, border), counts, document=document) == expected, border
         assert counts.byte_order_marks == 4
     assert "4 byte order marks" in str(counts)
@@ -227,7 +227,7 @@ def test_byte_order_marks_amid_json_lines(tmp_path: Path) -> None:
     """Between the lines they are removed and counted; within a document they are a character that JSON spells."""
     lines = ['{"text": "a"}\n', '\ufeff{"text": "b\ufeff"}\n', "\ufeff\n", '{"text": "c"}\n']
     path = write(tmp_path / "a.jsonl", ("\ufeff" + "".join(lines)).encode())
-    counts = Counts()
+    counts = ShardCounts()
     assert texts(cut(path), counts) == ["a", "b\ufeff", "c"]
     assert (counts.byte_order_marks, counts.skipped, counts.empty) == (2, 0, 0)
 

@@ -10,10 +10,10 @@ import datasets
 import pytest
 
 from run_contract.errors import InputsMissing, UserError
-from snakmodel.prepare.input_files import Part, plan_shards
+from snakmodel.prepare.input_files import FilePart, plan_shards
 from snakmodel.prepare.readers import BACKWARD_BLOCK, Reading
 from snakmodel.prepare.shard import prepare
-from snakmodel.prepare.shard_writer import Cleaning, Counts
+from snakmodel.prepare.shard_writer import Cleaning, ShardCounts
 from tests import prepare_reference
 
 
@@ -23,16 +23,18 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def texts(part: Part, document: str = "line", errors: str = "error", counts: Counts | None = None) -> list[str]:
+def texts(
+    part: FilePart, document: str = "line", errors: str = "error", counts: ShardCounts | None = None
+) -> list[str]:
     return prepare_reference.texts(part, Reading(document, errors), counts=counts)
 
 
-def read(plan: list[list[Part]], document: str = "line", errors: str = "error") -> list[tuple[str, str]]:
+def read(plan: list[list[FilePart]], document: str = "line", errors: str = "error") -> list[tuple[str, str]]:
     return [(part.source, text) for parts in plan for part in parts for text in texts(part, document, errors)]
 
 
-def cuts(path: Path, size: int, *borders: int) -> list[list[Part]]:
-    return [[Part(str(path), "s", start, end)] for start, end in pairwise([0, *borders, size])]
+def cuts(path: Path, size: int, *borders: int) -> list[list[FilePart]]:
+    return [[FilePart(str(path), "s", start, end)] for start, end in pairwise([0, *borders, size])]
 
 
 HARD = (
@@ -84,8 +86,8 @@ def test_documents_end_at_line_feeds_only(tmp_path: Path) -> None:
     """U+2028, U+2029, U+0085, VT, FF and lone CR stay within a document; CRLF and the BOM are dropped."""
     text = "a\u2028b\u2029c\u0085d\x0be\x0cf\rg"
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbf" + f"{text}\r\nnext\n\n   \n".encode())
-    counts = Counts()
-    found = texts(Part(str(path), "s", 0, path.stat().st_size), counts=counts)
+    counts = ShardCounts()
+    found = texts(FilePart(str(path), "s", 0, path.stat().st_size), counts=counts)
     assert found == [text, "next"]
     assert counts.empty == 2
 
@@ -100,10 +102,10 @@ def test_blank_lines_and_files_as_borders(tmp_path: Path) -> None:
 def test_bad_bytes_follow_the_policy(tmp_path: Path) -> None:
     """`error` names file, byte and line; `replace` and `skip` go on and count by reason."""
     path = write(tmp_path / "a.txt", b"good\nbl\xe5 b\xe6r\nfine\ncut \xc3\n")
-    part = Part(str(path), "s", 0, path.stat().st_size)
+    part = FilePart(str(path), "s", 0, path.stat().st_size)
     with pytest.raises(UserError, match=r"a\.txt: byte 7 \(line 2\) is not UTF-8: invalid continuation byte, 0xe5"):
         texts(part)
-    replaced, skipped = Counts(), Counts()
+    replaced, skipped = ShardCounts(), ShardCounts()
     assert texts(part, errors="replace", counts=replaced) == ["good", "bl� b�r", "fine", "cut �"]
     assert texts(part, errors="skip", counts=skipped) == ["good", "fine"]
     assert (replaced.replaced, replaced.skipped, skipped.replaced, skipped.skipped) == (2, 0, 0, 2)
@@ -126,7 +128,7 @@ def test_shard_file_opens_as_a_dataset_and_counts_agree(tmp_path: Path) -> None:
         "tales": {"documents": 1, "characters": 1, "bytes": 1},
     }
     read = counts.pop("read")
-    assert counts == asdict(Counts(documents=3, characters=3, bytes=4, empty=1, empty_files=1, sources=sources))
+    assert counts == asdict(ShardCounts(documents=3, characters=3, bytes=4, empty=1, empty_files=1, sources=sources))
     assert [one[:2] for one in read] == [[0, 6], [0, 0], [0, 2]]
     assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "two.arrow").read_bytes()
 
@@ -170,9 +172,9 @@ def test_a_file_that_changed_since_planning_is_an_error(tmp_path: Path) -> None:
     """A shorter file is refused, a vanished one is a missing input."""
     path = write(tmp_path / "a.txt", b"text\n")
     with pytest.raises(UserError, match="has 5 bytes, the plan expects 9"):
-        texts(Part(str(path), "s", 0, 9))
+        texts(FilePart(str(path), "s", 0, 9))
     with pytest.raises(InputsMissing, match=r"gone\.txt"):
-        texts(Part(str(tmp_path / "gone.txt"), "s", 0, 9))
+        texts(FilePart(str(tmp_path / "gone.txt"), "s", 0, 9))
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_command_line(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     write(tmp_path / "raw/a.txt", b"hej\nd\xe5\n")
-    plan = [[Part(str(tmp_path / "raw/a.txt"), "raw", *span)] for span in ((0, 4), (4, 7))]
+    plan = [[FilePart(str(tmp_path / "raw/a.txt"), "raw", *span)] for span in ((0, 4), (4, 7))]
     write(tmp_path / "shards.json", json.dumps({"shards": [[asdict(p) for p in parts] for parts in plan]}).encode())
     assert run(0).returncode == 0
     bad, absent, beyond = run(1), run(0, "other.json"), run(2)

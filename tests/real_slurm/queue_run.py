@@ -116,14 +116,14 @@ def main() -> int:
     root = args.folder / "run"
     stages = toy.two_stages(root, settings["shards"], settings["script"])[: settings["stages"]]
     pack = settings["pack"] or pack_for_queue(Settings(), stages)
-    again = [sys.executable, "-m", "tests.real_slurm.queue_run", str(args.folder)]
+    resubmit_command = [sys.executable, "-m", "tests.real_slurm.queue_run", str(args.folder)]
     os.umask(0o022)
     with run_lock(root, patience=300.0 if args.continues else 0.0):
         plan = toy.plan(root, stages, pack=pack)
-        scheduler = SlurmScheduler(plan, False, args.wait_for_room, again, args.continues)
-        for one in scheduler.run():
+        scheduler = SlurmScheduler(plan, False, args.wait_for_room, resubmit_command, args.continues)
+        for one in scheduler.run().submitted:
             print(one.stage, one.job, one.packs, one.dependency)
-        for note in scheduler.confirm() if args.confirm else ():
+        for note in scheduler.resubmit_forgotten() if args.confirm else ():
             print(note)
     return 0
 

@@ -133,7 +133,7 @@ def test_missing_inputs_end_with_3(run: ByHand) -> None:
 
 @pytest.mark.slow
 def test_step_of_several_stages_goes_on_after_a_signal(run: ByHand) -> None:
-    """Step 0, told to end as at its time limit, is requeued at once, keeps what is marked, and completes."""
+    """Step 0, signalled to end as at its time limit, is requeued at once, keeps what is marked, and completes."""
     job = run.submit("0.preprocess")
     run.until(lambda: run.markers("dedup-signatures"), "a first marker")
     run.cluster.run(["scancel", "--signal=TERM", "--full", job])

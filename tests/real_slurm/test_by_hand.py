@@ -15,13 +15,13 @@ from .test_requeue import STEPS
 from .toy_run import ToyRun
 
 WAITS = STEPS + "ready(); wait_for_signal(); sys.exit(75)\n"
-"""Waits until it is told to end."""
+"""Waits until it is signalled to end."""
 SECONDS_TO_COME_BACK = 5
 """A job that asked to be requeued is pending or running by then."""
 
 
 def two_that_wait(run: ToyRun) -> Stage:
-    """A stage of two tasks that work until they are told to end, each on a core."""
+    """A stage of two tasks that work until they are signalled to end, each on a core."""
     return run.stage("wait", WAITS, tasks=2)
 
 
@@ -79,7 +79,7 @@ def test_a_job_that_may_not_be_requeued_ends(cluster: Cluster) -> None:
 
 
 def test_it_is_requeued_and_goes_on(cluster: Cluster) -> None:
-    """Told to end as at its time limit, a job of several tasks comes back and does what is left."""
+    """Signalled to end as at its time limit, a job of several tasks comes back and does what is left."""
     run = ToyRun.new(cluster, "hand-requeue")
     script = STEPS + "if restart: done()\nready(); wait_for_signal(); sys.exit(75)\n"
     job = submit_by_hand(run, [run.stage("wait", script, tasks=2)], "--cpus-per-task=2")

@@ -23,7 +23,7 @@ DEVCLUSTER = Path(__file__).resolve().parents[2] / "sbatch" / "devcluster"
 
 
 def devcluster(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command as a person would."""
+    """Run the command as a user would."""
     argv = [sys.executable, str(DEVCLUSTER), *map(str, words)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=600)
 

@@ -162,7 +162,7 @@ def test_full_disk(cluster: Cluster) -> None:
 
 
 def test_a_signal_while_the_disk_is_full(cluster: Cluster) -> None:
-    """A job that is told to end when nothing can be written any more is requeued all the same, and later done."""
+    """A job that is signalled to end when nothing can be written any more is requeued all the same, and later done."""
     run = ToyRun.new(cluster, "full-at-the-end")
     disk = str(run.folder)
     cluster.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs", disk], as_root=True)

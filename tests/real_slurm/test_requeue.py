@@ -21,9 +21,9 @@ output = pathlib.Path(sys.argv[1]); root = output.parent.parent; output.parent.m
 progress = root / 'progress'
 rank, attempt = os.environ['RANK'], os.environ['SNAKMODEL_ATTEMPT']
 restart = int(attempt.rsplit('r', 1)[1])
-told = []
+signalled = []
 for number in (signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(number, lambda n, f: told.append(n))
+    signal.signal(number, lambda n, f: signalled.append(n))
 def save():
     if rank == '0':
         (root / 'progress.tmp').write_text(str((int(progress.read_text()) if progress.exists() else 0) + 1))
@@ -32,13 +32,13 @@ def ready():
     (root / f'ready-{restart}-{rank}').touch()
 def wait_for_signal():
     ready()
-    while not told: time.sleep(0.05)
+    while not signalled: time.sleep(0.05)
 def done():
     if rank == '0': output.write_text('done')
     sys.exit(0)
 """
 SAVES = STEPS + "if restart: done()\nwait_for_signal(); save(); print('saved'); sys.exit(75)\n"
-"""Saves when told, at its second start is done."""
+"""Saves when it is signalled, at its second start is done."""
 RESUMABLE = {"resumable": True, "progress": "progress"}
 
 
@@ -265,7 +265,7 @@ def test_a_bad_node_is_avoided(cluster: Cluster) -> None:
 
 @pytest.mark.slow
 def test_a_time_limit_that_is_too_short(cluster: Cluster) -> None:
-    """Three attempts in a row that are told to stop before they got further end the job with that reason."""
+    """Three attempts in a row that are signalled to stop before they got further end the job with that reason."""
     run = ToyRun.new(cluster, "too-short")
     run.submit([run.stage("save", STEPS + "wait_for_signal(); sys.exit(75)\n", **RESUMABLE)])
     for restart in range(3):

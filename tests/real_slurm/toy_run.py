@@ -159,7 +159,7 @@ def main() -> None:
     """The launcher: what jobs/submit_all.py does after it has made a plan."""
     folder = Path(sys.argv[1])
     stages, settings, pack = pickle.loads((folder / "stages.pickle").read_bytes())
-    for one in SlurmScheduler(toy.plan(folder / "run", stages, settings, pack)).run():
+    for one in SlurmScheduler(toy.plan(folder / "run", stages, settings, pack)).run().submitted:
         print(one.stage, one.job, one.packs, one.dependency)
 
 

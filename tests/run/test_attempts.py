@@ -54,23 +54,23 @@ def test_outcome(codes: tuple[int | None, ...], signalled: bool, expected: Outco
     assert outcome(records(*codes), signalled) == expected
 
 
-def told(code: int, signalled: str = "SIGTERM", hung: bool = False, node: str = "n") -> ExitRecord:
+def record(code: int, signalled: str = "SIGTERM", hung: bool = False, node: str = "n") -> ExitRecord:
     return ExitRecord("1.r0", 0, code, None, node, 0.0, signalled, hung)
 
 
-def test_ranks_that_slurm_told_to_leave_are_no_crash() -> None:
+def test_ranks_that_slurm_signalled_to_leave_are_no_crash() -> None:
     """Ended by a signal that reached every rank's parent: interrupted. A peer that failed or was lost: a crash."""
-    assert outcome([told(-signal.SIGUSR2, "SIGUSR2"), told(75)], False) == "interrupted"
-    assert outcome([told(75), None], False) == "crashed"
-    assert outcome([told(75), told(1)], False) == "crashed"
-    assert outcome([told(75), told(-signal.SIGTERM, "")], False) == "crashed"
-    assert outcome([told(-signal.SIGTERM, hung=True)], False) == "crashed"
+    assert outcome([record(-signal.SIGUSR2, "SIGUSR2"), record(75)], False) == "interrupted"
+    assert outcome([record(75), None], False) == "crashed"
+    assert outcome([record(75), record(1)], False) == "crashed"
+    assert outcome([record(75), record(-signal.SIGTERM, "")], False) == "crashed"
+    assert outcome([record(-signal.SIGTERM, hung=True)], False) == "crashed"
 
 
 def test_culprits_are_the_ranks_that_failed_by_themselves() -> None:
     """Not those that ended because a peer had failed."""
-    assert culprits([told(75, node="a"), told(1, "", node="b"), told(-15, node="c")]) == ["b"]
-    assert culprits([told(-6, hung=True, node="a"), None]) == ["a"]
+    assert culprits([record(75, node="a"), record(1, "", node="b"), record(-15, node="c")]) == ["b"]
+    assert culprits([record(-6, hung=True, node="a"), None]) == ["a"]
 
 
 def summaries(*pairs: tuple[Outcome, bool]) -> list[Summary]:
@@ -101,7 +101,7 @@ def by_kind(*pairs: tuple[Kind, bool]) -> tuple[bool, str]:
     return verdict.again, verdict.reason
 
 
-def test_attempts_that_were_told_to_stop_too_early() -> None:
+def test_attempts_that_were_signalled_to_stop_too_early() -> None:
     """They use up no budget, but three in a row mean that the limit is too short; a preemption neither counts nor ends
     the row."""
     assert by_kind(("crash", False), ("timeout", False), ("timeout", False), ("crash", False))[0]

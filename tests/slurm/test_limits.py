@@ -9,7 +9,7 @@ import pytest
 
 from run_contract.errors import UserError
 from snakmodel.chain.stage import Stage
-from snakmodel.slurm.limits import Limit, Limits, Room, check_indices, shards_per_job
+from snakmodel.slurm.limits import Limit, Limits, check_indices, shards_per_job
 from tests import toy
 
 WIDE = Limits(20001, 20001, (Limit("MaxJobCount", 200000, 0),), (), 10.0)
@@ -58,12 +58,6 @@ def test_a_limit_counts_only_its_own_stages() -> None:
     assert shards_per_job([first, second, last], 1, bounds) == 6
     assert shards_per_job([second, last], 1, bounds) == 1
     assert (bounds.width("first"), bounds.width("second")) == (5, None)
-    room = Room(bounds)
-    assert (room.of("first"), room.of("second")) == (10, 200000)
-    room.take("first", 4)
-    assert (room.of("first"), room.of("second")) == (6, 199996)
-    assert room.holds({"first": [1] * 6, "second": [1] * 60})
-    assert not room.holds({"first": [1] * 7})
 
 
 def test_indices_beyond_the_array_size_are_refused() -> None:
