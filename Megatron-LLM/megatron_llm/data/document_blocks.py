@@ -54,7 +54,7 @@ class Block:
     first: int
     """Number of the block's first line or row in the file, counted from 1."""
     content: Any
-    """The block's content: whole lines (bytes), or an Arrow record batch."""
+    """The block's content: whole lines (bytes or bytearray), or an Arrow record batch."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,33 @@ def read_lines(path: Path) -> Iterator[Block]:
 
     Only the newline byte ends a line.
     """
-    first, size = 1, 0
-    waiting: list[bytes] = []  # joined once, so that a long line is not copied again for each of its pieces
+    first = 1
     try:
-        for data in read_pieces(path):
-            waiting.append(data)
-            size += len(data)
-            if size >= BLOCK_BYTES and (end := data.rfind(b"\n") + 1):
-                block = b"".join([*waiting[:-1], data[:end]])
-                if not block.isspace():
-                    yield Block(f"{path}, line", first, block)
-                first += block.count(b"\n")
-                waiting, size = [data[end:]], len(data) - end
+        for block in whole_lines(path):
+            if not block.isspace():
+                yield Block(f"{path}, line", first, block)
+            first += block.count(b"\n")
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read after line {first - 1}: {error}; write it again") from error
-    if (rest := b"".join(waiting)) and not rest.isspace():
-        yield Block(f"{path}, line", first, rest)
+
+
+def whole_lines(path: Path) -> Iterator[bytearray]:
+    """Yield the content of a file in blocks that end with a line, or with the file.
+
+    A block grows in place, so that a long line is not copied again for each of its pieces.
+    """
+    block = bytearray()
+    for piece in read_pieces(path):
+        searched = len(block)
+        block += piece
+        del piece
+        if len(block) >= BLOCK_BYTES and (end := block.rfind(b"\n", searched) + 1):
+            rest = block[end:]
+            del block[end:]
+            yield block
+            block = rest
+    if block:
+        yield block
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
@@ -242,7 +253,7 @@ def offsets(texts: Any) -> NDArray[np.int64]:
 
 def columns(block: Block, keys: Sequence[str]) -> Columns:
     """Parse and check a block. Raises UserError, which names the line or row of the first error."""
-    if isinstance(block.content, bytes):
+    if isinstance(block.content, (bytes, bytearray)):
         texts = json_lines.parse(block.content, keys, block.where, block.first)
         count = len(texts[keys[0]])
         return Columns(texts, named(None, count))

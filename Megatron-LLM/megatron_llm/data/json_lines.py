@@ -27,7 +27,7 @@ DECODER = json.JSONDecoder(parse_int=float)
 KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
-def parse(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
+def parse(data: bytes | bytearray, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
     """The strings under the keys as large_string arrays of one length, with one document per line that is not blank.
 
     Raises UserError, which names the first wrong line by `where` and its number; `first` is the number of the first
@@ -36,7 +36,7 @@ def parse(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str,
     return parse_lines(data, keys) or parse_line_by_line(data, keys, where, first)
 
 
-def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
+def parse_lines(data: bytes | bytearray, keys: Sequence[str]) -> dict[str, Any] | None:
     """The strings under the keys, or None unless every line clearly is an object with strings under all of them.
 
     Arrow treats line ends as white space, so an object over two lines, or two objects on one line, must not pass as two
@@ -66,7 +66,7 @@ def parse_lines(data: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
     return {key: table.column(key).chunk(0) for key in keys}
 
 
-def lines(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def lines(data: bytes | bytearray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The offsets (n,) at which the lines that are not empty start and end, without their line ends."""
     characters = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(characters == ord("\n"))
@@ -77,7 +77,7 @@ def lines(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return starts[ends > starts], ends[ends > starts]
 
 
-def is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes | bytearray) -> bool:
     """Whether bytes are valid UTF-8, without decoding them."""
     borders = pa.py_buffer(np.array([0, len(data)], dtype=np.int64))
     try:
@@ -87,13 +87,13 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
+def parse_line_by_line(data: bytes | bytearray, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
     """Parse each line alone, with the same result, which tells the position and the kind of an error.
 
     Raises UserError.
     """
     texts: dict[str, list[str]] = {key: [] for key in keys}
-    for number, line in enumerate(data.split(b"\n"), first):
+    for number, line in enumerate(bytes(data).split(b"\n"), first):
         if (document := parse_line(line, keys, f"{where} {number}")) is not None:
             for key in keys:
                 texts[key].append(text_of(document, key, f"{where} {number}"))
