@@ -137,10 +137,14 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
 
 def write(folder: Path, model: ModelFacts, run: RunRecords | None) -> None:
     """Write README.md into `folder` and, given a run, loss.png."""
-    head = {**_head(run), "license": model.license, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    from huggingface_hub import ModelCard, ModelCardData  # its import takes a while
+
+    head = ModelCardData(
+        license=model.license, library_name="transformers", pipeline_tag="text-generation", **_head(run)
+    )
     made = "continually pre-trained" if run is None else f"{_base(run)}, continually pre-trained"
     parts = [
-        f"---\n{yaml.safe_dump(head)}---\n\n# {model.name}",
+        f"---\n{head.to_yaml()}\n---\n\n# {model.name}",
         f"A language model of {model.parameters:,} parameters ({model.dtype}): {made} with the SnakModel Toolkit "
         f"{toolkit_version()}.",
     ]
@@ -149,7 +153,7 @@ def write(folder: Path, model: ModelFacts, run: RunRecords | None) -> None:
         draw(folder / CURVE, run)
     revision = f', revision="{model.revision}"' if model.revision else ""
     parts.append(USE.format(name=model.name, revision=revision))
-    (folder / CARD).write_text("\n\n".join(parts), encoding="utf-8")
+    ModelCard("\n\n".join(parts)).save(folder / CARD)
 
 
 def toolkit_version() -> str:
