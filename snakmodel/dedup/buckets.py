@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
@@ -32,7 +33,7 @@ def buckets(
     if not 0 <= part < corpus.ranges:
         raise UserError(f"--range {part}: the signature files in {folder} have the ranges 0 to {corpus.ranges - 1}")
     total = sum(file.records(part) for file in corpus.files)
-    memory = f"about {total * _BYTES_A_KEY / 1e6:.1f} MB of memory"
+    memory = f"about {decimal(total * _BYTES_A_KEY)} of memory"
     print(f"range {part}: {total} keys of {shards} shards, {memory}", flush=True)
     documents, starts = shared(corpus, part, total)
     counts = {"corpus": corpus.digest, "ranges": corpus.ranges, "range": part, "keys": total, "buckets": len(starts)}

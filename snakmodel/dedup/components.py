@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
@@ -34,7 +35,7 @@ def components(folder: Path, links: Path, shards: int, ranges: int, output: Path
     if corpus.ranges != ranges:
         raise UserError(f"--ranges {ranges}: the signature files in {folder} have {corpus.ranges}")
     total = int(corpus.bases[-1])
-    print(f"{total} documents, about {total * 8 / 1e6:.1f} MB of memory and the links of one range", flush=True)
+    print(f"{total} documents, about {decimal(total * 8)} of memory and the links of one range", flush=True)
     labels = np.arange(total)
     verified: Counter[str] = Counter()
     with progress("joining", ranges, "ranges") as advance:
