@@ -9,11 +9,12 @@ import pytest
 from snakmodel.dedup import components
 from snakmodel.dedup.buckets import chained, forest, group
 from snakmodel.dedup.components import cluster_sizes
-from snakmodel.dedup.filter import documents_by_source, kept_batches
+from snakmodel.dedup.filter import kept_batches
 from snakmodel.dedup.minhash.hasher import BandHasher
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.report import Tally
 from snakmodel.prepare.shard_writer import NO_DOCUMENTS, Cleaning, ShardCounts, clean, regrouped
+from snakmodel.shards.arrow_stream import documents_by_source
 
 NUMBERS = np.empty(0, np.int64)
 KEYS = np.empty(0, np.uint64)

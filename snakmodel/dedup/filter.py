@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
 from snakmodel.dedup.signature_file import read_array
-from snakmodel.shards.arrow_stream import Rows, batches, open_stream, source_names, stream_writer
+from snakmodel.shards.arrow_stream import Rows, batches, documents_by_source, open_stream, stream_writer
 from snakmodel.shards.counts import bounded, merged
 
 
@@ -53,15 +53,6 @@ def kept_batches(found: Iterator[Any], rows: NDArray[Any]) -> Iterator[Any]:
         keep[rows[low:high].astype(np.int64) - first] = False
         first += batch.num_rows
         yield batch.filter(mask(keep))
-
-
-def documents_by_source(batch: Any) -> dict[str, int]:
-    """The number of documents of each source in a batch; empty if the batch does not tell their sources."""
-    found: dict[str, int] = {}
-    if (sources := source_names(batch)) is not None:
-        for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
-            found[name] = found.get(name, 0) + count
-    return found
 
 
 def mask(keep: NDArray[np.bool_]) -> Any:

@@ -121,6 +121,15 @@ def source_names(batch: Any) -> tuple[list[str], NDArray[np.int64]] | None:
     return names, found.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def documents_by_source(batch: Any) -> dict[str, int]:
+    """The number of documents of each source in a batch; empty if the batch does not tell their sources."""
+    found: dict[str, int] = {}
+    if (sources := source_names(batch)) is not None:
+        for name, count in zip(sources[0], np.bincount(sources[1]).tolist(), strict=True):
+            found[name] = found.get(name, 0) + count
+    return found
+
+
 def columns(rows: Rows, column: str) -> Iterator[Any]:
     """The values of a column of strings, one `pyarrow.Array` per record batch, unchecked. They stay on disk."""
     with open_stream(rows.path) as reader:
@@ -138,12 +147,13 @@ def arrays(rows: Rows, column: str = "text", most: int = 1 << 14) -> Iterator[An
     for values in columns(rows, column):
         for start in range(0, len(values), most):
             part = values.slice(start, most)
-            _check_strings(part, rows.path, column, first)
+            check_strings(part, rows.path, column, first)
             yield part
             first += len(part)
 
 
-def _check_strings(values: Any, path: Path, column: str, first: int) -> None:
+def check_strings(values: Any, path: Path, column: str, first: int) -> None:
+    """Raise UserError, which names the first bad row, unless all strings are valid UTF-8; `first` is the first row."""
     if values.null_count:
         row = first + values.is_null().index(True).as_py()
         raise UserError(f"{path}: row {row} of column {column!r} is null; every document must be a string")

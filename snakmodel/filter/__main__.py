@@ -1,0 +1,46 @@
+"""python -m snakmodel.filter STEP --input SHARD.arrow --output PATH …
+
+Passes one Arrow shard through a step of a filter, writes PATH.arrow and the counts PATH.json, and prints the counts.
+Each step has its own flags: `python -m snakmodel.filter STEP --help` shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from run_contract.entry_point import run_main
+from snakmodel.filter.shard import Step, filter_shard
+
+STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Step]]] = {}
+"""Name of a step -> what it does, what adds its flags to a parser, and what makes the step of the parsed flags."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the steps and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m snakmodel.filter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name, (text, add_flags, _) in STEPS.items():
+        step = steps.add_parser(name, help=text, description=text, allow_abbrev=False)
+        step.add_argument("--input", type=Path, required=True, help="an Arrow shard")
+        step.add_argument("--output", type=Path, required=True, help="output path without suffix")
+        add_flags(step)
+    return parser
+
+
+def main() -> None:
+    """Pass one shard through one step, and print the counts."""
+    args = make_parser().parse_args()
+    step = STEPS[args.step][2](args)
+    print(json.dumps(filter_shard(args.input, args.output, [step]), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    run_main(main)
