@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
 from snakmodel.shards.arrow_stream import check_strings, column_index, documents_by_source, open_stream, stream_writer
 from snakmodel.shards.counts import bounded, merged
@@ -33,6 +35,20 @@ class Step(Protocol):
         The counts are numbers, or dictionaries of numbers; those of all batches are added. The column `text` holds
         valid UTF-8 without nulls.
         """
+        ...
+
+
+@runtime_checkable
+class RejectingStep(Step, Protocol):
+    """A step that can also write what it rejects, as a shard of its own."""
+
+    @property
+    def rejected_path(self) -> Path | None:
+        """The path without suffix of the shard of what is rejected; None if it is not written."""
+        ...
+
+    def rejected(self) -> Any:
+        """The rows that the last call of `run` rejected, a `pyarrow.RecordBatch` in the schema of its input."""
         ...
 
 
@@ -68,19 +84,30 @@ class StepCounts:
 def filter_shard(source: Path, output: Path, steps: Sequence[Step]) -> dict[str, Any]:
     """Write what the steps make of a shard as `output`.arrow, and the counts as `output`.json; returns the counts.
 
-    Nothing is published if a step raises. Raises UserError if the shard's documents are not valid text.
+    What a `RejectingStep` rejects is written as its `rejected_path`.arrow. Nothing is published if a step raises.
+    Raises UserError if the shard's documents are not valid text, or if two outputs have the same path.
     """
     found = [StepCounts() for _ in steps]
-    with open_stream(source) as reader, publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
+    rejected_paths = [step.rejected_path for step in steps if isinstance(step, RejectingStep) and step.rejected_path]
+    shards = [Path(f"{path}.arrow") for path in (output, *rejected_paths)]
+    if len({path.resolve() for path in shards}) < len(shards):
+        raise UserError(f"{output}: what is kept and what is rejected must be written to different paths")
+    with open_stream(source) as reader, publishing(*shards, Path(f"{output}.json")) as (arrow, *others, report):
         column_index(reader, "text", source)
         schema = reader.schema
-        for step in steps:
-            schema = step.schema(schema)
-        with stream_writer(arrow, schema) as writer:
+        with ExitStack() as files:
+            rejects: dict[int, tuple[RejectingStep, Any]] = {}
+            for place, step in enumerate(steps):
+                if isinstance(step, RejectingStep) and step.rejected_path:
+                    rejects[place] = step, files.enter_context(stream_writer(others[len(rejects)], schema))
+                schema = step.schema(schema)
+            writer = files.enter_context(stream_writer(arrow, schema))
             for batch in checked(reader, source):
-                for step, counts in zip(steps, found, strict=True):
+                for place, (step, counts) in enumerate(zip(steps, found, strict=True)):
                     after, own = step.run(batch)
                     counts.add(batch, after, own)
+                    if place in rejects and (rejected := rejects[place][0].rejected()).num_rows:
+                        rejects[place][1].write_batch(rejected)
                     batch = after
                 if batch.num_rows:
                     writer.write_batch(batch)
