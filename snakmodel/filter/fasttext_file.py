@@ -135,6 +135,10 @@ def _read(reader: _Reader) -> ModelFile:
     outputs, norms = _quantised(reader, scaled=False) if quantised and both else (_dense(reader), None)
     if inputs.shape[1] != dim or outputs.shape != (len(labels), dim):
         raise UserError(f"{reader.path} is damaged: its matrices do not fit its {len(labels)} labels; fetch it again")
+    hashed = longest > 0 or word_ngrams > 1
+    needed = len(words) - len(labels) + (0 if not hashed else buckets if rows is None else int(rows.max()) + 1)
+    if len(inputs) < needed or (hashed and buckets <= 0):
+        raise UserError(f"{reader.path} is damaged: {len(inputs)} input vectors, {needed} are needed; fetch it again")
     return ModelFile(
         labels=labels,
         label_counts=counts,

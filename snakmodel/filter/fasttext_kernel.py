@@ -2,9 +2,8 @@
 
 A text is cut into words at white space; each word of the dictionary adds its vector and those of its n-grams, any other
 word those of its n-grams; the mean of all is multiplied with the vectors of the labels. Sums are taken in the library's
-order and in single precision, so that lid.176 gives equal labels and probabilities to the last bit (Joulin et al. 2017,
-Bag of Tricks for Efficient Text Classification; fastText 0.9.2). The library's softmax differs in the last bit now
-and then.
+order and in single precision, so that labels and probabilities are equal to those of its builds for x86-64 to the last
+bit (Joulin et al. 2017, Bag of Tricks for Efficient Text Classification; fastText 0.9.2).
 """
 # mypy: allow-untyped-decorators, no-warn-return-any
 # NumPy's scalars are Any to mypy once they are computed with.
@@ -387,11 +386,12 @@ def _sigmoid(value: np.float32, sigmoid: Floats) -> np.float32:
 
 @inner
 def _softmax(values: Floats) -> None:
+    """The library takes this exponential in double precision, and the one of a branch in single precision."""
     top, total = values[0], np.float32(0)
     for place in range(len(values)):
         top = max(top, values[place])
     for place in range(len(values)):
-        values[place] = np.float32(math.exp(np.float32(values[place] - top)))
+        values[place] = np.float32(math.exp(np.float64(np.float32(values[place] - top))))
         total += values[place]
     for place in range(len(values)):
         values[place] /= total

@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
+import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -73,8 +74,11 @@ def open_model(name: str) -> Model:
     if name == HELIPORT:
         return HeliportModel()
     path = shipped_model() if name == DEFAULT else Path(name)
-    read = FastTextModel(read_model(path))
-    library = LibraryModel(path, read.labels)
+    content = read_model(path)
+    library = LibraryModel(path, content.labels)
+    if numba.config.DISABLE_JIT:
+        return library
+    read = FastTextModel(content)
     probes = pa.array(_PROBES, pa.large_string())
     same = all(
         np.array_equal(ours, theirs) for ours, theirs in zip(read.predict(probes), library.predict(probes), strict=True)

