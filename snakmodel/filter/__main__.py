@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from run_contract.entry_point import run_main
+from snakmodel.filter import pii
 from snakmodel.filter.shard import Step, filter_shard
 
-STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Step]]] = {}
+STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Step]]] = {
+    "pii": ("replace personal data by placeholders", pii.add_flags, pii.make_step),
+}
 """Name of a step -> what it does, what adds its flags to a parser, and what makes the step of the parsed flags."""
 
 
