@@ -3,9 +3,9 @@
     batch -> one RE2 pattern per kind picks the documents that Python has to look at
           -> each finder yields the spans it is sure of -> overlaps are resolved -> placeholders, counts
 
-E-mail and IP addresses and IBANs are found by `pii_addresses`, phone and national numbers by `pii_numbers`. A document
-without a find stays as it is, byte for byte. What was found is counted and then forgotten: no value is printed, logged,
-kept or put into an error.
+E-mail and IP addresses and IBANs are found by `pii_addresses`, phone numbers by `pii_phones` and national numbers by
+`pii_national`. A document without a find stays as it is, byte for byte. What was found is counted and then forgotten:
+no value is printed, logged, kept or put into an error.
 
 A placeholder is a name in capitals between angle brackets, such as `<EMAIL>`. It has no digit and no `@`, so that a
 second pass changes nothing. A tokenizer recognises a special token by its whole text, and none that the toolkit trains
@@ -17,8 +17,6 @@ one of these names. `[EMAIL]` would look like the control tokens of Mistral and 
 from __future__ import annotations
 
 import argparse
-import re
-import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +28,9 @@ import pyarrow.compute as pc
 
 from run_contract.errors import UserError
 from snakmodel.filter.pii_addresses import Emails, Ibans, IpAddresses
-from snakmodel.filter.pii_numbers import NationalNumbers, PhoneNumbers, near
+from snakmodel.filter.pii_national import NationalNumbers
+from snakmodel.filter.pii_phones import PhoneNumbers
+from snakmodel.filter.pii_support import FOREIGN_DIGITS, ascii_digits, near
 from snakmodel.shards.arrow_stream import source_names
 from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
 
@@ -95,7 +95,7 @@ class Pii:
         for start in range(0, len(rows), DOCUMENTS_AT_ONCE):
             part = rows.slice(start, DOCUMENTS_AT_ONCE)
             picked = texts.take(part)
-            foreign = pc.match_substring_regex(picked, FOREIGN_DIGIT_RE2).to_pylist()
+            foreign = pc.match_substring_regex(picked, f"[{FOREIGN_DIGITS}]").to_pylist()
             wanted = zip(*(mask.take(part).to_pylist() for mask in masks), strict=True)
             for row, text, odd, which in zip(part.to_pylist(), picked.to_pylist(), foreign, wanted, strict=True):
                 read = ascii_digits(text) if odd else text
@@ -181,21 +181,6 @@ def replaced(text: str, finds: Iterable[Find], placeholders: Sequence[str]) -> s
         parts += [text[last : find.start], placeholders[find.order]]
         last = find.end
     return "".join([*parts, text[last:]])
-
-
-def _foreign_digits() -> str:
-    """The inside of a character class with all decimal digits of Unicode but the ASCII ones, ten of them per script."""
-    zeros = [code for code in range(0x80, 0x110000) if unicodedata.decimal(chr(code), None) == 0]
-    return "".join(f"{chr(zero)}-{chr(zero + 9)}" for zero in zeros)
-
-
-FOREIGN_DIGIT_RE2 = f"[{_foreign_digits()}]"
-_FOREIGN_DIGIT = re.compile(FOREIGN_DIGIT_RE2)
-
-
-def ascii_digits(text: str) -> str:
-    """The text of the same length with every decimal digit, such as a full-width or an Arabic one, written in ASCII."""
-    return _FOREIGN_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from run_contract.errors import UserError
-
-INSTALL = "pip install 'snakmodel-toolkit[filter]'"
-"""The command to install the packages of the filters."""
+from snakmodel.filter.pii_support import DIGITS, SPACE, VERSION, needed
 
 LONGEST_LOCAL_PART = 64
 """Characters before the @ of an e-mail address (RFC 5321)."""
-
-SPACE = " \u00a0\u2009\u202f"
-"""Spaces inside numbers (a space, a no-break space and the narrow ones), for a character class."""
-
-
-def needed(module: str, package: str) -> Any:
-    """Import a module. Raises UserError with the command to type if its package is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"the step pii needs the package {package}, which is not installed. Type: {INSTALL}") from error
 
 
 class Emails:
     """Finds e-mail addresses, with letters of any script."""
 
-    prefilter = r"[\pL\p{Nd}_]@[\pL\p{Nd}]"
+    prefilter = r"\S@\S"
     _DOMAIN = re.compile(r"(?:[^\W_][\w-]*\.)+(?:xn--[0-9A-Za-z-]+|[^\W\d_]{2,24})(?!\w)")
     _PICTURE = re.compile(r"[0-9.]+x\.(?:png|jpe?g|gif|webp|svg|avif)\Z", re.IGNORECASE)
     """What follows the @ in the names of pictures for sharp screens, such as logo@2x.png."""
@@ -61,14 +45,12 @@ class IpAddresses:
     address in 25,000 is of that form (among them 8.8.8.8 and 1.1.1.1), and nearly all versions are.
     """
 
-    prefilter = r"\p{Nd}\.\p{Nd}{1,3}\.\p{Nd}{1,3}\.\p{Nd}|[23\p{Nd}][\p{Nd}A-Fa-f]{3}:[\p{Nd}A-Fa-f]{0,4}:"
+    prefilter = (
+        rf"[{DIGITS}]\.[{DIGITS}]{{1,3}}\.[{DIGITS}]{{1,3}}\.[{DIGITS}]"
+        rf"|[{DIGITS}][{DIGITS}A-Fa-f]{{3}}:[{DIGITS}A-Fa-f]{{0,4}}:"
+    )
     _V4 = re.compile(r"[0-9](?<![\w.][0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.\w)")
     _V6 = re.compile(r"[23](?<![\w:.][23])[0-9A-Fa-f]{3}:[0-9A-Fa-f:]+(?![\w:])")
-    _VERSION = re.compile(
-        r"(?:\bversion\w*|\bver|\bv|\brelease\w*|\budgave\w*|\bbuild|\brev|\brevision|\bfirmware|\bafsnit\w*|\bsection|"
-        r"\bkapitel|\bchapter|\bpunkt|§)[\s:.=#-]*\Z",
-        re.IGNORECASE,
-    )
     _SMALL = 20
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
@@ -77,7 +59,7 @@ class IpAddresses:
             parts = match[0].split(".")
             if any(int(part) >= self._SMALL for part in parts) and is_public(match[0]):
                 start = match.start()
-                if not self._VERSION.search(text[max(0, start - 16) : start]):
+                if not VERSION.search(text[max(0, start - 16) : start]):
                     yield start, match.end(), "ip"
         for match in self._V6.finditer(text):
             address = match[0] if match[0].endswith("::") else match[0].rstrip(":")
@@ -97,7 +79,7 @@ class Ibans:
     """Finds IBANs by their form per country and their checksum; needs python-stdnum."""
 
     _SEPARATOR = f"[{SPACE}-]?"
-    prefilter = rf"[A-Za-z]{{2}}\p{{Nd}}{{2}}{_SEPARATOR}[\p{{Nd}}A-Za-z]{{4}}"
+    prefilter = rf"[A-Za-z]{{2}}[{DIGITS}]{{2}}{_SEPARATOR}[{DIGITS}A-Za-z]{{4}}"
     _FORM = re.compile(rf"[A-Za-z](?<!\w[A-Za-z])[A-Za-z][0-9]{{2}}(?:{_SEPARATOR}[0-9A-Za-z]){{11,30}}(?!\w)")
     _START = re.compile(rf"[0-9]{{2}}(?={_SEPARATOR}[0-9A-Za-z]{{4}})")
     _WORD_END = re.compile(r"[0-9A-Za-z](?![0-9A-Za-z])")
