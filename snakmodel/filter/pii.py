@@ -17,6 +17,7 @@ one of these names. `[EMAIL]` would look like the control tokens of Mistral and 
 from __future__ import annotations
 
 import argparse
+import functools
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -51,7 +52,7 @@ class Finder(Protocol):
     """Finds personal data of one kind in texts."""
 
     prefilter: str
-    """An RE2 pattern that matches every text in which something may be found."""
+    """An RE2 pattern that matches every text in which something may be found, if its digits are all ASCII."""
 
     def find(self, text: str) -> Iterable[tuple[int, int, str]]:
         """Start, end and the name under which it is counted, of each find in a text whose digits are all ASCII."""
@@ -88,18 +89,16 @@ class Pii:
         """The batch with placeholders, and the counts `changed`, `found` (name -> number) and `found_by_source`."""
         index = batch.schema.get_field_index("text")
         texts = batch.column(index)
-        masks = [pc.match_substring_regex(texts, finder.prefilter) for _, finder in self.finders]
-        rows = pc.indices_nonzero(_any(masks)) if masks else pa.array([], pa.uint64())
+        foreign = pc.match_substring_regex(texts, f"[{FOREIGN_DIGITS}]")
+        masks = [pc.or_(pc.match_substring_regex(texts, finder.prefilter), foreign) for _, finder in self.finders]
+        rows = pc.indices_nonzero(functools.reduce(pc.or_, masks))
         changed: dict[int, str] = {}
         found: dict[int, Counter[str]] = {}
         for start in range(0, len(rows), DOCUMENTS_AT_ONCE):
             part = rows.slice(start, DOCUMENTS_AT_ONCE)
-            picked = texts.take(part)
-            foreign = pc.match_substring_regex(picked, f"[{FOREIGN_DIGITS}]").to_pylist()
-            wanted = zip(*(mask.take(part).to_pylist() for mask in masks), strict=True)
-            for row, text, odd, which in zip(part.to_pylist(), picked.to_pylist(), foreign, wanted, strict=True):
-                read = ascii_digits(text) if odd else text
-                finds = self._finds(read, which)
+            columns = (column.take(part).to_pylist() for column in (texts, foreign, *masks))
+            for row, text, odd, *wanted in zip(part.to_pylist(), *columns, strict=True):
+                finds = self._finds(ascii_digits(text) if odd else text, wanted)
                 if finds:
                     changed[row] = replaced(text, finds, self.placeholders)
                     found[row] = Counter(find.name for find in finds)
@@ -142,14 +141,6 @@ class Pii:
             return MANY_SOURCES
         self.sources.add(source)
         return source
-
-
-def _any(masks: Sequence[Any]) -> Any:
-    """The rows for which any of the masks is true."""
-    result = masks[0]
-    for mask in masks[1:]:
-        result = pc.or_(result, mask)
-    return result
 
 
 def _with_rows(texts: Any, changed: dict[int, str]) -> Any:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from snakmodel.filter.pii_support import DIGITS, SPACE, VERSION, needed
+from snakmodel.filter.pii_support import SPACE, VERSION, needed
 
 LONGEST_LOCAL_PART = 64
 """Characters before the @ of an e-mail address (RFC 5321)."""
@@ -46,8 +46,8 @@ class IpAddresses:
     """
 
     prefilter = (
-        rf"[{DIGITS}]\.[{DIGITS}]{{1,3}}\.[{DIGITS}]{{1,3}}\.[{DIGITS}]"
-        rf"|[{DIGITS}][{DIGITS}A-Fa-f]{{3}}:[{DIGITS}A-Fa-f]{{0,4}}:"
+        r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"
+        r"|[0-9][0-9A-Fa-f]{3}:[0-9A-Fa-f]{0,4}:"
     )
     _V4 = re.compile(r"[0-9](?<![\w.][0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.\w)")
     _V6 = re.compile(r"[23](?<![\w:.][23])[0-9A-Fa-f]{3}:[0-9A-Fa-f:]+(?![\w:])")
@@ -79,7 +79,7 @@ class Ibans:
     """Finds IBANs by their form per country and their checksum; needs python-stdnum."""
 
     _SEPARATOR = f"[{SPACE}-]?"
-    prefilter = rf"[A-Za-z]{{2}}[{DIGITS}]{{2}}{_SEPARATOR}[{DIGITS}A-Za-z]{{4}}"
+    prefilter = rf"[A-Za-z]{{2}}[0-9]{{2}}{_SEPARATOR}[0-9A-Za-z]{{4}}"
     _FORM = re.compile(rf"[A-Za-z](?<!\w[A-Za-z])[A-Za-z][0-9]{{2}}(?:{_SEPARATOR}[0-9A-Za-z]){{11,30}}(?!\w)")
     _START = re.compile(rf"[0-9]{{2}}(?={_SEPARATOR}[0-9A-Za-z]{{4}})")
     _WORD_END = re.compile(r"[0-9A-Za-z](?![0-9A-Za-z])")

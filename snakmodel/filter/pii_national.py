@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from run_contract.errors import UserError
-from snakmodel.filter.pii_support import CONTEXT, DASH, DIGITS, SPACE, near, needed
+from snakmodel.filter.pii_support import CONTEXT, DASH, SPACE, near, needed
 
 
 class NationalNumbers:
@@ -30,10 +31,16 @@ class NationalNumbers:
             yield from part.find(text)
 
 
+@functools.cache
+def module_names() -> list[str]:
+    """The names of all modules of python-stdnum."""
+    package = needed("stdnum", "python-stdnum")
+    return [module.name.removeprefix("stdnum.") for module in pkgutil.walk_packages(package.__path__, "stdnum.")]
+
+
 def national_module(name: str) -> Any:
     """The module of python-stdnum of this name. Raises UserError if there is none that validates numbers."""
-    package = needed("stdnum", "python-stdnum")
-    names = [module.name.removeprefix("stdnum.") for module in pkgutil.walk_packages(package.__path__, "stdnum.")]
+    names = module_names()
     module = importlib.import_module(f"stdnum.{name}") if name in names else None
     if not callable(getattr(module, "validate", None)):
         inside = [other for other in names if other.startswith(f"{name}.")]
@@ -57,7 +64,7 @@ class Cpr:
     """
 
     NAME = "dk.cpr"
-    PREFILTER = rf"(?:[{DIGITS}]{{2}}[{SPACE}.]?){{3}}[{SPACE}{DASH}]{{0,3}}[{DIGITS}]{{4}}"
+    PREFILTER = rf"(?:[0-9]{{2}}[{SPACE}.]?){{3}}[{SPACE}{DASH}]{{0,3}}[0-9]{{4}}"
     _FORM = re.compile(
         rf"[0-9](?<!\w[0-9])(?<![0-9][.,\-+/][0-9])(?:[0-9]{{5}}|[0-9]([{SPACE}.])[0-9]{{2}}\1[0-9]{{2}})"
         rf"[{SPACE}{DASH}]{{0,3}}[0-9]{{4}}(?!\w|[.\-/][0-9])"
@@ -95,11 +102,9 @@ class PieceNumbers:
 
     _DENSE = rf"[0-9](?:[A-Za-z{SPACE}.{DASH}/+]{{0,2}}[0-9]){{4}}"
     """Five digits with little between them, which a number has to have."""
-    PREFILTER = _DENSE.replace("[0-9]", f"[{DIGITS}]")
+    PREFILTER = _DENSE
     _SEPARATORS = f"{SPACE}.{DASH}/+"
-    _RUN = re.compile(
-        rf"[0-9][0-9A-Za-z]*(?:[{_SEPARATORS}](?:[A-Za-z]?[0-9][0-9A-Za-z]*|[A-Za-z]{{1,2}}(?![0-9A-Za-z])))*"
-    )
+    _RUN = re.compile(rf"[0-9][0-9A-Za-z]*(?:[{_SEPARATORS}](?:[A-Za-z]?[0-9][0-9A-Za-z]*|[A-Za-z]{{1,2}}(?!\w)))*")
     _FIVE_DIGITS = re.compile(_DENSE)
     _PIECE = re.compile(rf"[^{SPACE}/]+")
     _MIXED = re.compile(rf"[^{SPACE}/]*[.{DASH}][^{SPACE}/]*")
@@ -120,9 +125,8 @@ class PieceNumbers:
             start = match.start()
             while start and text[start - 1].isalnum() and text[start - 1].isascii():
                 start -= 1
-            if not self._alone(text, start, match.end()):
-                continue
             pieces = [piece.span() for piece in self._PIECE.finditer(text, start, match.end())]
+            pieces = pieces[self._continues(text, start) : len(pieces) - self._is_continued(text, match.end())]
             for first, (begin, _) in enumerate(pieces):
                 for _, end in pieces[first : first + self.MOST_PIECES]:
                     written = text[begin:end]
@@ -131,11 +135,16 @@ class PieceNumbers:
                     yield from self._valid(written, begin, end)
 
     @staticmethod
-    def _alone(text: str, start: int, end: int) -> bool:
-        """Whether no letter touches the number, and it is not the end of a decimal number or followed by one."""
-        before, after = text[max(0, start - 2) : start], text[end : end + 2]
-        inside = before[-1:].isalnum() or (before[-1:] in (".", ",") and before[:1].isdigit())
-        return not inside and not after[:1].isalnum() and not (after[:1] == "," and after[1:].isdigit())
+    def _continues(text: str, start: int) -> bool:
+        """Whether a letter stands before the first piece, or it is the end of a decimal number."""
+        before = text[max(0, start - 2) : start]
+        return before[-1:].isalnum() or (before[-1:] in (".", ",") and before[:1].isdigit())
+
+    @staticmethod
+    def _is_continued(text: str, end: int) -> bool:
+        """Whether a letter stands behind the last piece, or it is the begin of a decimal number."""
+        after = text[end : end + 2]
+        return after[:1].isalnum() or (after[:1] == "," and after[1:].isdigit())
 
     def _valid(self, written: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
         """The span, once for each module that takes it for valid."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from run_contract.errors import UserError
-from snakmodel.filter.pii_support import CONTEXT, DASH, DIGITS, SPACE, VERSION, near, needed
+from snakmodel.filter.pii_support import CONTEXT, DASH, SPACE, VERSION, near, needed
 
 
 def _between(boundary: re.Pattern[str], text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -26,7 +26,7 @@ class PhoneNumbers:
 
     _SEPARATOR = f"(?:(?![{SPACE}]{{2}})[{SPACE}().{DASH}/]){{0,3}}"
     _CANDIDATE = re.compile(f"[0-9](?<![0-9][0-9])(?:{_SEPARATOR}[0-9]){{6,}}")
-    prefilter = f"[{DIGITS}](?:[{SPACE}().{DASH}/]{{0,3}}[{DIGITS}]){{6}}"
+    prefilter = f"[0-9](?:[{SPACE}().{DASH}/]{{0,3}}[0-9]){{6}}"
 
     _OTHER_NUMBER = re.compile(
         r"(?:\b(?:cvr|se|p|ean|gtin|isbn|issn|doi|pmid|id|ref|sku|lot|imei|kto|konto|account)|ordre|order|bestilling|faktura|"
@@ -37,6 +37,12 @@ class PhoneNumbers:
         re.IGNORECASE,
     )
     """Words before a number that belongs to a company, an order, a book, an account or the like."""
+    _PHONE_WORD = re.compile(
+        r"(?:\b(?:tlf|tel|mob|sms|ring)|telefon|phone|mobil|(?:tele)?fax)(?:n(?:umme)?r|number|en)?"
+        r"[^\w\n]{0,3}(?:på |to )?\Z",
+        re.IGNORECASE,
+    )
+    """Words before a phone number; it may then look like a date."""
     _MONEY_BEFORE = re.compile(r"(?:\bkr\.?|\bdkk|\bsek|\bnok|\beur|\busd|\bgbp|[$€£])\s?\Z", re.IGNORECASE)
     _MONEY_AFTER = re.compile(r"\s?(?:,-|%|[$€£]|(?:kr|kroner|dkk|sek|nok|eur|euro|usd|gbp|mio)\b)", re.IGNORECASE)
     _NO_PHONE = re.compile(
@@ -48,6 +54,7 @@ class PhoneNumbers:
         r"|(?:1[5-9]|20)[0-9]{2}[ ./-]?(?:0?[1-9]|1[0-2])[ ./-]?(?:0?[1-9]|[12][0-9]|3[01])"  # a date, year first
         r"|(?:0?[1-9]|[12][0-9]|3[01])[ ./-]{1,2}(?:0?[1-9]|1[0-2])[ ./-]{1,2}(?:1[5-9]|20)[0-9]{2}"  # day first
         r"|(?:[0-9]\D+){3,}[0-9]+"  # single digits in a row
+        r"|[0-9].*[^0-9][0-9]"  # a check digit of its own, as of an ISBN
     )
     _IN_LINK = "/=_&#?"
     _LISTED = re.compile(rf"[{SPACE}]?/[{SPACE}]?|[{SPACE}][{DASH}][{SPACE}]")
@@ -128,7 +135,8 @@ class PhoneNumbers:
         number = text[start:end]
         if number[0] in "+＋" or number.startswith(("(+", "00")):
             return True
-        if self._NO_PHONE.fullmatch(number):
+        before = text[max(0, start - CONTEXT) : start]
+        if self._NO_PHONE.fullmatch(number) and not self._PHONE_WORD.search(before):
             return False
         if start > 1 and text[start - 1] in ".," and text[start - 2].isdigit():
             return False
@@ -139,7 +147,6 @@ class PhoneNumbers:
             text[start - 1 : start] in (*self._IN_LINK, "-") or after[:1] in (*self._IN_LINK, "-")
         ):
             return False
-        before = text[max(0, start - CONTEXT) : start]
         if "." in number and VERSION.search(before):
             return False
         return not (

@@ -39,8 +39,6 @@ def _foreign_digits() -> str:
 
 
 FOREIGN_DIGITS = _foreign_digits()
-DIGITS = f"0-9{FOREIGN_DIGITS}"
-"""All decimal digits, for a character class of RE2, whose own one may follow another version of Unicode than Python."""
 _FOREIGN_DIGIT = re.compile(f"[{FOREIGN_DIGITS}]")
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from run_contract.errors import UserError
 from snakmodel.filter.pii import Find, Pii, add_flags, make_step, without_overlaps
 from snakmodel.filter.pii_addresses import Emails, Ibans, IpAddresses
-from snakmodel.filter.pii_national import NationalNumbers
+from snakmodel.filter.pii_national import NationalNumbers, module_names
 from snakmodel.filter.pii_phones import PhoneNumbers
 from snakmodel.filter.pii_support import INSTALL, ascii_digits
 from snakmodel.shards.arrow_stream import SCHEMA, texts, write_stream
@@ -76,6 +76,10 @@ def cleaned(one: Pii, text: str) -> str:
         ("+45 22 33 44 55/(+45) 2233 4455, 0045 22334455", "<PHONE>/<PHONE>, <PHONE>"),
         ("Tlf.:22334455 tel:+4522334455\n33445566", "Tlf.:<PHONE> tel:<PHONE>\n<PHONE>"),
         ("Sverige: +46 70 123 45 67, +1 425-882-8080", "Sverige: <PHONE>, <PHONE>"),
+        (
+            "Mobil 20181129, telefonnr.: 20181129, ring på 20181129",
+            "Mobil <PHONE>, telefonnr.: <PHONE>, ring på <PHONE>",
+        ),
         ("22 33 44 55 / 33 44 55 66", "<PHONE> / <PHONE>"),
         # IBAN: in groups and without, before words
         ("IBAN DK50 0040 0440 1162 43 OG SE4550000000058398257466.", "IBAN <IBAN> OG <IBAN>."),
@@ -90,6 +94,7 @@ def cleaned(one: Pii, text: str) -> str:
         ("Ole,211062-5629,Vej 1", "Ole,<NATIONAL_ID>,Vej 1"),
         # other countries' numbers
         ("880320-0016 og 198803200016", "<NATIONAL_ID> og <NATIONAL_ID>"),
+        ("19038440376 Når, 880320-0016 5år, å5 880320-0016", "<NATIONAL_ID> Når, <NATIONAL_ID> 5år, å5 <NATIONAL_ID>"),
         ("hetu 131052-308T, RCCMNL83S18D969H", "hetu <NATIONAL_ID>, <NATIONAL_ID>"),
         ("nir 2 95 10 99 126 111 93 et 3", "nir <NATIONAL_ID> et 3"),
         # digits of other scripts
@@ -131,6 +136,11 @@ def test_what_is_left_alone(danish: Pii, text: str) -> None:
     assert after["text"][0].as_py() == text
     assert after is before
     assert counts == {"changed": 0, "found": {}, "found_by_source": {}}
+
+
+def test_numbers_with_a_check_digit_of_their_own_are_no_phone_numbers() -> None:
+    """An ISBN would be a valid number in Sweden."""
+    assert cleaned(step("--region", "SE", "NO"), "0-662-40299-5, 08-391 50 00") == "0-662-40299-5, <PHONE>"
 
 
 def test_overlaps() -> None:
@@ -196,10 +206,10 @@ def test_independent_of_batches_and_bounded_sources() -> None:
         "２２３３４４５５",
         "DK5000400440116243",
     ]
-    documents = [" ".join(rng.choices(words, k=rng.randrange(6))) for _ in range(MOST_SOURCES * 2)]
-    sources: list[str | None] = [f"s{rng.randrange(MOST_SOURCES + 500)}" for _ in documents]
+    documents = [" ".join(rng.choices(words, k=rng.randrange(6))) for _ in range(MOST_SOURCES + 700)]
+    sources: list[str | None] = [f"s{rng.randrange(MOST_SOURCES * 3)}" for _ in documents]
     results = []
-    for size in (1, 7, 1024, len(documents)):
+    for size in (3, 100, len(documents)):
         one, found, total = step(*DANISH), [], {}
         for start in range(0, len(documents), size):
             after, counts = one.run(batch_of(documents, sources).slice(start, size))
@@ -215,7 +225,8 @@ def test_independent_of_batches_and_bounded_sources() -> None:
 PIECES = st.lists(
     st.one_of(
         st.sampled_from(["ole@firma.dk", "87.54.12.3", "2a02:aa7::1", "DK50 0040 0440 1162 43", "+45 22334455"]),
-        st.sampled_from(["22 33 44 55", "211062-5629", "2110625629", "880320-0016", "RCCMNL83S18D969H", "2 95 10 99 126 111 93"]),
+        st.sampled_from(["22 33 44 55", "211062-5629", "2110625629", "880320-0016"]),
+        st.sampled_from(["RCCMNL83S18D969H", "2 95 10 99 126 111 93"]),
         st.text(alphabet="0123456789 .-/@:()+aXDKé٢２\n\u00a0", max_size=8),
         st.characters(),
     ),
@@ -224,11 +235,12 @@ PIECES = st.lists(
 
 
 @given(PIECES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_prefilters_miss_nothing(text: str) -> None:
-    """Where a finder finds something, its RE2 pattern matches; otherwise a find would depend on its neighbours."""
+    """Where a finder finds something among ASCII digits, its RE2 pattern matches."""
+    text = ascii_digits(text)
     for finder in FINDERS:
-        if list(finder.find(ascii_digits(text))):
+        if list(finder.find(text)):
             assert pc.match_substring_regex(pa.array([text]), finder.prefilter)[0].as_py()
 
 
@@ -304,6 +316,7 @@ def test_wrong_names(flags: list[str], message: str) -> None:
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, hidden: str, kind: str, package: str) -> None:
     """The message names the package and the command that installs it; kinds that do not need it work without."""
     monkeypatch.setitem(sys.modules, hidden, None)
+    module_names.cache_clear()
     with pytest.raises(UserError) as told:
         make_step(Namespace(kinds=[kind], region=[], national=["dk.cpr"] if kind == "national" else []))
     assert f"the package {package}, which is not installed" in str(told.value)
