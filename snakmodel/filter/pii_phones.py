@@ -29,10 +29,9 @@ class PhoneNumbers:
     prefilter = f"[0-9](?:[{SPACE}().{DASH}/]{{0,3}}[0-9]){{6}}"
 
     _OTHER_NUMBER = re.compile(
-        r"(?:\b(?:cvr|se|p|ean|gtin|isbn|issn|doi|pmid|id|ref|sku|lot|imei|kto|konto|account)|ordre|order|bestilling|faktura|"
-        r"invoice|rechnung|"
-        r"(?:kunde|sag|sags|vare|journal|serie|model|parti|bilag|medlem|kontrakt|police|artikel|reg|bestell|art|j)"
-        r"[ .\-]{0,2}(?:n(?:umme)?r|no|id))"
+        r"(?:\b(?:cvr|ean|gtin|isbn|issn|doi|pmid|id|ref|sku|lot|imei|kto|konto|account)|ordre|order|faktura|invoice|"
+        r"rechnung|(?:\bse|\bp|\bj|kunde|sags?|vare|journal|serie|model|parti|bilag|medlem|kontrakt|police|artikel|reg|"
+        r"bestillings?|bestell|\bart)[ .\-]{0,2}(?:n(?:umme)?r|no|id))"
         r"(?:s?[ .\-]{0,2}(?:n(?:umme)?r|no|number|num|id))?\.?[\s:#=]{0,3}\Z",
         re.IGNORECASE,
     )
@@ -56,7 +55,9 @@ class PhoneNumbers:
         r"|(?:[0-9]\D+){3,}[0-9]+"  # single digits in a row
         r"|[0-9].*[^0-9][0-9]"  # a check digit of its own, as of an ISBN
     )
-    _IN_LINK = "/=_&#?"
+    _IN_LINK = "=_&#?-"
+    _NOT_IN_LINK = re.compile(r"[0-9 ]{6,}/\Z")
+    """What stands before a number between slashes that is not part of a link: another number."""
     _LISTED = re.compile(rf"[{SPACE}]?/[{SPACE}]?|[{SPACE}][{DASH}][{SPACE}]")
     _SPACES = re.compile(rf"[{SPACE}]+")
     MOST_DIGITS = 20
@@ -79,7 +80,7 @@ class PhoneNumbers:
             for start, end in self._parts(text, *match.span()):
                 while start and text[start - 1] in "+(＋":
                     start -= 1
-                plus = "+" in text[start:end] or "＋" in text[start:end]
+                plus = "+" in text[start:end] or "＋" in text[start:end] or text.startswith("00", start)
                 if plus or not self.lengths.isdisjoint(self._sizes(text[start:end])):
                     yield from self._in_part(text, start, end, self.regions or ([None] if plus else []))
 
@@ -133,7 +134,7 @@ class PhoneNumbers:
     def _plausible(self, text: str, start: int, end: int) -> bool:
         """Whether a number that could be dialled is likely to be meant as one."""
         number = text[start:end]
-        if number[0] in "+＋" or number.startswith(("(+", "00")):
+        if number[0] in "+＋" or number.startswith("(+"):
             return True
         before = text[max(0, start - CONTEXT) : start]
         if self._NO_PHONE.fullmatch(number) and not self._PHONE_WORD.search(before):
@@ -143,12 +144,16 @@ class PhoneNumbers:
         after = text[end : end + 8]
         if after[:1] and after[0] in ".," and after[1:2].isdigit():
             return False
-        if number.isdigit() and (
-            text[start - 1 : start] in (*self._IN_LINK, "-") or after[:1] in (*self._IN_LINK, "-")
-        ):
+        if number.isdigit() and self._in_link(before, after):
             return False
         if "." in number and VERSION.search(before):
             return False
         return not (
             self._OTHER_NUMBER.search(before) or self._MONEY_BEFORE.search(before) or self._MONEY_AFTER.match(after)
         )
+
+    def _in_link(self, before: str, after: str) -> bool:
+        """Whether the text around a run of digits looks like a link or a name of a file."""
+        if before.endswith("/") and not self._NOT_IN_LINK.search(before):
+            return True
+        return before.endswith(tuple(self._IN_LINK)) or after.startswith(tuple(self._IN_LINK))
