@@ -1,4 +1,4 @@
-"""python benchmarks/pii.py [--documents 3000] [--peer-python VENV/bin/python] [--output benchmarks/results/pii.json]
+"""python benchmarks/pii.py [--documents 2000] [--peer-python VENV/bin/python] [--output benchmarks/results/pii.json]
 
 The step `pii`: precision and recall per kind on generated text, and its speed, beside datatrove's PIIFormatter.
 
@@ -216,7 +216,7 @@ def speed(python: str | None, rounds: int) -> dict[str, Any]:
     rng = random.Random(1)
     corpora = {
         "ordinary": ["\n".join(lines[at : at + 20]) for at in range(0, len(lines), 20)],
-        "a find per 5 lines": [
+        "a find in every third line": [
             "\n".join([*rng.choices(lines, k=16), *(rng.choice(labelled)[1] for _ in range(8))]) for _ in range(1000)
         ],
         "numbers only": [
@@ -263,7 +263,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=3000, help="documents per kind")
+    parser.add_argument("--documents", type=int, default=2000, help="documents per kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-python", help="the Python of an environment with datatrove")
     parser.add_argument(

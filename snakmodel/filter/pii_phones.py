@@ -17,6 +17,11 @@ def _between(boundary: re.Pattern[str], text: str, start: int, end: int) -> Iter
     yield start, end
 
 
+def _unclosed(number: str) -> bool:
+    """Whether a number has more opening than closing brackets."""
+    return sum(number.count(bracket) for bracket in "([（［") > sum(number.count(bracket) for bracket in ")]）］")
+
+
 class PhoneNumbers:
     """Finds phone numbers, by the rules of `phonenumbers` and some about what only looks like one.
 
@@ -52,9 +57,10 @@ class PhoneNumbers:
         r"|(?:19|20)[0-9]{2}\D{1,3}(?:19|20)[0-9]{2}"  # years from … to …
         r"|(?:1[5-9]|20)[0-9]{2}[ ./-]?(?:0?[1-9]|1[0-2])[ ./-]?(?:0?[1-9]|[12][0-9]|3[01])"  # a date, year first
         r"|(?:0?[1-9]|[12][0-9]|3[01])[ ./-]{1,2}(?:0?[1-9]|1[0-2])[ ./-]{1,2}(?:1[5-9]|20)[0-9]{2}"  # day first
-        r"|(?:[0-9]\D+){3,}[0-9]+"  # single digits in a row
+        r"|(?:.*(?<![0-9])[0-9](?![0-9])){2,}.*"  # several single digits
         r"|[0-9].*[^0-9][0-9]"  # a check digit of its own, as of an ISBN
     )
+    _ISBN_END = re.compile(r"-[Xx]\b")
     _IN_LINK = "=_&#?-"
     _NOT_IN_LINK = re.compile(r"[0-9 ]{6,}/\Z")
     """What stands before a number between slashes that is not part of a link: another number."""
@@ -94,8 +100,8 @@ class PhoneNumbers:
         for region in regions:
             for number in self.phonenumbers.PhoneNumberMatcher(window, region):
                 begin, stop = first + number.start, first + number.end
-                if number.raw_string[0] in "([（［" and not any(bracket in number.raw_string for bracket in ")]）］"):
-                    begin += 1
+                # The matcher takes the bracket before a number that ends within it for a part of the number.
+                begin += number.raw_string[0] in "([（［" and _unclosed(number.raw_string)
                 if begin < end and self._plausible(text, begin, stop):
                     yield begin, stop, "phone"
 
@@ -137,8 +143,6 @@ class PhoneNumbers:
         if number[0] in "+＋" or number.startswith("(+"):
             return True
         before = text[max(0, start - CONTEXT) : start]
-        if self._NO_PHONE.fullmatch(number) and not self._PHONE_WORD.search(before):
-            return False
         if start > 1 and text[start - 1] in ".," and text[start - 2].isdigit():
             return False
         after = text[end : end + 8]
@@ -146,11 +150,11 @@ class PhoneNumbers:
             return False
         if number.isdigit() and self._in_link(before, after):
             return False
-        if "." in number and VERSION.search(before):
-            return False
-        return not (
-            self._OTHER_NUMBER.search(before) or self._MONEY_BEFORE.search(before) or self._MONEY_AFTER.match(after)
-        )
+        if self._PHONE_WORD.search(before):
+            return True
+        other = self._OTHER_NUMBER.search(before) or ("." in number and VERSION.search(before))
+        money = self._MONEY_BEFORE.search(before) or self._MONEY_AFTER.match(after)
+        return not (other or money or self._NO_PHONE.fullmatch(number) or self._ISBN_END.match(after))
 
     def _in_link(self, before: str, after: str) -> bool:
         """Whether the text around a run of digits looks like a link or a name of a file."""
