@@ -229,11 +229,11 @@ def speed(python: str | None, rounds: int) -> dict[str, Any]:
     for name, texts in corpora.items():
         size = sum(len(text.encode()) for text in texts) / 1e6
         ways: dict[str, Callable[[], tuple[list[str], float]]] = {
-            "all kinds, Danish": lambda texts=texts: ours(texts, **danish),  # type: ignore[misc]
-            "e-mail and IP": lambda texts=texts: ours(texts, kinds=["email", "ip"]),  # type: ignore[misc]
+            "all kinds, Danish": lambda texts=texts: ours(texts, **danish),
+            "e-mail and IP": lambda texts=texts: ours(texts, kinds=["email", "ip"]),
         }
         if python:
-            ways["datatrove, e-mail and IP"] = lambda texts=texts: peer(python, texts)  # type: ignore[misc]
+            ways["datatrove, e-mail and IP"] = lambda texts=texts: peer(python, texts)
         turns: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, run in ways.items():

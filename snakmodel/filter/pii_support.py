@@ -33,8 +33,11 @@ VERSION = re.compile(
 
 
 def _foreign_digits() -> str:
-    """The inside of a character class with all decimal digits of Unicode but the ASCII ones, ten of them per script."""
-    zeros = [code for code in range(0x80, 0x110000) if unicodedata.decimal(chr(code), None) == 0]
+    """The inside of a character class with all decimal digits of Unicode but the ASCII ones, ten of them per script.
+
+    The planes from 0x20000 on hold ideographs and no digits.
+    """
+    zeros = [code for code in range(0x80, 0x20000) if unicodedata.decimal(chr(code), None) == 0]
     return "".join(f"{chr(zero)}-{chr(zero + 9)}" for zero in zeros)
 
 
