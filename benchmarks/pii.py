@@ -216,7 +216,7 @@ def speed(python: str | None, rounds: int) -> dict[str, Any]:
     rng = random.Random(1)
     corpora = {
         "ordinary": ["\n".join(lines[at : at + 20]) for at in range(0, len(lines), 20)],
-        "a find in every third line": [
+        "a find in every sixth line": [
             "\n".join([*rng.choices(lines, k=16), *(rng.choice(labelled)[1] for _ in range(8))]) for _ in range(1000)
         ],
         "numbers only": [
