@@ -96,7 +96,7 @@ class Values:
         )
 
     def phone(self, faker: Any) -> str:
-        """A number that phonenumbers takes for one; a third of Faker's are in ranges that no one has."""
+        """A number that phonenumbers takes for valid; Faker also makes some in ranges that no one has."""
         region = self.regions[self.fakers.index(faker)]
         while True:
             number = str(faker.phone_number())
