@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from run_contract.entry_point import run_main
-from snakmodel.filter import language
+from snakmodel.filter import language, pii
 from snakmodel.filter.shard import Step, filter_shard
 
 STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Step]]] = {
     "language": ("Keeps documents or lines of some languages.", language.add_flags, language.make_step),
+    "pii": ("Replaces personal data by placeholders.", pii.add_flags, pii.make_step),
 }
 """Name of a step -> what it does, what adds its flags to a parser, and what makes the step of the parsed flags."""
 
