@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from run_contract.errors import UserError
+from snakmodel.dedup.minhash.compile_cache import cache_folder
 from snakmodel.filter.__main__ import make_parser
 from snakmodel.filter.quality import calibrate, characters, measures, rules, threshold_file
 from snakmodel.filter.quality.step import COLUMN, Measurer, QualityStep
@@ -382,6 +383,7 @@ def test_thresholds_of_a_file(tmp_path: Path) -> None:
     path.write_text("gopher_min_words: 3\ngopher_max_words: null\nstop_words: [og, at]\n")
     found = threshold_file.read(path, DANISH)
     assert found == dataclasses.replace(DANISH, gopher_min_words=3, gopher_max_words=None, stop_words=("og", "at"))
+    found = dataclasses.replace(found, gopher_max_hashes=1e-05)  # PyYAML takes JSON's form of it for a string
     path.write_text(json.dumps(rules.as_json(found)))
     assert threshold_file.read(path, rules.Thresholds()) == found
     with pytest.raises(UserError, match="does not exist"):
@@ -390,7 +392,7 @@ def test_thresholds_of_a_file(tmp_path: Path) -> None:
 
 
 def test_calibrated_thresholds_remove_the_percentile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the reference, each rule fails at most the percentile, a stricter one more; files are the same on a second run."""
+    """Each rule fails at most the percentile of the reference, a stricter one more; a second run writes the same."""
     texts = [good(number) + "\nslut" * (number % 10) for number in range(200)]
     reference = shard(tmp_path / "reference.arrow", texts, 50)
     candidates = shard(tmp_path / "candidates.arrow", documents(50), 50)
@@ -437,6 +439,17 @@ def test_command(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["steps"]["quality"]["rules"]["gopher_min_words"] == 1
     assert [row["text"] for row in rows(tmp_path / "out.arrow")] == [good(1)]
     assert make_parser().parse_args(f"quality --input {source} --output x".split()).mode == "mark"
+
+
+def test_the_kernel_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    """Its folder changes with its sources and with those of the MinHash kernel, of which it uses parts."""
+    package = tmp_path / "package"
+    package.mkdir()
+    seen = [cache_folder([tmp_path]), cache_folder([tmp_path], "quality", package)]
+    (package / "kernel.py").write_text("a = 1")
+    seen.append(cache_folder([tmp_path], "quality", package))
+    assert len(set(seen)) == 3
+    assert [folder.name.split("-")[0] for folder in seen if folder] == ["minhash", "quality", "quality"]
 
 
 def test_flags_of_characters_are_those_of_python() -> None:

@@ -57,8 +57,8 @@ def processor() -> tuple[str, str]:
 def cache_folder(roots: Sequence[Path], kernel: str = "minhash", package: Path | None = None) -> Path | None:
     """The cache's folder for a kernel's sources, this Numba and this processor.
 
-    The sources are those of this package and, for a kernel of another name, those of its own package. The folder lies in
-    the first of the roots that can be written; None if there is none.
+    The sources are those of this package and, for a kernel of another name, those of its own package. The folder lies
+    in the first of the roots that can be written; None if there is none.
     """
     digest = hashlib.sha256()
     for folder in [Path(__file__).parent, *([package] if package else [])]:

@@ -76,8 +76,12 @@ def calibrated(reference: Numbers, base: Thresholds, percentile: float) -> Thres
 
     A rule that is switched off stays so, and one that applies to no document keeps its threshold.
     """
-    values = {rule.name: limit(rule, reference, percentile) for rule in RULES if getattr(base, rule.name) is not None}
-    return dataclasses.replace(base, **{name: value for name, value in values.items() if value is not None})
+    chosen: dict[str, Any] = {}
+    for rule in RULES:
+        value = limit(rule, reference, percentile)
+        if value is not None and getattr(base, rule.name) is not None:
+            chosen[rule.name] = value
+    return dataclasses.replace(base, **chosen)
 
 
 def limit(rule: Rule, reference: Numbers, percentile: float) -> float | None:

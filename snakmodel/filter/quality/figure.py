@@ -14,7 +14,7 @@ _COLOURS = {"published": "#e07a3f", "calibrated": "#2a6f97"}
 
 
 def draw(found: dict[tuple[str, str], NDArray[np.float64]], documents: dict[str, int], path: Path) -> None:
-    """Draw the shares that `calibrate.shares` found, one panel per corpus, as a PNG; the same shares give the same bytes."""
+    """Draw the shares that `calibrate.shares` found, one panel per corpus, as a PNG whose bytes depend on them only."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

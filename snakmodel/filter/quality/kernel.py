@@ -4,9 +4,10 @@
   spans    lines and paragraphs -> which of them occurred before, by a hash and then by their bytes
   grams    words -> the most frequent n-gram, and the characters in repeated n-grams
 
-Words are compared by polynomial hashes modulo 2⁶¹ - 1. The hash of word i to word j - 1, written without spaces, follows
+Words are compared by polynomial hashes modulo 2⁶¹ - 1. The hash of words i to j - 1, written without spaces, follows
 from the hashes of the prefixes, so that an n-gram costs the same whatever n is. Two different n-grams of b bytes agree
-with a probability of at most b / 2⁶¹: below 10⁻⁶ for any pair among the n-grams of a document of 100,000 words.
+at no more than b of all points: among the n-grams of a document of 100,000 words (2³² pairs, b = 64), any two agree
+with a probability of about 2⁻²³.
 """
 # mypy: allow-untyped-decorators, no-warn-return-any
 # NumPy's scalars are Any to mypy once they are computed with.
@@ -92,7 +93,7 @@ def text_hash(data: Bytes, begin: int, end: int) -> np.uint64:
 @inner
 def same(data: Bytes, one: int, other: int, size: int) -> bool:
     """Whether two ranges hold the same bytes."""
-    for place in range(size):
+    for place in range(size):  # noqa: SIM110 (Numba compiles no generator expressions)
         if data[one + place] != data[other + place]:
             return False
     return True
@@ -125,7 +126,7 @@ def mark_repeated(data: Bytes, spans: Numbers, count: int, keys: Longs, places: 
 
 @inner
 def split_paragraphs(data: Bytes, begin: int, end: int, spans: Numbers) -> int:
-    """Fill `spans` with the paragraphs of a text that neither begins nor ends with white space; returns their number."""
+    """Fill `spans` with the paragraphs of a text without white space at its ends; returns their number."""
     count, start, at = 0, begin, begin
     while at < end:
         if data[at] == _NEWLINE and data[at + 1] == _NEWLINE:
@@ -256,7 +257,7 @@ def scan(
             row[ELLIPSES] += point == _ELLIPSIS or (run > 0 and run % 3 == 0)
             row[HASHES] += point == _HASH
             if head:
-                head, bullet = False, 1 if point == _BULLET or point == _HYPHEN else 0
+                head, bullet = False, 1 if point in (_BULLET, _HYPHEN) else 0
             tail = 1 if run >= 3 or point == _ELLIPSIS else 0
             span_blank = 0
         else:

@@ -36,7 +36,7 @@ def starts_with(text: Bytes, at: int, end: int, wanted: Bytes, first: int, stop:
     """Whether text[at : end] begins with wanted[first : stop]."""
     if end - at < stop - first:
         return False
-    for place in range(stop - first):
+    for place in range(stop - first):  # noqa: SIM110 (Numba compiles no generator expressions)
         if text[at + place] != wanted[first + place]:
             return False
     return True
@@ -108,7 +108,7 @@ def sentences_in(data: Bytes, begin: int, end: int, table: Bytes) -> int:
 def lowered(data: Bytes, begin: int, end: int, low: Bytes) -> int:
     """Write a text in lower case to `low`, and return its length.
 
-    Beside ASCII, only the Kelvin sign has a letter of ASCII as its whole lower case; other letters stay as they are.
+    Other letters than those of ASCII stay as they are, but for the Kelvin sign, whose lower case is the letter k.
     """
     top, at = 0, begin
     while at < end:

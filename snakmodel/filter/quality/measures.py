@@ -2,7 +2,7 @@
 
 All of them are whole numbers; a rule compares one, or the quotient of two, with a threshold.
 
-A word is a maximal run of characters that are not white space, as `str.split()` gives it. Its characters are code points.
+A word is a maximal run of characters that are not white space, as `str.split()` gives it. Characters are code points.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ STOP_WORDS = {
     "nb": ("og", "i", "det", "er", "på", "til", "en", "som", "å", "av", "for", "med"),
     "sv": ("och", "i", "att", "det", "som", "en", "på", "är", "av", "för", "med", "till"),
 }
-"""Stop words by language. The English ones are Gopher's, which has no others; those are among the most frequent words."""
+"""Stop words by language. The English ones are Gopher's, which has no others; these are frequent words of their own."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Thresholds:
     c4_line_citations: bool = True
     """C4's code: citation marks ([1], [], [edit] and [citation needed]) are removed from lines."""
     c4_line_stopped: bool = True
-    """Second line rule of C4: a line that does not end in one of . ? ! " ' is removed, also if it ends in three dots."""
+    """Second line rule of C4: a line that does not end in one of . ? ! " ' is removed, and one that ends in "..."."""
     c4_line_min_words: int | None = 3
     """Third line rule of C4: a line with fewer words is removed."""
     c4_line_javascript: bool = True
@@ -123,7 +123,7 @@ class Thresholds:
         "use of cookies",
         "use cookies",
     )
-    """Fifth line rule of C4 (its code): a line that contains one of these is removed, in upper or lower case."""
+    """Fifth line rule of C4 (its code): a line that contains one of these is removed. The case of ASCII is ignored."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,13 @@ class Rule:
 
     def values(self, found: Numbers) -> NDArray[np.float64]:
         """The value of each document, (n,), of a matrix of measures; NaN where the divisor is 0."""
-        values = found[:, COLUMN[self.measure]].astype(np.float64)
+        values: NDArray[np.float64] = found[:, COLUMN[self.measure]].astype(np.float64)
         if self.per is None:
             return values
         divisors = found[:, COLUMN[self.per]].astype(np.float64)
-        return np.divide(values, divisors, out=np.full(len(values), np.nan), where=divisors != 0)
+        quotients = np.full(len(values), np.nan)
+        np.divide(values, divisors, out=quotients, where=divisors != 0)
+        return quotients
 
     def fails(self, found: Numbers, threshold: float | None) -> NDArray[np.bool_]:
         """Whether each document fails the rule, (n,)."""

@@ -99,8 +99,8 @@ class QualityStep:
         """See `Step`; the column `quality` is the last one."""
         if COLUMN in schema.names:
             raise UserError(
-                f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from before "
-                "the step, or rename the column"
+                f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
+                "before the step, or rename the column"
             )
         return schema.append(pa.field(COLUMN, _TYPE))
 

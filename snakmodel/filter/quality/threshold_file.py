@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,16 @@ def defaults(language: str) -> Thresholds:
 
 
 def read(path: Path, base: Thresholds) -> Thresholds:
-    """The thresholds of a file; `base` fills in those that it lacks. Raises UserError for a key or value that is wrong."""
+    """The thresholds of a file; `base` fills in those that it lacks.
+
+    Raises UserError for a key or a value that is wrong.
+    """
     if not path.is_file():
         raise InputsMissing(
             f"--thresholds {path} does not exist; `python -m snakmodel.filter calibrate` writes such a file"
         )
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = _parsed(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(given, dict):
@@ -50,11 +54,19 @@ def read(path: Path, base: Thresholds) -> Thresholds:
             raise UserError(f"{path}: there is no threshold {key!r}; {hint}valid names are {', '.join(_FIELDS)}")
         if wanted := _wanted(key, value):
             raise UserError(f"{path}: {key} is {value!r}; {wanted} is needed")
-    values = {key: tuple(value) if key in _WORDS else value for key, value in given.items()}
+    values: dict[str, Any] = {key: tuple(value) if key in _WORDS else value for key, value in given.items()}
     return _checked(dataclasses.replace(base, **values), path)
 
 
 _RULES_HINT = "gopher_min_words: 50"
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text, else of a YAML text: for PyYAML, JSON's 1e-05 is a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def _wanted(key: str, value: Any) -> str | None:
@@ -82,8 +94,8 @@ def _checked(thresholds: Thresholds, path: Path) -> Thresholds:
     few = len(set(thresholds.stop_words))
     if (thresholds.gopher_min_stop_words or 0) > few:
         raise UserError(
-            f"{path}: gopher_min_stop_words is {thresholds.gopher_min_stop_words}, but stop_words has {few}; no document "
-            "could pass. Give more words, a lower number, or null"
+            f"{path}: gopher_min_stop_words is {thresholds.gopher_min_stop_words}, but stop_words has {few}; no "
+            "document could pass. Give more words, a lower number, or null"
         )
     for name in ("words", "mean_word_length"):
         low, high = getattr(thresholds, f"gopher_min_{name}"), getattr(thresholds, f"gopher_max_{name}")
