@@ -5,7 +5,7 @@ line of standard input, and answers each with a line of JSON:
   {"time": [first, last], "own": bool}   the processor seconds of its filters on these documents
   {"rules": true, "own": bool}           what each filter says if it has one rule only
   {"clean": true}                        the lines that its C4 filter keeps
-With "own", words and sentences are those of spaCy, and symbols those of datatrove; otherwise they are those of the file.
+With "own", words and sentences are those of spaCy, and symbols those of datatrove; otherwise they are ours.
 """
 
 import functools

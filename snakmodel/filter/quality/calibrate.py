@@ -74,12 +74,13 @@ def measures_of(measurer: Measurer, shards: Sequence[Path]) -> Numbers:
 def calibrated(reference: Numbers, base: Thresholds, percentile: float) -> Thresholds:
     """The thresholds of which each fails at most so many per cent of the reference documents.
 
-    A rule that is switched off stays so, and one that applies to no document keeps its threshold.
+    A rule that is switched off stays so. One that applies to no document, or that asks for yes or no, keeps its
+    threshold.
     """
     chosen: dict[str, Any] = {}
     for rule in RULES:
         value = limit(rule, reference, percentile)
-        if value is not None and getattr(base, rule.name) is not None:
+        if value is not None and getattr(base, rule.name) is not None and not rule.is_yes_or_no:
             chosen[rule.name] = value
     return dataclasses.replace(base, **chosen)
 

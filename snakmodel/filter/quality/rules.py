@@ -134,6 +134,8 @@ class Rule:
     """The name of the rule and of its threshold."""
     measure: str
     per: str | None = None
+    is_yes_or_no: bool = False
+    """Whether the rule asks if something is there at all, so that a reference corpus has no better threshold."""
 
     @property
     def source(self) -> str:
@@ -183,9 +185,9 @@ def _rules() -> Iterator[Rule]:
     for n in range(5, 11):
         yield Rule(f"gopher_max_repeated_{n}_grams", f"repeated_{n}_grams", "characters")
     yield Rule("c4_min_sentences", "sentences")
-    yield Rule("c4_max_lorem_ipsum_lines", "lorem_ipsum_lines")
-    yield Rule("c4_max_curly_bracket_lines", "curly_bracket_lines")
-    yield Rule("fineweb_min_lines", "text_lines")
+    yield Rule("c4_max_lorem_ipsum_lines", "lorem_ipsum_lines", is_yes_or_no=True)
+    yield Rule("c4_max_curly_bracket_lines", "curly_bracket_lines", is_yes_or_no=True)
+    yield Rule("fineweb_min_lines", "text_lines", is_yes_or_no=True)
     yield Rule("fineweb_min_stopped_lines", "stopped_lines", "text_lines")
     yield Rule("fineweb_max_short_lines", "short_lines", "text_lines")
     yield Rule("fineweb_max_repeated_line_characters", "repeated_text_characters", "ink")
