@@ -1,7 +1,7 @@
 """The compiled kernel that counts words, lines and repetitions of documents in UTF-8.
 
-  scan      one pass over the characters of a document -> its counts, its words and its lines
-  measure   all documents -> all measures but those of C4, with what `repetition.py` finds in the words and lines
+scan      one pass over the characters of a document -> its counts, its words and its lines
+measure   all documents -> all measures but those of C4, with what `repetition.py` finds in the words and lines
 """
 # mypy: allow-untyped-decorators, no-warn-return-any
 # NumPy's scalars are Any to mypy once they are computed with.
