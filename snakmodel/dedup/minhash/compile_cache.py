@@ -54,14 +54,16 @@ def processor() -> tuple[str, str]:
         return binding.get_host_cpu_name(), ""
 
 
-def cache_folder(roots: Sequence[Path]) -> Path | None:
-    """The cache's folder for these sources, this Numba and this processor.
+def cache_folder(roots: Sequence[Path], kernel: str = "minhash", package: Path | None = None) -> Path | None:
+    """The cache's folder for a kernel's sources, this Numba and this processor.
 
-    It lies in the first of the roots that can be written; None if there is none.
+    The sources are those of this package and, for a kernel of another name, those of its own package. The folder lies
+    in the first of the roots that can be written; None if there is none.
     """
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    for folder in [Path(__file__).parent, *([package] if package else [])]:
+        for source in sorted(folder.glob("*.py")):
+            digest.update(source.read_bytes())
     about = (
         numba.__version__,
         binding.llvm_version_info,
@@ -71,7 +73,7 @@ def cache_folder(roots: Sequence[Path]) -> Path | None:
     )
     digest.update(repr(about).encode())
     for root in roots:
-        folder = root / f"minhash-{digest.hexdigest()[:16]}"
+        folder = root / f"{kernel}-{digest.hexdigest()[:16]}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -89,9 +91,14 @@ def compiled(function: Function) -> Function:
 
     They run without the interpreter's lock, and their compiled code is kept on disk if possible.
     """
+    return compiled_in(_FOLDER, function)
+
+
+def compiled_in(folder: Path | None, function: Function) -> Function:
+    """The compiled function, whose code is kept in this folder, as `cache_folder` gives it, if there is one."""
     dispatcher = fresh = njit(**_OPTIONS, nogil=True)(function)
-    if _FOLDER:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER)  # Numba reads it when it decorates
+    if folder:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)  # Numba reads it when it decorates
         try:
             dispatcher = njit(**_OPTIONS, nogil=True, cache=True)(function)
         finally:
