@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as one line."""
-        raise UserError(f"{message}; run with --help for the list")
+        raise UserError(f"{message}; run with --help for the list of flags")
 
 
 class Refused(argparse.Action):
@@ -33,9 +33,7 @@ class OnlyThese(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _namespace: object, value: Any, *_: object) -> None:
         """Raise UserError, with the reason that the flag's help gives, for every other value."""
         if value not in str(self.metavar).split("|"):
-            raise UserError(
-                f"{self.option_strings[0]} {value} is refused, only {self.metavar} is possible: {self.help}"
-            )
+            raise UserError(f"{self.option_strings[0]} {value} is refused, only {self.metavar} is valid: {self.help}")
 
 
 def make(sections: Iterable[type[Any]], optional: Collection[str], **about: str) -> Parser:

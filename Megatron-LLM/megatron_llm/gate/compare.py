@@ -57,7 +57,8 @@ def compare(ours: Tensor, theirs: Tensor, labels: Tensor, our_loss: float | None
     """
     if ours.shape != theirs.shape:
         raise UserError(
-            f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: not the same vocabulary"
+            f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: the two vocabularies are "
+            "different; compare with the model that the weights come from"
         )
     ours, theirs = ours.float().cpu(), theirs.float().cpu()
     error = (ours - theirs).abs()

@@ -149,7 +149,7 @@ def _write_config_that_agrees(
         if difference is None:
             print(f"tokenizer class {name}: the ids of {vocab_file.name}", flush=True)
             return
-        print(f"tokenizer class {name}: other ids {difference}", flush=True)
+        print(f"tokenizer class {name}: different ids {difference}", flush=True)
     raise UserError(
         f"{vocab_file}: the exported tokenizer differs {difference}; this tokenizer's settings are not supported"
     )
@@ -174,7 +174,9 @@ def _save_json(folder: Path, vocab_file: Path, max_length: int, special: Special
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **special.roles}
     _write_config(folder, {**kept, **own})
     if special and (difference := special.check(folder)):
-        raise UserError(f"{vocab_file}: the exported tokenizer differs {difference}")
+        raise UserError(
+            f"{vocab_file}: the exported tokenizer differs {difference}; this tokenizer's settings are not supported"
+        )
     original, loaded = read_json(vocab_file), AutoTokenizer.from_pretrained(str(folder))
     original.no_truncation()
     for text in PROBES:
