@@ -75,8 +75,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta:
-        """Return empty metadata, since torch would store the temporary path and a random number: equal runs would
-        differ in bytes."""
+        """Return empty metadata. torch would store the temporary path and a random number, so that the files of equal
+        runs would differ."""
         return StorageMeta()
 
 

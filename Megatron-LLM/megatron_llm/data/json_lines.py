@@ -88,7 +88,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def parse_line_by_line(data: bytes, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
-    """Parse each line alone, with the same result, which tells the position and the kind of an error.
+    """Parse each line alone. The result is the same, and an error names its line and its kind.
 
     Raises UserError.
     """

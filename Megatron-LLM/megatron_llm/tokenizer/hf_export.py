@@ -2,10 +2,10 @@
 
 A SentencePiece BPE model is converted: tokenizer.model -> pieces, scores and normaliser -> merges in order of score ->
 tokenizer.json -> comparison with sentencepiece on every piece of the vocabulary and on awkward text. A bare
-tokenizer.model would not be enough, because Transformers 5 rebuilds it with another treatment of leading spaces. Its
-`LlamaTokenizer` does the same even with a tokenizer.json. tokenizer_config.json names that class only if it gives the
-right ids nevertheless, otherwise `PreTrainedTokenizerFast`, which takes tokenizer.json as it is in Transformers 4 and
-5. A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
+tokenizer.model would not be enough, because Transformers 5 rebuilds it with a different treatment of leading spaces.
+Its `LlamaTokenizer` does the same even with a tokenizer.json. tokenizer_config.json names that class only if it gives
+the right ids nevertheless, otherwise `PreTrainedTokenizerFast`, which takes tokenizer.json as it is in Transformers 4
+and 5. A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
 """
 
 from __future__ import annotations

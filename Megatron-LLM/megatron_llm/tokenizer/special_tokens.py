@@ -48,7 +48,7 @@ class SpecialTokens:
         return bool(self.added or self.roles)
 
     def add_to(self, backend: Tokenizer) -> None:
-        """Add the new tokens. Raises UserError when they get other ids, or when the token of a role is missing."""
+        """Add the new tokens. Raises UserError when they get different ids, or when the token of a role is missing."""
         backend.add_special_tokens(list(self.added))
         for token, number in self.added.items():
             if backend.token_to_id(token) != number:

@@ -233,8 +233,8 @@ def say_what_stays_behind(folder: Path) -> None:
 def locate(model: str, size: int | None, path: str | None, cache: Path | None) -> Path:
     """The folder of a model: `path` or `cache` if it has a config.json or Meta's params.json, else a download.
 
-    Downloaded is `path` as a name on the Hub, or without one the published model of this kind and size. Raises
-    InputsMissing, UserError.
+    The download is the model that `path` names on the Hub or, without `path`, the published model of this kind and
+    size. Raises InputsMissing, UserError.
     """
     for folder in (Path(path) if path else None, cache):
         if folder and any((folder / name).is_file() for name in ("config.json", "params.json")):

@@ -69,7 +69,7 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
 
 
 def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
-    """Raise UserError when `flag` names a Falcon for another model, or another model for a Falcon.
+    """Raise UserError when `flag` names a Falcon and the model is not one, or the other way round.
 
     Upstream's checkpoint_util omits some settings, so that its files have the default. Such a file is refused if the
     named model has another value.

@@ -4,7 +4,7 @@ Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps
 of the MLP, the number of positions and often the size of the vocabulary. Width and vocabulary are taken from the
 tensors, and the number of positions from the model's name. params.json also lacks the factor of `use_scaled_rope`: it
 is 8 in Llama 3.1 and 3.3 and 32 in Llama 3.2, according to the configurations that Meta published with Hugging Face.
-The geometry of a published model tells which of the two applies.
+The geometry of a published model decides which of the two applies.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _check_names(
 def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None) -> dict[str, Any]:
     """The rotary fields of ModelConfig for `use_scaled_rope`.
 
-    Raises UserError if its factor is unknown or without use.
+    Raises UserError if its factor is unknown or has no use.
     """
     if not params.get("use_scaled_rope"):
         if factor is not None:
