@@ -44,7 +44,7 @@ def main(argv: list[str], stop: signals.StopRequest) -> int:
 
 
 def exit_code(argv: list[str], stop: signals.StopRequest) -> int:
-    """Run, and turn errors into exit codes; an error that all ranks have alike is printed by rank 0 only."""
+    """Run the training, and turn errors into exit codes; only rank 0 prints an error that all ranks have alike."""
     from megatron_llm.optim.update_guards import Diverged
     from megatron_llm.process.errors import REPORTED_ERRORS
     from run_contract.errors import UserError, exit_code_of

@@ -139,11 +139,13 @@ def join(args: argparse.Namespace) -> World | None:
     if min(sizes) < 1 or ranks % (sizes[0] * sizes[1]):
         raise UserError(
             f"{ranks} ranks are not a multiple of --tensor_model_parallel_size {sizes[0]} x "
-            f"--pipeline_model_parallel_size {sizes[1]}; start {sizes[0] * sizes[1]} or a multiple, or one alone with "
-            "neither flag: it reads any layout"
+            f"--pipeline_model_parallel_size {sizes[1]}; start {sizes[0] * sizes[1]} or a multiple, or a single rank "
+            "with neither flag, which reads any layout"
         )
     if args.device:
-        raise UserError(f"--device {args.device}: of several ranks each has its own device; leave the flag out")
+        raise UserError(
+            f"--device {args.device}: where there are several ranks, each has a device of its own; leave the flag out"
+        )
     return parallel.start(*sizes)
 
 
@@ -301,9 +303,15 @@ def conclude(
         about = {"passed": passed, **logit_gate.report(done, tolerance, args.max_tolerance, parting)}
         write_json(args.report, about | ({"tokenizer": asdict(text)} if text else {}))
     if parting is not None:
-        print(f"FAILED: the logits differ by more than the tolerance; hidden states part at: {parting}", flush=True)
+        print(
+            f"FAILED: the logits differ by more than the tolerance; hidden states differ from here on: {parting}",
+            flush=True,
+        )
     if text is not None and text.first_difference is not None:
-        print(f"FAILED: the tokenizer gives other ids than {args.vocab_file} on {text.first_difference!r}", flush=True)
+        print(
+            f"FAILED: the tokenizer gives different ids than {args.vocab_file} on {text.first_difference!r}",
+            flush=True,
+        )
     return 0 if passed else 1
 
 

@@ -101,9 +101,13 @@ def publishing(*finals: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def _leftovers(final: Path) -> list[Path]:
-    """What killed attempts left beside a final path; for the claim's holder only, since nobody else may be at work."""
+    """What killed attempts left beside a final path; for the claim's holder only, since nobody else may be at work.
+
+    A temporary file may itself have been written by way of a temporary one, whose name begins with two dots.
+    """
     pattern = glob.escape(final.name)
-    return [*final.parent.glob(f".{pattern}.tmp-*"), *final.parent.glob(f".{pattern}.old-*")]
+    names = (f".{pattern}.tmp-*", f"..{pattern}.tmp-*", f".{pattern}.old-*")
+    return [path for name in names for path in final.parent.glob(name)]
 
 
 def _is_full(error: Exception, folder: Path) -> bool:

@@ -195,7 +195,7 @@ def test_a_failing_gate_stops_the_chain(
     assert done.returncode != 0, done.stdout
     log = "".join(path.read_text() for path in (folder / "logs" / run.name / gate).rglob("*.out"))
     assert "FAILED: the logits differ" in log
-    assert "part at: layer 0" in log
+    assert "differ from here on: layer 0" in log
     assert not (run / "markers" / after / f"{index:05d}.json").exists()
     assert not (run / published).exists()
 

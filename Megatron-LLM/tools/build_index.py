@@ -27,9 +27,11 @@ def main() -> None:
     """Plan the three splits, then build the indices that are missing."""
     args = flags_parser.parse(sys.argv[1:], optional=NOT_NEEDED, prog="build_index.py", description=__doc__ or "")
     if args.model.seq_length is None:
-        raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
+        raise UserError("--seq_length is missing; no checkpoint is read here, so give the number that the run will use")
     if args.training.global_batch_size is None:
-        raise UserError("--global_batch_size is missing: the number of samples of the run depends on it")
+        raise UserError(
+            "--global_batch_size is missing, and the number of samples of the run depends on it; give the run's"
+        )
     paths = args.data.paths()
     folder = args.data.index_path or paths.index_folder()
     plans = plan(args, paths, args.samples(args.training.global_batch_size))

@@ -165,7 +165,7 @@ def check_tokenizer(command: list[str], request: Request, config: ModelConfig | 
     vocabulary = module.open_vocabulary(args)
     if config is not None and vocabulary.vocab_size > config.vocab_size:
         raise UserError(
-            f"{args.vocab_file} makes {vocabulary.vocab_size} kinds of tokens and the model's embedding has only "
+            f"{args.vocab_file} makes {vocabulary.vocab_size} kinds of tokens, but the model's embedding has only "
             f"{config.vocab_size}; give the model's own tokenizer"
         )
 

@@ -84,7 +84,7 @@ def with_true_vocabulary(loaded: Loaded, size: int) -> Loaded:
             "tokens"
         )
     if size > found:
-        print(f"--true_vocab_size {size}: {size - found} new rows, each the mean of the {found} that there are")
+        print(f"--true_vocab_size {size}: {size - found} new rows, each the mean of the {found} old ones")
 
     def resized(name: str) -> Tensor:
         return resize(loaded.state[name], size) if name in (EMBEDDING, HEAD) else loaded.state[name]

@@ -87,8 +87,8 @@ def check_shard(prefix: Path, with_manifest: bool) -> Shard:
         stated = (manifest.sequences, manifest.tokens, manifest.dtype)
         if found != stated:
             raise UserError(
-                f"{prefix}.json states {stated} sequences, tokens and dtype, its .idx has {found}; "
-                "the files are of different runs: tokenise this shard again"
+                f"{prefix}.json states {stated} sequences, tokens and dtype, but its .idx has {found}; the files are "
+                "of different runs: tokenise this shard again"
             )
         if wrong := manifest.wrong_sum():
             raise UserError(f"{prefix}.json does not add up: {wrong}; tokenise this shard again")
@@ -120,8 +120,8 @@ def check_merged(writer: IndexedDatasetWriter, shards: Sequence[Shard], manifest
     expected = (sum(shard.sequences for shard in shards), tokens, tokens * writer.dtype.itemsize)
     if found != expected:
         raise UserError(
-            f"merged {found} sequences, tokens and bytes, the shards hold {expected}: a shard changed meanwhile; "
-            "run again"
+            f"merged {found} sequences, tokens and bytes, but the shards hold {expected}: a shard was changed during "
+            "the merge; run this again"
         )
     if manifest and (wrong := manifest.wrong_sum()):
         raise UserError(f"the counts of the shards do not add up: {wrong}; tokenise them again")

@@ -155,7 +155,7 @@ def copy_to_upload(args: argparse.Namespace) -> Iterator[Path]:
         raise UserError(f"--output_folder {output} is the source itself; give another folder")
     others = sorted(path.name for path in output.glob("*") if not WRITTEN.fullmatch(path.name))
     if others or output.is_file():
-        found = f"holds {others[0]}, which is not of an earlier copy" if others else "is a file"
+        found = f"holds {others[0]}, which is not part of an earlier copy" if others else "is a file"
         raise UserError(f"--output_folder {output} {found}; give another folder, or move it away")
     write_copy(args, output)
     yield output

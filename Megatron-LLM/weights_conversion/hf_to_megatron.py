@@ -64,7 +64,10 @@ def load(folder: Path, model: str, rope_scaling_factor: float | None) -> tuple[M
     if meta_weights.is_meta(folder):
         return meta_weights.load(folder, model, rope_scaling_factor)
     if rope_scaling_factor is not None:
-        raise UserError(f"--rope_scaling_factor is for Meta's layout; {folder}/config.json says what the scaling is")
+        raise UserError(
+            f"--rope_scaling_factor is only for Meta's layout; {folder}/config.json says the scaling already, so leave "
+            "the flag out"
+        )
     check_family(folder, model)
     return hf_weights.load(folder)
 

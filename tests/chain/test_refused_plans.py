@@ -288,7 +288,7 @@ WRONG_LAYOUTS: dict[str, tuple[Change, int, str]] = {
                seq_length=120), 6, "6 neither divides nor is a multiple of num_attention_heads_kv 4"),
     "a vocabulary that is too small": (
         spread({"hidden_size": 128, "num_attention_heads": 64, "vocab_size": 2000, "intermediate_size": 64},
-               tensor_parallel=64), 64, "64 is too large for a vocabulary of 2000"),
+               tensor_parallel=64), 64, "64 leaves a rank without any of the 2000 tokens"),
     "hidden states that data ranks do not divide": (
         spread(tensor_parallel=2, global_batch_size=12), 6, "is not a multiple of the 3 data-parallel ranks"),
     "layers that do not divide": (
@@ -315,7 +315,7 @@ ELSEWHERE = {
     "must be at least 1": "the recipe's own keys are checked first: no iterations",
     "must not be negative": "the recipe's own keys are checked first",
     "must be above 0": "the recipe's own keys are checked first: a negative learning rate",
-    "--keep_every says what": "the recipe's own keys are checked first: keep_every alone",
+    "--keep_every says which": "the recipe's own keys are checked first: keep_every alone",
     "--lr_decay_style WSD and": "the recipe's own keys are checked first: WSD without its length",
     "--fp16 and --bf16 exclude": "training.dtype names one",
     "only 0.0 is supported": "the launcher writes 0.0",

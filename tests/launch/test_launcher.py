@@ -14,6 +14,7 @@ from snakmodel.launch import launcher
 from snakmodel.launch.launcher import _SQUEUE, make_writable
 from snakmodel.run.paths import RunPaths
 from snakmodel.slurm.journal import Submission, job_name
+from snakmodel.slurm.submitter import SubmissionReport
 from tests import toy
 
 
@@ -48,9 +49,11 @@ def test_the_seconds_after_a_submission_are_explained(
         return []
 
     scheduler = SimpleNamespace(
-        plan=toy.plan(tmp_path / "run", toy.two_stages(tmp_path / "run")), dry=False, active={}, given_up={}, left=0,
-        limits=None, run=lambda: [Submission("first", [0, 1, 2], "", "token", job="7")], confirm=confirm,
-    )  # fmt: skip
+        plan=toy.plan(tmp_path / "run", toy.two_stages(tmp_path / "run")),
+        dry=False,
+        run=lambda: SubmissionReport([Submission("first", [0, 1, 2], "", "token", job="7")], {}, {}, 0, None),
+        resubmit_forgotten=confirm,
+    )
     assert launcher._submit(scheduler) == 0  # type: ignore[arg-type]
     assert _SQUEUE in before[0]
     assert before[0].rstrip().splitlines()[-1].startswith("Making sure that Slurm has kept them; this takes up to ")

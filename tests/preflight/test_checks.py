@@ -164,8 +164,8 @@ def test_a_good_drill(tmp_path: Path) -> None:
         ({"hello": ""}, "shared disk", "n1 did not see"),
         ({"network_problem": "n1: no route to host"}, "network", "no route to host"),
         ({"imports_problem": "No module named 'torch'"}, "packages", "No module named 'torch'"),
-        ({"signal": "SIGTERM"}, "signal", "n1: SIGTERM"),
-        ({"signal": ""}, "signal", "n1: none"),
+        ({"signal": "SIGTERM"}, "signal", "n1 got SIGTERM"),
+        ({"signal": ""}, "signal", "n1 got none"),
     ],
 )
 def test_a_bad_drill(tmp_path: Path, changes: dict[str, str], failed: str, words: str) -> None:

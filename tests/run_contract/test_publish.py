@@ -109,16 +109,17 @@ def test_leftovers_of_killed_attempts_are_removed_by_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever holds the claim clears away what killed attempts left; without a claim another writer's file is kept."""
-    leftover = tmp_path / ".x.tmp-7.r0"
+    leftovers = [tmp_path / name for name in (".x.tmp-7.r0", "..x.tmp-7.r0.tmp-7.r0")]
     for claimed in (False, True):
-        leftover.write_text("half")
+        for leftover in leftovers:
+            leftover.write_text("half")
         if claimed:
             (tmp_path / "claim.json").write_text(json.dumps({"attempt": "7.r1"}))
             monkeypatch.setenv("SNAKMODEL_CLAIM", str(tmp_path / "claim.json"))
             monkeypatch.setenv("SNAKMODEL_ATTEMPT", "7.r1")
         with publishing(tmp_path / "x") as (temporary,):
             temporary.write_text("whole")
-        assert leftover.exists() is not claimed
+        assert [leftover.exists() for leftover in leftovers] == [not claimed] * 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EIO, 1), (errno.ESTALE, 1)])

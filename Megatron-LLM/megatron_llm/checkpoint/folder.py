@@ -75,8 +75,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta:
-        """Return empty metadata, since torch would store the temporary path and a random number: equal runs would
-        differ in bytes."""
+        """Return empty metadata. torch would store the temporary path and a random number, so that the files of equal
+        runs would differ."""
         return StorageMeta()
 
 
@@ -102,11 +102,16 @@ class _Reader(FileSystemReader):
         try:
             metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
         except Exception as error:  # a forged pickle can raise anything
-            raise UserError(f"{path} is not a training checkpoint of this engine: {error}") from error
+            raise UserError(
+                f"{path} does not describe a training checkpoint of this engine: {error}; load another checkpoint"
+            ) from error
         entries = metadata.state_dict_metadata.values()
         paths = {str(info.relative_path) for info in metadata.storage_data.values()}
         if not all(isinstance(entry, TensorStorageMetadata) for entry in entries) or any("/" in name for name in paths):
-            raise UserError(f"{path} names something other than tensors in its own folder")
+            raise UserError(
+                f"{path} names something other than tensors in its own folder, and only such tensors are loaded; load "
+                "another checkpoint"
+            )
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         assert isinstance(metadata, Metadata)
         return metadata
@@ -118,7 +123,10 @@ class _Planner(DefaultLoadPlanner):
 
         Raises UserError.
         """
-        raise UserError(f"the checkpoint stores {read_item.storage_index.fqn} as bytes; only tensors are read")
+        raise UserError(
+            f"the checkpoint stores {read_item.storage_index.fqn} as bytes, and only tensors are read; load a "
+            "checkpoint that this engine wrote"
+        )
 
 
 def iteration_folder(save_dir: Path, iteration: int) -> Path:
@@ -219,8 +227,8 @@ def complete(folder: Path, state: dict[str, Any]) -> None:
     for name, (size, _) in state["files"].items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise UserError(
-                f"{folder / name}, which another rank wrote, is not seen whole by rank 0; "
-                "--save must be a folder that all nodes share"
+                f"rank 0 does not see the whole of {folder / name}, which another rank wrote; --save must be a folder "
+                "that all nodes share"
             )
     write_json(folder / STATE, state)
     fsync_all(folder)

@@ -236,7 +236,10 @@ class Saver:
         try:
             retention.prune(self.flags.save, self.flags.keep_last, self.flags.keep_every)
         except OSError as error:
-            raise SaveFailed(f"old checkpoints in {self.flags.save} cannot be deleted: {error}") from error
+            raise SaveFailed(
+                f"old checkpoints in {self.flags.save} cannot be deleted: {error}; make the folder writable, or leave "
+                "out --keep_last"
+            ) from error
 
 
 def _use_device(device: torch.device) -> None:

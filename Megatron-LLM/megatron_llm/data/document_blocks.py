@@ -190,7 +190,10 @@ def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
     """Raise UserError unless the columns are there and hold strings."""
     for name in names:
         if name not in schema.names:
-            raise UserError(f"{path} has no column {name!r}; its columns: {', '.join(schema.names)}")
+            raise UserError(
+                f"{path} has no column {name!r}; its columns: {', '.join(schema.names)}; name one of them with "
+                "--json_keys"
+            )
         if schema.names.count(name) > 1:
             raise UserError(
                 f"{path} has {schema.names.count(name)} columns named {name!r}, and nothing says which is meant; write "
@@ -198,7 +201,7 @@ def check_columns(path: Path, schema: Any, names: Sequence[str]) -> None:
             )
         kind = schema.field(name).type
         if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
-            raise UserError(f"{path}: column {name!r} holds {kind}; a column of strings is needed")
+            raise UserError(f"{path}: column {name!r} holds {kind}; name a column of strings with --json_keys")
 
 
 def names_sources(path: Path, schema: Any) -> bool:
@@ -262,7 +265,10 @@ def columns(block: Block, keys: Sequence[str]) -> Columns:
         column = found[name]
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise UserError(f"{block.where} {block.first + row}: {name!r} is None; each document needs a string")
+            raise UserError(
+                f"{block.where} {block.first + row}: {name!r} is None, but each document needs a string; remove the "
+                "row, or fill it"
+            )
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:

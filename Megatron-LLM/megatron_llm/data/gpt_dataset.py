@@ -146,7 +146,10 @@ def plan_split(
     """The plan of train (0), valid (1) or test (2) over the opened datasets. Raises UserError."""
     name, path = SPLITS[number], (paths.train, paths.valid, paths.test)[number]
     if not path:
-        raise UserError(f"{samples} samples of {name} are asked for: give --{name}_data_path, or --eval_iters 0")
+        raise UserError(
+            f"{samples} samples of {name} are asked for, but {name} has no data: give --{name}_data_path, or "
+            "--eval_iters 0"
+        )
     weights, prefixes = parse_data_path(path)
     datasets, orders, blend = [opened[prefix] for prefix in prefixes], [], len(path) > 1
     for dataset, weight in zip(datasets, weights, strict=True):
@@ -225,9 +228,9 @@ def _check_tokens(part: IndexedDataset, first: int, last: int, name: str, split:
     if tokens <= seq_length:
         what = f"--{name}_data_path has" if split is None else f"--split {split} gives {name}"
         raise UserError(
-            f"{part.prefix}: {what} {last - first} of {len(part)} documents with {tokens} tokens in all, "
-            f"and one sample needs {seq_length + 1}; give it a larger share in --split, use more data "
-            "or a smaller --seq_length, or ask for none of its samples (--eval_iters 0)"
+            f"{part.prefix}: {what} {last - first} of {len(part)} documents with {tokens} tokens in all, but one "
+            f"sample needs {seq_length + 1}; give it a larger share in --split, use more data or a smaller "
+            "--seq_length, or ask for none of its samples (--eval_iters 0)"
         )
 
 

@@ -76,16 +76,25 @@ class IndexedDataset:
         with self.idx.open("rb") as file:
             self.header = file.read(HEADER.size)
         if len(self.header) < HEADER.size or not self.header.startswith(MAGIC):
-            raise UserError(f"{self.idx} is not a Megatron index: it starts with {self.header[:9]!r}, not {MAGIC!r}")
+            raise UserError(
+                f"{self.idx} is not a Megatron index: it starts with {self.header[:9]!r}, not with {MAGIC!r}; give the "
+                "prefix of a tokenised dataset"
+            )
         _, version, code, sequences, documents = HEADER.unpack(self.header)
         if version != 1:
-            raise UserError(f"{self.idx} has version {version}; only version 1 is known")
+            raise UserError(
+                f"{self.idx} has version {version}, but only version 1 can be read; tokenise the data again"
+            )
         if code not in DTYPES:
-            raise UserError(f"{self.idx} has dtype code {code}; valid codes are {', '.join(map(str, DTYPES))}")
+            raise UserError(
+                f"{self.idx} has dtype code {code}; valid codes are {', '.join(map(str, DTYPES))}; tokenise the data "
+                "again"
+            )
         found, expected = self.idx.stat().st_size, HEADER.size + 12 * sequences + 8 * documents
         if found != expected:
             raise UserError(
-                f"{self.idx} has {found} bytes; {sequences} sequences and {documents} documents need {expected}"
+                f"{self.idx} has {found} bytes, but its {sequences} sequences and {documents} documents need "
+                f"{expected}; write the dataset again"
             )
         self.dtype = np.dtype(DTYPES[code])
         self.sizes: NDArray[np.int32] = mapped(self.idx, "<i4", HEADER.size, sequences)
@@ -101,13 +110,16 @@ class IndexedDataset:
             if len(bad):
                 i = int(bad[0])
                 raise UserError(
-                    f"{self.idx}: sequence {first + i} has size {sizes[i]} and pointer {pointers[i]}, "
-                    f"its pointer should be {expected[i]}; write the dataset again"
+                    f"{self.idx}: sequence {first + i} has size {sizes[i]} and pointer {pointers[i]}, but its pointer "
+                    f"should be {expected[i]}; write the dataset again"
                 )
             first += len(sizes)
         found = self.bin.stat().st_size
         if found != end:
-            raise UserError(f"{self.bin} has {found} bytes, its .idx says {end}; the pair does not belong together")
+            raise UserError(
+                f"{self.bin} has {found} bytes, but its .idx says {end}: the two files do not belong together; write "
+                "or copy both again"
+            )
         self.tokens: NDArray[Any] = mapped(self.bin, self.dtype.str, 0, end // self.dtype.itemsize)
 
     def _check_documents(self) -> None:
@@ -115,8 +127,8 @@ class IndexedDataset:
         ends = self.documents
         if not len(ends) or ends[0] != 0 or ends[-1] != len(self) or bool((ends[1:] < ends[:-1]).any()):
             raise UserError(
-                f"{self.idx}: the document index must rise from 0 to {len(self)} sequences; "
-                f"found {len(ends)} entries, {ends[:1].tolist()} to {ends[-1:].tolist()}; write the dataset again"
+                f"{self.idx}: the document index must rise from 0 to {len(self)} sequences; it has {len(ends)} "
+                f"entries, {ends[:1].tolist()} to {ends[-1:].tolist()}; write the dataset again"
             )
 
 
@@ -233,7 +245,10 @@ def copy_file(source: int, target: int, size: int) -> None:
             count = 0
         count = count or os.write(target, os.read(source, min(left, 1 << 24)))
         if not count:
-            raise UserError(f"a token file became {left} bytes shorter while it was read; run again")
+            raise UserError(
+                f"a token file became {left} bytes shorter while it was read; wait until nothing writes to it any "
+                "more, and run this again"
+            )
         left -= count
 
 

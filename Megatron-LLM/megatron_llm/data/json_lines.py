@@ -88,7 +88,7 @@ def is_utf8(data: bytes | bytearray) -> bool:
 
 
 def parse_line_by_line(data: bytes | bytearray, keys: Sequence[str], where: str, first: int) -> dict[str, Any]:
-    """Parse each line alone, with the same result, which tells the position and the kind of an error.
+    """Parse each line alone. The result is the same, and an error names its line and its kind.
 
     Raises UserError.
     """
@@ -109,10 +109,14 @@ def parse_line(line: bytes, keys: Sequence[str], place: str) -> dict[str, Any] |
     except (ValueError, RecursionError) as error:
         alone = parse_lines(bare.strip(SPACE), keys)
         if alone is None:
-            raise UserError(f"{place} is not valid JSON: {error}; it starts {line[:40]!r}") from error
+            raise UserError(
+                f"{place} is not valid JSON: {error}; it starts {line[:40]!r}; correct or remove the line"
+            ) from error
         return {key: texts[0].as_py() for key, texts in alone.items()}
     if text.strip() and not isinstance(document, dict):
-        raise UserError(f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}')
+        raise UserError(
+            f'{place} is not a JSON object such as {{"text": "…"}}; it starts {line[:40]!r}; correct or remove the line'
+        )
     return document
 
 
@@ -121,10 +125,13 @@ def text_of(document: dict[str, Any], key: str, place: str) -> str:
     text = document.get(key)
     if not isinstance(text, str):
         kind = KINDS.get(type(text), "null")
-        found = f"{key!r} is {kind}" if key in document else f"there is no {key!r}, only {sorted(document)}"
+        found = f"{key!r} is {kind}" if key in document else f"it has no {key!r}, only {sorted(document)}"
         raise UserError(f"{place}: {found}; each document needs a string, and --json_keys names its key")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: character {error.start + 1} of {key!r} is half a surrogate pair; mend it") from error
+        raise UserError(
+            f"{place}: character {error.start + 1} of {key!r} is half a surrogate pair, which is no text; correct or "
+            "remove it"
+        ) from error
     return text

@@ -1,8 +1,8 @@
 """Sample indices on disk: SPLIT-FINGERPRINT.*.npy, and last SPLIT-FINGERPRINT.json, which holds their checksums.
 
-The fingerprint depends on everything that the arrays depend on. So an index of other data or settings is never used by
-mistake, and builders that run at the same time write the same bytes under the same names. Files are replaced one by
-one, by rename; a process that has mapped a file keeps the version that it opened.
+The fingerprint depends on everything that the arrays depend on. So an index of different data or settings is never used
+by mistake, and builders that run at the same time write the same bytes under the same names. Files are replaced one
+by one, by rename; a process that has mapped a file keeps the version that it opened.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as one line."""
-        raise UserError(f"{message}; run with --help for the list")
+        raise UserError(f"{message}; run with --help for the list of flags")
 
 
 class Refused(argparse.Action):
-    """A flag of the original's that is not taken; its value is not repeated, it could be a secret."""
+    """A flag of the original's that is refused; the error does not repeat its value, which could be a secret."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Raise UserError with the reason, which is the flag's help."""
@@ -28,20 +28,18 @@ class Refused(argparse.Action):
 
 
 class OnlyThese(argparse.Action):
-    """A flag of the original's of which only the values in its metavar mean what is done anyway."""
+    """A flag of the original's that accepts only the values of its metavar: those that ask for what is done anyway."""
 
     def __call__(self, parser: argparse.ArgumentParser, _namespace: object, value: Any, *_: object) -> None:
         """Raise UserError, with the reason that the flag's help gives, for every other value."""
         if value not in str(self.metavar).split("|"):
-            raise UserError(
-                f"{self.option_strings[0]} {value} is refused, only {self.metavar} is possible: {self.help}"
-            )
+            raise UserError(f"{self.option_strings[0]} {value} is refused, only {self.metavar} is valid: {self.help}")
 
 
 def make(sections: Iterable[type[Any]], optional: Collection[str], **about: str) -> Parser:
     """A parser with a flag for each field of these dataclasses, and the original's other flags.
 
-    A flag that is not given is absent from the result, so that it can be told from one that was given its default;
+    A flag that is not given is absent from the result, so that it differs from one that was given its default;
     those of `optional` need not be given although their field has no default.
     """
     parser = Parser(**about, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]

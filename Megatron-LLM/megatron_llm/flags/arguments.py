@@ -332,7 +332,10 @@ class Arguments:
         return {name: self.flag(name) for name in SECTION_OF}
 
     def samples(self, global_batch: int) -> tuple[int, int, int]:
-        """Train, valid and test samples that the whole run needs: upstream evaluates once more than intervals fit."""
+        """Numbers of train, valid and test samples that the whole run needs.
+
+        Upstream evaluates once more than the number of whole intervals in the run.
+        """
         training, evaluation = self.training, self.evaluation
         evaluations = training.train_iters // evaluation.eval_interval + 1
         train = training.train_samples or training.train_iters * global_batch

@@ -30,7 +30,8 @@ class BatchSizes:
         said = f"--rampup_batch_size {' '.join(map(str, rampup))}"
         if len(rampup) != 3 or min(rampup) < 1:
             raise UserError(
-                f"{said}: give three numbers above 0: the first size, the increment, and the samples it takes"
+                f"{said}: give three numbers above 0: the first size, the increment, and the number of samples over "
+                "which the batch size grows"
             )
         start, increment, ramp = rampup
         if start >= full or (full - start) % increment:
@@ -64,7 +65,7 @@ class BatchSizes:
         if consumed > samples:
             raise UserError(
                 f"--train_samples {samples}: the growth of the batch size alone takes {consumed} samples "
-                "(--rampup_batch_size); train on more, or let it grow faster"
+                "(--rampup_batch_size); train on more samples, or let the batch size grow over fewer"
             )
         return updates + (samples - consumed) // self.full
 

@@ -25,20 +25,23 @@ def check(args: Arguments) -> None:
 
 def _check_supported(args: Arguments) -> None:
     if args.precision.fp16 and args.precision.bf16:
-        raise UserError("--fp16 and --bf16 exclude each other")
+        raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     for name in ("hidden_dropout", "attention_dropout"):
         if (value := args.flag(name)) != 0.0:
-            raise UserError(f"--{name} {value}: only 0.0 is supported")
+            raise UserError(f"--{name} {value}: only 0.0 is supported; leave it out")
     falcon = args.model.model_name == "falcon"
     for name in ("parallel_attn", "parallel_layernorm"):
         if args.flag(name) and not falcon:
-            raise UserError(f"--{name}: only for --model_name falcon")
+            raise UserError(f"--{name}: the flag is only for --model_name falcon; leave it out")
     if args.model.use_rms_norm and falcon:
         raise UserError("--use_rms_norm: --model_name falcon has LayerNorm; leave it out")
     if "glu_activation" in args.given and falcon:
         raise UserError(f"--glu_activation {args.model.glu_activation}: --model_name falcon has no gate; leave it out")
     if args.checkpoint.use_checkpoint_opt_param_scheduler and args.checkpoint.override_opt_param_scheduler:
-        raise UserError("--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other")
+        raise UserError(
+            "--use_checkpoint_opt_param_scheduler and --override_opt_param_scheduler exclude each other; give one of "
+            "them"
+        )
     for name in ("use_checkpoint_args", "override_model_args"):
         if args.flag(name) and args.checkpoint.load is None:
             raise UserError(f"--{name} needs a checkpoint; give --load")
@@ -94,10 +97,10 @@ def _check_numbers(args: Arguments) -> None:
         )
     if args.training.spike_window < 4:
         raise UserError(
-            f"--spike_window {args.training.spike_window}: must be at least 4, to know a standard deviation"
+            f"--spike_window {args.training.spike_window}: must be at least 4, so that it has a standard deviation"
         )
     if args.checkpoint.keep_every and not args.checkpoint.keep_last:
-        raise UserError("--keep_every says what is kept beside the newest checkpoints: give --keep_last too")
+        raise UserError("--keep_every says which checkpoints are kept beside the newest ones; give --keep_last too")
     if args.training.skip_iters and min(args.training.skip_iters) < 1:
         raise UserError(f"--skip_iters {min(args.training.skip_iters)}: iterations are numbered from 1")
     if not 0 <= args.training.seed < 2**32:
@@ -107,14 +110,18 @@ def _check_numbers(args: Arguments) -> None:
 def _check_schedule(args: Arguments) -> None:
     for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
         if args.flag(f"{name}_iters") and args.flag(f"{name}_samples"):
-            raise UserError(f"--{name}_iters and --{name}_samples exclude each other")
+            raise UserError(f"--{name}_iters and --{name}_samples exclude each other; give one of them")
         if args.training.rampup_batch_size and args.flag(f"{name}_iters"):
             raise UserError(
-                f"--{name}_iters: with --rampup_batch_size iterations differ in length; give --{name}_samples"
+                f"--{name}_iters: with --rampup_batch_size, iterations differ in their number of samples; give "
+                f"--{name}_samples"
             )
     warmup = args.optimizer.lr_warmup_iters or args.optimizer.lr_warmup_samples
     if args.optimizer.lr_warmup_fraction is not None and (warmup or not 0 <= args.optimizer.lr_warmup_fraction < 1):
-        raise UserError("--lr_warmup_fraction must be in [0, 1) and excludes --lr_warmup_iters and --lr_warmup_samples")
+        raise UserError(
+            f"--lr_warmup_fraction {args.optimizer.lr_warmup_fraction:g}: must be at least 0 and below 1, and excludes "
+            "--lr_warmup_iters and --lr_warmup_samples; give one of the three"
+        )
     if (args.optimizer.lr_decay_style == "WSD") != (
         args.optimizer.lr_wsd_decay_iters is not None or args.optimizer.lr_wsd_decay_samples is not None
     ):
@@ -138,7 +145,10 @@ def _check_weight_decay(flags: OptimizerFlags, given: Collection[str]) -> None:
             f"{flags.weight_decay_incr_style}, which grows from --start_weight_decay; leave it out"
         )
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
-        raise UserError(f"--start_weight_decay {ends[0]:g} is more than --end_weight_decay {ends[1]:g}; it only grows")
+        raise UserError(
+            f"--start_weight_decay {ends[0]:g} is more than --end_weight_decay {ends[1]:g}; make it at most that, "
+            "because the weight decay only grows"
+        )
 
 
 def _check_recomputation(flags: ModelFlags, given: Collection[str]) -> None:

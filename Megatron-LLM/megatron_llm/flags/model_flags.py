@@ -34,7 +34,10 @@ CHANGEABLE = (
 def config_from_flags(flags: ModelFlags, vocab_size: int) -> ModelConfig:
     """The geometry that the flags describe. Raises UserError when a flag is missing or wrong."""
     if missing := [f"--{name}" for name in NEEDED if getattr(flags, name) is None]:
-        raise UserError(f"missing {' '.join(missing)}; or give --load and --use_checkpoint_args")
+        raise UserError(
+            f"{' '.join(missing)} must be given, where no checkpoint says the model's sizes; give them, or --load and "
+            "--use_checkpoint_args"
+        )
     falcon, heads = flags.model_name == "falcon", flags.num_attention_heads
     assert heads is not None
     derived: dict[str, Any] = {

@@ -72,7 +72,7 @@ ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "data_type": (("gpt",), "instruction tuning is not done here"),
     "scalar_loss_mask": (("0", "0.0"), "it weights the prompts in instruction tuning, which is not done here"),
 }
-"""The values that mean what this engine does anyway, and why another is refused."""
+"""The values that mean what this engine does anyway, and why any other value is refused."""
 
 _OTHER_MODELS = {
     "it belongs to models with an encoder and a decoder (T5)": "decoder_num_layers decoder_seq_length "

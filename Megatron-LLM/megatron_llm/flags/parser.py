@@ -30,7 +30,7 @@ def parse(argv: Sequence[str], *, optional: Collection[str] = (), **about: str) 
     no_effect = tuple(name for name in NO_EFFECT if values.pop(name, None) is not None)
     values = dict.fromkeys((*optional, *DERIVED)) | values
     if values["seq_length"] is None and not values.get("use_checkpoint_args"):
-        raise UserError("--seq_length is missing; only with --use_checkpoint_args it is the checkpoint's")
+        raise UserError("--seq_length is missing; give it, or --use_checkpoint_args to take it from the checkpoint")
     _resolve_recomputation(values)
     values["train_iters"] = _iterations(values)
     args = Arguments.of(values, no_effect=no_effect, given=given)
@@ -59,7 +59,10 @@ def _iterations(values: dict[str, Any]) -> int:
     """
     iterations, samples, batch = (values.get(name) for name in ("train_iters", "train_samples", "global_batch_size"))
     if (iterations is None) == (samples is None):
-        raise UserError("give either --train_iters or --train_samples")
+        raise UserError(
+            f"--train_iters and --train_samples are {'both missing' if samples is None else 'both given'}; give either "
+            "--train_iters or --train_samples"
+        )
     ramp = values.get("rampup_batch_size")
     if samples is None:
         if ramp:
@@ -67,5 +70,8 @@ def _iterations(values: dict[str, Any]) -> int:
         assert iterations is not None
         return int(iterations)
     if batch is None or not 0 < batch <= samples:
-        raise UserError(f"--train_samples {samples} needs --global_batch_size, and at least so many samples")
+        raise UserError(
+            f"--train_samples {samples} needs --global_batch_size, from 1 up to the number of samples; give it, or "
+            "train on more"
+        )
     return BatchSizes.of(batch, ramp).iterations(samples)

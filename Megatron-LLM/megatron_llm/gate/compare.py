@@ -1,4 +1,4 @@
-"""Measures how closely two models agree on the same tokens: errors of logits, losses, and where hidden states part."""
+"""Measures how closely two models agree on the same tokens: logits, losses, and where hidden states begin to differ."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Comparison:
         """Whether the errors are within both tolerances; NaN is not.
 
         The tolerance of the mean error is relative where the logits spread by less than 1. It also applies to the loss,
-        which our model may have computed in another way than from the logits.
+        which our model may have computed in a different way than from the logits.
         """
         allowed = tolerance * min(1.0, self.spread)
         within_max = max_tolerance is None or self.max_error <= max_tolerance
@@ -57,7 +57,8 @@ def compare(ours: Tensor, theirs: Tensor, labels: Tensor, our_loss: float | None
     """
     if ours.shape != theirs.shape:
         raise UserError(
-            f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: not the same vocabulary"
+            f"our logits have shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}: the two vocabularies are "
+            "different; compare with the model that the weights come from"
         )
     ours, theirs = ours.float().cpu(), theirs.float().cpu()
     error = (ours - theirs).abs()

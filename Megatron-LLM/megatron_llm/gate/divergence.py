@@ -42,7 +42,10 @@ def compare(name: str, base: Tensor, new: Tensor) -> Divergence:
     Raises UserError when the shapes do not match.
     """
     if base.shape[1:] != new.shape[1:] or (base.shape != new.shape and not name.startswith(("embedding", "lm_head"))):
-        raise UserError(f"{name} has shape {tuple(new.shape)}, the base model's {tuple(base.shape)}: another model")
+        raise UserError(
+            f"{name} has shape {tuple(new.shape)}, but the base model's has {tuple(base.shape)}; give the model that "
+            "training began with as --base_model"
+        )
     rows = min(len(base), len(new))
     base, new = base[:rows].float(), new[:rows].float()
     change = (new - base).abs().mean().item()
@@ -74,7 +77,9 @@ def principal_angles(base: Tensor, new: Tensor) -> Tensor:
 def report(base: Mapping[str, Tensor], new: Mapping[str, Tensor], table: Path) -> list[Divergence]:
     """Publish `table` (JSON) and the plot (.png) beside it. Raises UserError for models of different geometries."""
     if missing := sorted(new.keys() - base.keys()):
-        raise UserError(f"the base model lacks {missing[0]}: not the base of this model")
+        raise UserError(
+            f"the base model lacks the tensor {missing[0]}; give the model that training began with as --base_model"
+        )
     found = [compare(name, base[name], new[name]) for name in new]
     write_json(table, [asdict(one) for one in found])
     with publishing(table.with_suffix(".png")) as (temporary,):

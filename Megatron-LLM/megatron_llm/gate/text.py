@@ -34,7 +34,7 @@ class Source:
         try:
             fingerprint = Manifest.read(self.data_path).tokenizer_fingerprint
         except InputsMissing:
-            print(f"{self.data_path}.json is missing: it is not checked that the data fits --vocab_file", flush=True)
+            print(f"{self.data_path}.json is missing, so it is not checked that the data fits --vocab_file", flush=True)
             return
         built = (tokenizer.build(self.tokenizer_type, self.vocab_file, no_new_tokens=plain) for plain in (True, False))
         if all(one.fingerprint != fingerprint for one in built):
@@ -68,7 +68,7 @@ def texts(path: Path) -> Iterator[str]:
             for line in file:
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: {error}") from error
+        raise UserError(f"{path} is not text in UTF-8: {error}; convert it to UTF-8") from error
 
 
 def batches(source: Source, *, rows: int, length: int, count: int, vocab_size: int) -> list[Tensor]:
@@ -82,11 +82,12 @@ def batches(source: Source, *, rows: int, length: int, count: int, vocab_size: i
     where = source.input or source.data_path
     if len(ids) < width:
         raise UserError(
-            f"{where} has {len(ids)} tokens, one row needs {width}; give more text or a smaller --seq_length"
+            f"{where} has {len(ids)} tokens, but one row needs {width}; give more text or a smaller --seq_length"
         )
     if ids.max() >= vocab_size:
         raise UserError(
-            f"{where} has the token id {ids.max()}, the model's vocabulary is {vocab_size}; wrong --vocab_file?"
+            f"{where} has the token id {ids.max()}, but the model's vocabulary has only {vocab_size} tokens; give the "
+            "model's own tokenizer as --vocab_file"
         )
     whole = torch.from_numpy(ids[: len(ids) // width * width]).view(-1, width)
     size = min(rows, len(whole))

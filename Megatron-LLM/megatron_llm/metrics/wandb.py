@@ -55,7 +55,7 @@ class WandbRun:
             self.run.define_metric("*", step_metric="iteration")
         except Exception as error:
             raise UserError(
-                f"--wandb_logger: W&B refuses: {error}; set WANDB_API_KEY or run `wandb login` and check "
+                f"--wandb_logger: W&B refuses the run: {error}; set WANDB_API_KEY or run `wandb login` and check "
                 "--wandb_project and --wandb_entity, or set WANDB_MODE=offline"
             ) from error
         write_text(save / ID_FILE, f"{name}\n")
@@ -66,7 +66,7 @@ class WandbRun:
             if self.run:
                 self.run.log(record)
         except Exception as error:  # for example when its helper process was killed
-            print(f"W&B takes no more numbers of this run, training goes on: {error}", flush=True)
+            print(f"W&B takes no more numbers of this run, but the training goes on: {error}", flush=True)
             self.run = None
 
     def close(self, *, failed: bool) -> None:

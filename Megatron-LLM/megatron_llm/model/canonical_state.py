@@ -86,12 +86,20 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], where: object)
     """Raise UserError unless `state` holds exactly the model's tensors in their shapes."""
     expected = expected_shapes(config)
     if missing := sorted(expected.keys() - state.keys()):
-        raise UserError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        raise UserError(
+            f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}; give a complete set of weights"
+        )
     if extra := sorted(state.keys() - expected.keys()):
-        raise UserError(f"{where}: {len(extra)} tensors do not belong to this kind of model, the first is {extra[0]}")
+        raise UserError(
+            f"{where}: {len(extra)} tensors do not belong to this kind of model, the first is {extra[0]}; give the "
+            "weights and the configuration of one model"
+        )
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
-            raise UserError(f"{where}: {name} has shape {tuple(state[name].shape)}, its configuration says {shape}")
+            raise UserError(
+                f"{where}: {name} has shape {tuple(state[name].shape)}, but its configuration says {shape}; give the "
+                "weights and the configuration of one model"
+            )
 
 
 def check_same(written: Mapping[str, Tensor], state: Mapping[str, Tensor], dtype: torch.dtype, where: object) -> None:
@@ -99,4 +107,7 @@ def check_same(written: Mapping[str, Tensor], state: Mapping[str, Tensor], dtype
     for name, tensor in written.items():
         bits = [one.contiguous().view(torch.uint8) for one in (tensor, state[name].to(dtype))]
         if tensor.dtype != dtype or not torch.equal(*bits):
-            raise UserError(f"{where}: {name} read back differs from what was written; nothing is published")
+            raise UserError(
+                f"{where}: {name} reads back different from what was written, so nothing is published; check the disk, "
+                "and run this again"
+            )

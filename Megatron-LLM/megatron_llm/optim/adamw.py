@@ -49,7 +49,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.max_lr:
-            raise UserError(f"--min_lr {self.min_lr} and --lr {self.max_lr}: need 0 <= min_lr <= lr")
+            raise UserError(
+                f"--min_lr {self.min_lr} and --lr {self.max_lr}: --min_lr must be at least 0 and at most --lr"
+            )
         if not 0 <= self.warmup_samples < self.decay_samples:
             raise UserError(
                 f"the warm-up takes {self.warmup_samples:g} samples and the decay ends at {self.decay_samples:g}; "
@@ -57,8 +59,8 @@ class Schedule:
             )
         if self.wsd_samples > self.decay_samples:
             raise UserError(
-                f"--lr_wsd_decay_iters is {self.wsd_samples:g} samples, the whole decay only {self.decay_samples:g}; "
-                "make it at most --lr_decay_iters"
+                f"--lr_wsd_decay_iters is {self.wsd_samples:g} samples, but the whole decay has only "
+                f"{self.decay_samples:g}; make it at most --lr_decay_iters"
             )
 
     def at(self, samples: int) -> float:
@@ -96,11 +98,15 @@ class Schedule:
         now = asdict(self)
         found = ", ".join(f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name])
         if override:
-            print(f"the schedule is the flags' (--override_opt_param_scheduler): {found}", flush=True)
+            print(
+                f"the learning-rate schedule is taken from the flags (--override_opt_param_scheduler): {found}",
+                flush=True,
+            )
             return self
         if use_checkpoint:
             print(
-                f"the schedule stays the checkpoint's (--use_checkpoint_opt_param_scheduler), not the flags': {found}",
+                "the learning-rate schedule is kept from the checkpoint (--use_checkpoint_opt_param_scheduler), and "
+                f"the flags do not change it: {found}",
                 flush=True,
             )
             return before

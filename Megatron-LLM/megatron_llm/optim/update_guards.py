@@ -3,7 +3,7 @@
 A spike is a loss or gradient norm far above those of the last updates (--skip_spikes); the idea is that of OLMo-core's
 SkipStepOptimizer. Unlike there, skipped iterations do not enter the statistics, so that a second spike is still noticed
 after the first one. A run whose level has really changed is stopped by a limit on skips in a row. All ranks have the
-same numbers, and so they decide alike.
+same numbers, and so they make the same decision.
 """
 
 from __future__ import annotations

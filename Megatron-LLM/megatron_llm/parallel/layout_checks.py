@@ -17,7 +17,8 @@ def batch_layout(parallel: ParallelFlags, training: TrainingFlags, ranks: int) -
     if ranks % (tensor * pipeline):
         raise UserError(
             f"{ranks} ranks are not a multiple of {tensor * pipeline} (--tensor_model_parallel_size {tensor} x "
-            f"--pipeline_model_parallel_size {pipeline}); start a multiple, or change one of the two"
+            f"--pipeline_model_parallel_size {pipeline}); start a multiple of {tensor * pipeline} ranks, or change one "
+            "of the two"
         )
     copies = ranks // (tensor * pipeline)
     together = training.micro_batch_size * copies
@@ -74,11 +75,14 @@ def _check_tensor(config: ModelConfig, parallel: ParallelFlags, length: int, cop
             f"{groups}; choose one that does"
         )
     if (size - 1) * -(-config.vocab_size // size) >= config.vocab_size:
-        raise UserError(f"--tensor_model_parallel_size {size} is too large for a vocabulary of {config.vocab_size}")
+        raise UserError(
+            f"--tensor_model_parallel_size {size} leaves a rank without any of the {config.vocab_size} tokens of the "
+            "vocabulary; choose a smaller one"
+        )
     if config.hidden_size % copies:
         raise UserError(
             f"hidden_size {config.hidden_size} is not a multiple of the {copies} data-parallel ranks, as it must be "
-            f"with --tensor_model_parallel_size {size}; start another number of ranks"
+            f"with --tensor_model_parallel_size {size}; start a different number of ranks"
         )
 
 

@@ -27,7 +27,7 @@ from run_contract.errors import Superseded, UserError
 T = TypeVar("T")
 K = TypeVar("K")
 Reported = UserError | Superseded | SaveFailed | OutputLost
-"""The errors that ranks report to each other: process.errors.TOLD."""
+"""The errors that ranks report to each other: process.errors.REPORTED_ERRORS."""
 GLOO = "gloo_in_order"
 """Name of the CPU backend; see `_gloo`."""
 STORE_TIMEOUT = timedelta(minutes=10)

@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputsMissing(f"{path} cannot be read: {error.strerror}; give an existing recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {error}") from error
+        raise UserError(f"{path} is not readable as YAML: {error}; correct it") from error
     for section in ("model", "training"):
         if not isinstance(recipe, dict) or not isinstance(recipe.get(section), dict):
             raise UserError(f"{path} has no section {section}: is it a recipe, such as those in recipes/?")
@@ -162,9 +162,11 @@ def _arguments(path: Path | None, recipe: dict[str, Any], rest: list[str]) -> Ar
             raise UserError(f"{path}: training: {error}") from error
     args = _parse([*flags, *rest])
     if args.model.seq_length is None:
-        raise UserError("--seq_length is missing: no checkpoint is read here, give the run's")
+        raise UserError("--seq_length is missing; no checkpoint is read here, so give the number that the run will use")
     if args.model.recompute_method is not None:
-        raise UserError("--recompute_method: only whole layers one by one are planned for; leave it out")
+        raise UserError(
+            "--recompute_method: the plan covers only the recomputation of every layer by itself; leave the flag out"
+        )
     if args.model.recompute_granularity in AMOUNTS:
         return args
     return replace(args, model=replace(args.model, recompute_granularity=None))
@@ -194,7 +196,7 @@ def _base(path: Path, recipe: dict[str, Any]) -> Path:
 
     base = PROJECT / Path(VARIABLE.sub(value, found)).expanduser()
     if not base.is_dir():
-        raise InputsMissing(f"{path}: model.base: {base} is not there; download the base model, {remedy}")
+        raise InputsMissing(f"{path}: model.base: {base} does not exist; download the base model, {remedy}")
     return base
 
 

@@ -68,7 +68,10 @@ class Tokenizer(ABC):
                 )
         eod = self._ids.get("<EOD>", self._ids.get(special[-1]))
         if eod is None:
-            raise UserError(f"{vocab_file} has neither <EOD> nor {self._no_end()}; leave out --no_new_tokens")
+            raise UserError(
+                f"{vocab_file} has neither <EOD> nor {self._no_end()} to end documents with; leave out "
+                "--no_new_tokens, so that <EOD> is added"
+            )
         self.eod, self.bos = eod, self._ids.get(special[-2])
         self.vocab_size = max(self._ids.values()) + 1
         self.new_ids = {token: number for token, number in self._ids.items() if number >= first_new}
@@ -156,4 +159,6 @@ def read_file(vocab_file: Path) -> bytes:
     try:
         return vocab_file.read_bytes()
     except OSError as error:
-        raise InputsMissing(f"--vocab_file {vocab_file} cannot be read: {error.strerror}") from error
+        raise InputsMissing(
+            f"--vocab_file {vocab_file} cannot be read: {error.strerror}; give a readable file"
+        ) from error

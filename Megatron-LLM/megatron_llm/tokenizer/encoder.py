@@ -144,7 +144,7 @@ def open_fast(tokenizer: Tokenizer) -> Fast:
 def compare(fast: Fast) -> Agreement:
     """Find by trial what the two libraries agree on.
 
-    Raises Unfit if gigatoken fails, which may happen only this time.
+    Raises Unfit if gigatoken fails, which may be a failure that passes.
     """
     from megatron_llm.tokenizer.agreement import establish
 

@@ -121,7 +121,9 @@ def _known_differences(folder: Path, vocab_file: Path, matched: list[str]) -> li
 
     encode, loaded = read_sentencepiece(vocab_file).encode, LlamaTokenizer.from_pretrained(str(folder))
     differing = [text for text in PROBES if _ids(loaded, text) != encode(text)]
-    return known + [f"loaded by LlamaTokenizer instead of AutoTokenizer, {text!r} has other ids" for text in differing]
+    return known + [
+        f"loaded by LlamaTokenizer instead of AutoTokenizer, {text!r} has different ids" for text in differing
+    ]
 
 
 def _plain_encoder(vocab_file: Path) -> tuple[Encode, list[str]]:

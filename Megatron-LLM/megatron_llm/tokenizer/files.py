@@ -32,7 +32,9 @@ def read_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
             raise UserError(f"{path} is Llama 3's, not a SentencePiece model; give the tokenizer.json of the model")
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{path} is not a SentencePiece model: {error}") from error
+        raise UserError(
+            f"{path} is not a SentencePiece model: {error}; give the tokenizer.model of the model"
+        ) from error
 
 
 def tiktoken_size(path: Path) -> int | None:
@@ -49,7 +51,9 @@ def read_json(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+        raise UserError(
+            f"{path} is not a Hugging Face tokenizer.json: {error}; give the tokenizer.json of the model"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -58,11 +62,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(config.read_bytes())
     except OSError:
-        raise InputsMissing(f"{config} is missing; it belongs to {path}") from None
+        raise InputsMissing(f"{config} is missing; copy it from the model to its place beside {path}") from None
     except ValueError as error:
-        raise UserError(f"{config} is not JSON: {error}") from error
+        raise UserError(f"{config} is not JSON: {error}; copy the model's again") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{config} holds {type(raw).__name__}, not a JSON object")
+        raise UserError(f"{config} holds {type(raw).__name__}, not a JSON object; copy the model's again")
     return raw
 
 

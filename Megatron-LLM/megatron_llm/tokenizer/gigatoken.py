@@ -1,7 +1,7 @@
 """Uses gigatoken as a fast substitute for a tokenizer's own library, on texts for which the two are known to agree.
 
 `load` refuses tokenizers whose rules gigatoken is not known to follow. tokenizer/agreement.py finds the characters for
-which the two libraries give the same ids. `Fast.refuses` tells which texts contain anything else; those are encoded by
+which the two libraries give the same ids. `Fast.refuses` says which texts contain anything else; those are encoded by
 the tokenizer's own library. `Fast.check` compares samples of the documents, as a safeguard.
 """
 

@@ -2,10 +2,10 @@
 
 A SentencePiece BPE model is converted: tokenizer.model -> pieces, scores and normaliser -> merges in order of score ->
 tokenizer.json -> comparison with sentencepiece on every piece of the vocabulary and on awkward text. A bare
-tokenizer.model would not be enough, because Transformers 5 rebuilds it with another treatment of leading spaces. Its
-`LlamaTokenizer` does the same even with a tokenizer.json. tokenizer_config.json names that class only if it gives the
-right ids nevertheless, otherwise `PreTrainedTokenizerFast`, which takes tokenizer.json as it is in Transformers 4 and
-5. A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
+tokenizer.model would not be enough, because Transformers 5 rebuilds it with a different treatment of leading spaces.
+Its `LlamaTokenizer` does the same even with a tokenizer.json. tokenizer_config.json names that class only if it gives
+the right ids nevertheless, otherwise `PreTrainedTokenizerFast`, which takes tokenizer.json as it is in Transformers 4
+and 5. A tokenizer.json is copied with the tokenizer_config.json beside it, and compared too.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _write_config_that_agrees(
         if difference is None:
             print(f"tokenizer class {name}: the ids of {vocab_file.name}", flush=True)
             return
-        print(f"tokenizer class {name}: other ids {difference}", flush=True)
+        print(f"tokenizer class {name}: different ids {difference}", flush=True)
     raise UserError(
         f"{vocab_file}: the exported tokenizer differs {difference}; this tokenizer's settings are not supported"
     )
@@ -174,7 +174,9 @@ def _save_json(folder: Path, vocab_file: Path, max_length: int, special: Special
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **special.roles}
     _write_config(folder, {**kept, **own})
     if special and (difference := special.check(folder)):
-        raise UserError(f"{vocab_file}: the exported tokenizer differs {difference}")
+        raise UserError(
+            f"{vocab_file}: the exported tokenizer differs {difference}; this tokenizer's settings are not supported"
+        )
     original, loaded = read_json(vocab_file), AutoTokenizer.from_pretrained(str(folder))
     original.no_truncation()
     for text in PROBES:

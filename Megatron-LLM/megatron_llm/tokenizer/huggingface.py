@@ -42,7 +42,9 @@ class HuggingFaceTokenizer(Tokenizer):
                 "model's, or --tokenizer_type SentencePieceTokenizer for a tokenizer.model"
             ) from error
         if model.get("dropout"):
-            raise UserError(f"{self.vocab_file} has dropout {model['dropout']}: its ids are random; set it to null")
+            raise UserError(
+                f"{self.vocab_file} has dropout {model['dropout']}, so its ids would be random; set it to null"
+            )
         ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.uncut = "a tokenizer.json may join text across any border"
         self.unknown_id = ids.get(model.get("unk_token") or "")

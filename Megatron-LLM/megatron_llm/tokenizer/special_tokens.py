@@ -39,7 +39,7 @@ class SpecialTokens:
         added = tokenizer.build(kind, path, vocab_extra_ids_list=extra).new_ids
         if (size := max(added.values(), default=-1) + 1) > vocab_size:
             raise UserError(
-                f"--vocab_extra_ids_list {extra}: with {', '.join(added)} there are {size} tokens and in the model "
+                f"--vocab_extra_ids_list {extra}: with {', '.join(added)} there are {size} tokens, and in the model "
                 f"only {vocab_size}; give the list that the data were tokenised with"
             )
         return cls(added, roles)
@@ -48,16 +48,19 @@ class SpecialTokens:
         return bool(self.added or self.roles)
 
     def add_to(self, backend: Tokenizer) -> None:
-        """Add the new tokens. Raises UserError when they get other ids, or when the token of a role is missing."""
+        """Add the new tokens. Raises UserError when they get different ids, or when the token of a role is missing."""
         backend.add_special_tokens(list(self.added))
         for token, number in self.added.items():
             if backend.token_to_id(token) != number:
-                raise UserError(f"{token!r} gets the id {backend.token_to_id(token)} in the export, not {number}")
+                raise UserError(
+                    f"{token!r} gets the id {backend.token_to_id(token)} in the export, not {number}; this tokenizer's "
+                    "settings are not supported"
+                )
         for role, token in self.roles.items():
             if backend.token_to_id(token) is None:
                 raise UserError(
-                    f"--override_special_tokens {role.removesuffix('_token')}={token}: there is no such token; "
-                    "name one that it has, or add it with --vocab_extra_ids_list"
+                    f"--override_special_tokens {role.removesuffix('_token')}={token}: the tokenizer has no such "
+                    "token; name one that it has, or add it with --vocab_extra_ids_list"
                 )
 
     def sentence_ids(self, vocab_file: Path) -> tuple[int | None, int | None]:

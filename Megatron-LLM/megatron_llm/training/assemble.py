@@ -59,7 +59,9 @@ def run(args: Arguments, world: World, stop: StopRequest) -> int:
         and world.device.type == "cpu"
         and not shutil.which(compiler := os.environ.get("CXX", "g++"))
     ):
-        raise UserError(f"--torch_compile needs a C++ compiler and there is no {compiler}; install one or leave it out")
+        raise UserError(
+            f"--torch_compile needs a C++ compiler, and {compiler} is not found; install it, or leave the flag out"
+        )
     sizes = batch_sizes(args.parallel, args.training, world.size)
     identity = world.on_rank0(lambda: batches.identify(args.data, args.given))
     found, weights = world.split_from_rank0(lambda: resume.find(args, identity, sizes, world.size))

@@ -44,13 +44,13 @@ def identify(flags: DataFlags, given: Collection[str]) -> DataIdentity:
         try:
             manifest = Manifest.read(prefix)
         except InputsMissing:
-            print(f"{prefix}.json is missing: it is not checked that this data fits the tokenizer", flush=True)
+            print(f"{prefix}.json is missing, so it is not checked that this data fits the tokenizer", flush=True)
         else:
             known[f"the data {prefix}"] = (manifest.tokenizer_fingerprint, manifest.vocab_size)
             if "tokenizer_type" in given and flags.tokenizer_type != manifest.tokenizer_type:
                 raise UserError(
                     f"--tokenizer_type {flags.tokenizer_type}, but the data {prefix} were tokenised with "
-                    f"{manifest.tokenizer_type}; give that, or leave the flag out"
+                    f"{manifest.tokenizer_type}; give that type, or leave the flag out"
                 )
     if flags.vocab_file:
         built = tokenizer.build(
@@ -63,7 +63,9 @@ def identify(flags: DataFlags, given: Collection[str]) -> DataIdentity:
         known[f"--vocab_file {flags.vocab_file}"] = (built.fingerprint, built.vocab_size)
     if len(set(known.values())) > 1:
         found = "; ".join(f"{name} has {vocab} tokens, fingerprint {print_}" for name, (print_, vocab) in known.items())
-        raise UserError(f"tokenizers differ: {found}; tokenise the data again with the tokenizer of the model")
+        raise UserError(
+            f"the tokenizers are different: {found}; tokenise the data again with the tokenizer of the model"
+        )
     tokenizer_fingerprint, vocab_size = next(iter(known.values()), (None, None))
     return DataIdentity(fingerprint, vocab_size, tokenizer_fingerprint)
 
@@ -74,9 +76,10 @@ def check_fits(
     """Check that the data's vocabulary and --seq_length (`length`) fit the model. Raises UserError."""
     if identity.vocab_size is not None and identity.vocab_size > vocab_size:
         raise UserError(
-            f"the data {', '.join(map(str, paths.prefixes()))} has {identity.vocab_size} kinds of tokens and the "
-            f"model's embedding only {vocab_size}; tokenise with the model's own tokenizer and --no_new_tokens, or "
-            f"give the model rows for the new tokens: checkpoint_util.py --true_vocab_size {identity.vocab_size}"
+            f"the data {', '.join(map(str, paths.prefixes()))} has {identity.vocab_size} kinds of tokens, but the "
+            f"model's embedding has only {vocab_size} rows; tokenise with the model's own tokenizer and "
+            "--no_new_tokens, or give the model rows for the new tokens: checkpoint_util.py --true_vocab_size "
+            f"{identity.vocab_size}"
         )
     if length > max_position_embeddings:
         raise UserError(

@@ -58,12 +58,12 @@ class Masks:
                 manifest = Manifest.read(prefix)
             except InputsMissing as error:
                 raise InputsMissing(
-                    f"{said}: which token ends a document is told by the manifest, and {error}"
+                    f"{said}: the manifest of the data says which token ends a document, but {error}"
                 ) from error
             if not manifest.append_eod:
                 raise UserError(
-                    f"{said}: the documents of {prefix} are not separated, no EOD ends them; tokenise them with "
-                    "preprocess_data.py --append_eod, or leave these flags out"
+                    f"{said}: no EOD token ends the documents of {prefix}; tokenise them with preprocess_data.py "
+                    "--append_eod, or leave these flags out"
                 )
             found[manifest.eod] = f"token {manifest.eod} in {prefix}"
         if len(found) > 1:

@@ -74,7 +74,7 @@ def _length(asked: int | None, start: Start, where: Path | None) -> int:
     if length := start.recorded.get("seq_length"):
         print(f"--seq_length {length}, as in {where}", flush=True)
         return int(length)
-    raise UserError(f"{where} does not tell how long the samples of its training were; give --seq_length")
+    raise UserError(f"{where} does not say how long the samples of its training were; give --seq_length")
 
 
 def _choose(args: Arguments, identity: DataIdentity, sizes: BatchSizes) -> tuple[Start, LoadedWeights | None]:
@@ -129,7 +129,10 @@ def _from_ours(folder: Path) -> Start:
         before = run_changes.recorded(state["arguments"])
         return Start(ModelConfig(**state["model_config"]), Progress.of(state), folder, state, recorded=before)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / checkpoint.STATE} is not of this version: {error!r}") from error
+        raise UserError(
+            f"{folder / checkpoint.STATE} was not written by this version of the engine ({error!r}); load another "
+            "checkpoint"
+        ) from error
 
 
 PARTS = {
@@ -190,9 +193,9 @@ def _original_progress(loaded: load_any.Loaded, args: Arguments, sizes: BatchSiz
     held = ", ".join(megatron.training_state(loaded.folder)) or "no optimizer state"
     if not args.checkpoint.no_load_optim:
         raise UserError(
-            f"{loaded.folder} is of Megatron's trainer and holds {held}: the optimizer does not go on from it; pass "
-            f"--no_load_optim to go on at iteration {loaded.iteration} with Adam's moments at zero and the learning "
-            "rate warming up again, or --finetune to take only the weights and begin at iteration 0"
+            f"{loaded.folder} was written by Megatron's trainer and holds {held}, from which the optimizer cannot go "
+            f"on; pass --no_load_optim to go on at iteration {loaded.iteration} with Adam's moments at zero and the "
+            "learning rate warming up again, or --finetune to take only the weights and begin at iteration 0"
         )
     print(f"not taken over from {loaded.folder}: {held}", flush=True)
     _say_without_optimizer(loaded.folder, args, sizes)
@@ -205,8 +208,8 @@ def _check_family(found: ModelConfig, model_name: str, where: Path | None) -> No
     if found.parallel_attn != (model_name == "falcon"):
         kind = "a Falcon" if found.parallel_attn else "no Falcon but one of the Llamas or Mistral"
         raise UserError(
-            f"{where} is of another architecture: it is {kind}, and --model_name is {model_name}; give the name of "
-            "the checkpoint's architecture, or the checkpoint of another model"
+            f"{where} has a different architecture: it is {kind}, and --model_name is {model_name}; give the name of "
+            "the checkpoint's architecture, or the checkpoint of a different model"
         )
 
 

@@ -110,8 +110,8 @@ def _plain(value: Any) -> Any:
 
 def _refusal(where: Path, name: str, old: Any, new: Any) -> UserError:
     return UserError(
-        f"{where} was trained with {name} {old}, now it is {new}: samples would be repeated, lost or learnt in another "
-        f"way; keep it, or {NEW_RUN}"
+        f"{where} was trained with {name} {old}, and now it is {new}: samples would be repeated, lost or learnt in a "
+        f"different way; keep it, or {NEW_RUN}"
     )
 
 
@@ -120,8 +120,8 @@ def _check_data(before: Mapping[str, Any], identity: DataIdentity, where: Path) 
     old, new = before["tokenizer_fingerprint"], identity.tokenizer_fingerprint
     if None not in (old, new) and old != new:
         raise UserError(
-            f"{where} was trained on data of another tokenizer (fingerprint {old}, now {new}); tokenise the data with "
-            "the run's tokenizer, or give its --vocab_file"
+            f"{where} was trained on data of a different tokenizer (fingerprint {old}, now {new}); tokenise the data "
+            "with the run's tokenizer, or give its --vocab_file"
         )
     if before["fingerprint"] != identity.fingerprint:
         raise _refusal(where, "data", before["fingerprint"], identity.fingerprint)
@@ -173,8 +173,9 @@ def _check_train_samples(
     before = earlier.samples(sizes.full)[0] if earlier else wanted
     if not _same_order(args, 0, before, wanted):
         raise UserError(
-            f"{where} is of a run of {before} samples, now it is to have {wanted}: the passes over the data would be "
-            f"shuffled in another way, and samples repeated or lost; keep the run as long as it was, or {NEW_RUN}"
+            f"{where} belongs to a run of {before} samples, and now the run is to have {wanted}: the passes over the "
+            "data would be shuffled in a different way, and samples would be repeated or lost; keep the run as long as "
+            f"it was, or {NEW_RUN}"
         )
     more = max(0, args.training.train_iters - progress.iteration)
     last = sizes.consumed(progress.consumed_train_samples, more)

@@ -117,7 +117,7 @@ class Intake:
         lowest, highest = (int(bound) for bound in batch.aminmax())
         if not 0 <= lowest <= highest < self.vocab_size:
             self.mistake = self.mistake or UserError(
-                f"the data has token {lowest if lowest < 0 else highest} and the model's embedding only "
+                f"the data has token {lowest if lowest < 0 else highest}, but the model's embedding has only "
                 f"{self.vocab_size} rows; tokenise with the model's own tokenizer and --no_new_tokens"
             )
             batch = batch.clamp(0, self.vocab_size - 1)

@@ -283,7 +283,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the mean validation loss over --eval_iters global batches, and record it.
 
-        The batches have the size of the last update's batch, as in Megatron. If a stop is requested meanwhile, the
+        The batches have the size of the last update's batch, as in Megatron. If a stop is requested during it, the
         evaluation is given up and later repeated from its beginning.
         """
         assert self.evaluation

@@ -113,12 +113,16 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file() and (folder / name).is_file():
-            raise UserError(f"{folder} holds {name} and {index.name}: which are the weights? Move one of them away")
+            raise UserError(
+                f"{folder} holds {name} and {index.name}, and nothing says which of them are the weights; move one of "
+                "them away"
+            )
         if index.is_file():
             files = [folder / file for file in sorted(set(read_json(index).get("weight_map", {}).values()))]
             if missing := [path.name for path in files if not path.is_file()]:
                 raise InputsMissing(
-                    f"{index} names {missing[0]}, which is missing ({len(missing)} of {len(files)} shards)"
+                    f"{index} names {missing[0]}, which is missing ({len(missing)} of {len(files)} shards are); "
+                    "download or copy the model again"
                 )
             return files
         if (folder / name).is_file():
@@ -150,7 +154,10 @@ def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=values)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read, it may be truncated or hold more than weights ({reason})") from error
+        raise UserError(
+            f"{path} cannot be read, it may be truncated or hold more than weights ({reason}); download or copy it "
+            "again"
+        ) from error
     return dict(tensors)
 
 
@@ -197,7 +204,10 @@ def _read_all(folder: Path, *, values: bool) -> State:
     for path in _weight_files(folder):
         read = {name: one for name, one in read_weights(path, values=values).items() if not name.endswith(BUFFERS)}
         if twice := sorted(tensors.keys() & read.keys()):
-            raise UserError(f"{path}: {twice[0]} is in another file of {folder} too; which is the right one?")
+            raise UserError(
+                f"{path}: {twice[0]} is in another file of {folder} too, and nothing says which is right; remove one "
+                "of them"
+            )
         tensors |= read
     return tensors
 
@@ -223,8 +233,8 @@ def say_what_stays_behind(folder: Path) -> None:
 def locate(model: str, size: int | None, path: str | None, cache: Path | None) -> Path:
     """The folder of a model: `path` or `cache` if it has a config.json or Meta's params.json, else a download.
 
-    Downloaded is `path` as a name on the Hub, or without one the published model of this kind and size. Raises
-    InputsMissing, UserError.
+    The download is the model that `path` names on the Hub or, without `path`, the published model of this kind and
+    size. Raises InputsMissing, UserError.
     """
     for folder in (Path(path) if path else None, cache):
         if folder and any((folder / name).is_file() for name in ("config.json", "params.json")):
@@ -232,7 +242,7 @@ def locate(model: str, size: int | None, path: str | None, cache: Path | None) -
     if path and (Path(path).is_absolute() or Path(path).exists() or path.count("/") != 1):
         raise InputsMissing(f"{path} holds no config.json; give the folder of a Hugging Face model, or ORG/NAME")
     if not path and size is None:
-        raise UserError("which model? give --model-path FOLDER, or --size to download the published one")
+        raise UserError("no model is named; give --model-path FOLDER, or --size to download the published one")
     name = path or PUBLISHED[model].format(size=size)
     try:
         return Path(huggingface_hub.snapshot_download(name, cache_dir=cache, allow_patterns=DOWNLOADED))
@@ -338,7 +348,10 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
     """Read a written folder back, and raise UserError unless the geometry and every tensor are as intended."""
     written_config, written = load(folder)
     if written_config != config:
-        raise UserError(f"{folder}: read back as {written_config}, written was {config}")
+        raise UserError(
+            f"{folder}: what was written reads back as {written_config}, not as {config}; check the disk, and run this "
+            "again"
+        )
     check_same(written, state, dtype, folder)
 
 

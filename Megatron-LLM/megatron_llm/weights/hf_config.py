@@ -45,9 +45,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}; download or copy it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
+        raise UserError(f"{path} is not a JSON object; download or copy it again")
     return content
 
 
@@ -124,7 +124,7 @@ def load(folder: Path) -> ModelConfig:
             **_rope(raw, path),
         )
     except KeyError as error:
-        raise UserError(f"{path} lacks {error}") from error
+        raise UserError(f"{path} lacks the key {error}; download or copy it again") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -56,12 +56,12 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
     if iteration is None and any(checkpoint.is_ours(folder) for folder in root.glob("iter_*")):
         newest = checkpoint.latest_valid(root)
         if newest is None:
-            raise InputsMissing(f"{root} holds no checkpoint that verifies")
+            raise InputsMissing(f"{root} holds no checkpoint that verifies; give another folder")
         return _load_ours(newest)
     folder = megatron.find(root, iteration)
     if checkpoint.is_ours(folder):
         if reason := checkpoint.problem(folder):
-            raise InputsMissing(f"{folder} does not verify: {reason}")
+            raise InputsMissing(f"{folder} does not verify: {reason}; give another checkpoint")
         return _load_ours(folder)
     config, state, args = megatron.load(root, iteration)
     number: int | Literal["release"] = "release" if folder.name == "release" else int(folder.name[5:])
@@ -69,21 +69,21 @@ def load(root: Path, iteration: int | None = None) -> Loaded:
 
 
 def check_family(loaded: Loaded, named: str | None, flag: str) -> None:
-    """Raise UserError when `flag` names a Falcon for another model, or another model for a Falcon.
+    """Raise UserError when `flag` names a Falcon and the model is not one, or the other way round.
 
     Upstream's checkpoint_util omits some settings, so that its files have the default. Such a file is refused if the
     named model has another value.
     """
     if named and loaded.config.parallel_attn != (named == "falcon"):
         family = "falcon" if loaded.config.parallel_attn else "llama2"
-        raise UserError(f"{flag} {named} but {loaded.folder} is another model; give {family}")
+        raise UserError(f"{flag} {named} but {loaded.folder} is a different model; give {family}")
     if named not in LEFT_OUT or not _resharded_by_upstream(loaded):
         return
     name, published, default = LEFT_OUT[named]
     if getattr(loaded.config, name) == default:
         raise UserError(
             f"{flag} {named} but {loaded.folder} has {name} {default}, where {named} has {published}: upstream's "
-            "checkpoint_util wrote this file and leaves the setting out; begin from the folder that it read"
+            "checkpoint_util wrote this file and leaves out the setting; begin from the folder that it read"
         )
 
 

@@ -86,7 +86,9 @@ def find(root: Path, iteration: int | str | None = None) -> Path:
     if iteration is None:
         tracker = root / TRACKER
         if not tracker.is_file():
-            raise InputsMissing(f"{tracker} is missing: {root} is not a checkpoint folder; check --load / --load_dir")
+            raise InputsMissing(
+                f"{tracker} is missing, so {root} is not a checkpoint folder; check --load / --load_dir"
+            )
         iteration = tracker.read_text().strip()
     if iteration != "release" and not str(iteration).isdecimal():
         raise UserError(f"{root}: the iteration is {iteration!r}; valid are a number and 'release'")
@@ -104,14 +106,17 @@ def _rank_files(folder: Path) -> dict[megatron_layout.Rank, Path]:
         if found := re.fullmatch(r"mp_rank_(\d{2})(?:_(\d{3}))?", path.name):
             present = [path / name for name in FILE_NAMES if (path / name).is_file()]
             if not present:
-                raise InputsMissing(f"{path} holds neither {' nor '.join(FILE_NAMES)}")
+                raise InputsMissing(f"{path} holds neither {' nor '.join(FILE_NAMES)}; copy the checkpoint again")
             files[int(found[1]), int(found[2] or 0)] = present[0]
     if not files:
-        raise InputsMissing(f"{folder} holds no mp_rank_* folder: not a Megatron checkpoint")
+        raise InputsMissing(
+            f"{folder} holds no mp_rank_* folder, so it is not a Megatron checkpoint; check --load / --load_dir"
+        )
     tp, pp = (1 + max(rank[axis] for rank in files) for axis in (0, 1))
     if missing := [(t, p) for p in range(pp) for t in range(tp) if (t, p) not in files]:
         raise InputsMissing(
-            f"{folder}: the file of tensor rank {missing[0][0]}, pipeline rank {missing[0][1]} is missing"
+            f"{folder}: the file of tensor rank {missing[0][0]}, pipeline rank {missing[0][1]} is missing; copy the "
+            "checkpoint again"
         )
     return files
 
@@ -127,9 +132,9 @@ def read_file(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it names {found[1]}" if found else str(error).splitlines()[0]
-        raise UserError(f"{path} is not loaded, it holds more than weights and plain data: {reason}") from error
+        raise UserError(f"{path} is not loaded, because it holds more than weights and plain data: {reason}") from error
     except (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read, it may be truncated ({error!r:.200})") from error
+        raise UserError(f"{path} cannot be read, it may be truncated ({error!r:.200}); copy it again") from error
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("args"), argparse.Namespace)
@@ -168,9 +173,9 @@ def _neutral(model: Mapping[str, Any], where: Path) -> canonical_state.State:
         state[megatron_layout.TIED_HEAD] = head["weight"]
     unknown = {*model, *language, *embedding} - KNOWN_PARTS
     if odd := sorted(unknown) + [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{where}: {odd[0]} in the model is not understood, and would be lost")
+        raise UserError(f"{where}: {odd[0]} in the model is not known here, and would be lost")
     if biased := [name for name in state if name.endswith(".bias") and not canonical_state.is_norm(name)]:
-        raise UserError(f"{where}: {biased[0]}: models with biases outside of norms are not supported")
+        raise UserError(f"{where}: there is {biased[0]}, and models with biases outside of norms are not supported")
     return state
 
 
@@ -190,7 +195,10 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, Tensor], argpar
     contents = {rank: read_file(path) for rank, path in _rank_files(folder).items()}
     args = contents[0, 0]["args"]
     if len(iterations := {content.get("iteration") for content in contents.values()}) > 1:
-        raise UserError(f"{folder}: its files are of the iterations {sorted(map(str, iterations))}, not one checkpoint")
+        raise UserError(
+            f"{folder}: its files are of the iterations {sorted(map(str, iterations))}, so they are not one "
+            "checkpoint; copy the checkpoint again"
+        )
     tp, pp = (1 + max(rank[axis] for rank in contents) for axis in (0, 1))
     try:
         ranks = {rank: _neutral(content["model"], folder) for rank, content in contents.items()}
@@ -282,7 +290,10 @@ def check_written(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]
     """Raise UserError unless the merged files of all ranks have the intended geometry and tensors."""
     written_config, written, _ = load_folder(folder)
     if written_config != config:
-        raise UserError(f"{folder}: read back as {written_config}, written was {config}")
+        raise UserError(
+            f"{folder}: what was written reads back as {written_config}, not as {config}; check the disk, and run this "
+            "again"
+        )
     canonical_state.check_same(written, state, dtype, folder)
 
 

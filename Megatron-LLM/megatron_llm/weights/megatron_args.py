@@ -43,7 +43,10 @@ def to_config(args: argparse.Namespace, *, rows: int, tied: bool) -> ModelConfig
         raise UserError(f"use_rms_norm = {parallel} with parallel_attn = {parallel}: this model is not supported")
     true, padded = getattr(args, "true_vocab_size", None), getattr(args, "padded_vocab_size", None)
     if not true and padded and padded < rows:
-        raise UserError(f"args say padded_vocab_size {padded}, but {rows} rows are stored: which of them are tokens?")
+        raise UserError(
+            f"args say padded_vocab_size {padded}, but {rows} rows are stored, and nothing says which of them are "
+            "tokens; convert the model again"
+        )
     try:
         heads = args.num_attention_heads
         return ModelConfig(

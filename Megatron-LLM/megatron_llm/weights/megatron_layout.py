@@ -240,9 +240,9 @@ def check_ranks(config: ModelConfig, ranks: Mapping[Rank, Mapping[str, Tensor]],
             found, wanted = tuple(tensors[name].shape), tuple(expected.shape)
             vocabulary = name in (EMBEDDING, HEAD, TIED_HEAD)  # its padding may differ
             if found[1:] != wanted[1:] or (not vocabulary and found[:1] != wanted[:1]):
-                raise UserError(f"{name} of tensor rank {rank} has shape {found}, its configuration says {wanted}")
+                raise UserError(f"{name} of tensor rank {rank} has shape {found}, but its configuration says {wanted}")
             if vocabulary and found[0] * tp < config.vocab_size:
-                raise UserError(f"{name} has {found[0] * tp} rows, its configuration says {config.vocab_size}")
+                raise UserError(f"{name} has {found[0] * tp} rows, but its configuration says {config.vocab_size}")
             if is_norm(name) and not torch.equal(tensors[name], ranks[0, stage][name]):
                 raise UserError(f"{name} differs between tensor ranks; these files are not one checkpoint")
             if name == TIED_HEAD and not torch.equal(tensors[name], ranks[rank, 0][EMBEDDING]):

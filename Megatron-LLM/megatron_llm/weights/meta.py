@@ -4,7 +4,7 @@ Meta interleaves the rotary pairs of q and k, as Megatron does; the engine keeps
 of the MLP, the number of positions and often the size of the vocabulary. Width and vocabulary are taken from the
 tensors, and the number of positions from the model's name. params.json also lacks the factor of `use_scaled_rope`: it
 is 8 in Llama 3.1 and 3.3 and 32 in Llama 3.2, according to the configurations that Meta published with Hugging Face.
-The geometry of a published model tells which of the two applies.
+The geometry of a published model decides which of the two applies.
 """
 
 from __future__ import annotations
@@ -64,10 +64,13 @@ def _shards(folder: Path) -> list[Mapping[str, Tensor]]:
     """The memory-mapped tensors of every file, in order. Raises InputsMissing."""
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
-        raise InputsMissing(f"{folder} holds {PARAMS} but no consolidated.*.pth")
+        raise InputsMissing(f"{folder} holds {PARAMS} but no consolidated.*.pth; download the model again")
     for number, path in enumerate(files):
         if path.name != f"consolidated.{number:02d}.pth":
-            raise InputsMissing(f"{folder}/consolidated.{number:02d}.pth is missing; the next file is {path.name}")
+            raise InputsMissing(
+                f"{folder}/consolidated.{number:02d}.pth is missing, and the next file is {path.name}; download the "
+                "model again"
+            )
     return [read_weights(path) for path in files]
 
 
@@ -88,7 +91,10 @@ def load(
     def make(name: str) -> Tensor:
         parts, axis = [shard[meta_name(name)] for shard in shards], axes[name]
         if axis is None and not all(torch.equal(part, parts[0]) for part in parts[1:]):
-            raise UserError(f"{folder}: {meta_name(name)} differs between files that each hold the whole of it")
+            raise UserError(
+                f"{folder}: {meta_name(name)} differs between files that each hold the whole of it; download the model "
+                "again"
+            )
         whole = parts[0] if axis is None else torch.cat(parts, axis)
         return deinterleave(whole, config.kv_channels) if name.endswith(("wq.weight", "wk.weight")) else whole
 
@@ -103,7 +109,7 @@ def _check_names(
     for number, shard in enumerate(shards):
         path = folder / f"consolidated.{number:02d}.pth"
         if extra := sorted(shard.keys() - known):
-            raise UserError(f"{path} has {len(extra)} tensors of another kind of model, the first is {extra[0]}")
+            raise UserError(f"{path} has {len(extra)} tensors of a different kind of model, the first is {extra[0]}")
         if len(dtypes := {str(tensor.dtype) for name, tensor in shard.items() if name != BUFFER}) > 1:
             raise UserError(f"{path} has tensors of {' and '.join(sorted(dtypes))}; models of one dtype are supported")
 
@@ -111,7 +117,7 @@ def _check_names(
 def _rope_scaling(params: Mapping[str, Any], folder: Path, factor: float | None) -> dict[str, Any]:
     """The rotary fields of ModelConfig for `use_scaled_rope`.
 
-    Raises UserError if its factor is unknown or without use.
+    Raises UserError if its factor is unknown or has no use.
     """
     if not params.get("use_scaled_rope"):
         if factor is not None:
@@ -170,7 +176,9 @@ def _config(
             **scaling,
         )
     except KeyError as error:
-        raise UserError(f"{folder} lacks {error}: not one of {', '.join(POSITIONS)} in Meta's layout") from error
+        raise UserError(
+            f"{folder} lacks {error}, so it is not one of {', '.join(POSITIONS)} in Meta's layout"
+        ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / PARAMS}: {error}") from error
 
@@ -183,7 +191,9 @@ def _axis(name: str, shape: tuple[int, ...], shards: list[Mapping[str, Tensor]],
     theirs = meta_name(name)
     for number, shard in enumerate(shards):
         if theirs not in shard:
-            raise UserError(f"{folder}/consolidated.{number:02d}.pth lacks the tensor {theirs}")
+            raise UserError(
+                f"{folder}/consolidated.{number:02d}.pth lacks the tensor {theirs}; download the model again"
+            )
     sizes = [tuple(shard[theirs].shape) for shard in shards]
     if all(size == shape for size in sizes):
         return None
@@ -192,6 +202,6 @@ def _axis(name: str, shape: tuple[int, ...], shards: list[Mapping[str, Tensor]],
         if others == {shape[:axis] + shape[axis + 1 :]} and sum(size[axis] for size in sizes) == shape[axis]:
             return axis
     raise UserError(
-        f"{folder}: the {len(shards)} parts of {theirs} have shapes {sizes[0]}, …, which do not make {shape}; "
-        f"is a consolidated.*.pth missing, or is {PARAMS} another model's?"
+        f"{folder}: the {len(shards)} parts of {theirs} have shapes {sizes[0]}, …, which do not make {shape}; check "
+        f"that no consolidated.*.pth is missing, and that {PARAMS} belongs to this model"
     )

@@ -166,7 +166,9 @@ def test_files_that_rank_0_does_not_see(run: Run, monkeypatch: pytest.MonkeyPatc
     digests = checkpoint.digests
     monkeypatch.setattr(checkpoint, "digests", lambda *inputs: {**digests(*inputs), "__1_0.distcp": (7, "")})
     run.begin(1)
-    with pytest.raises(UserError, match=r"__1_0.distcp, which another rank wrote, .* a folder that all nodes share"):
+    with pytest.raises(
+        UserError, match=r"__1_0.distcp, which another rank wrote; --save must be a folder that all nodes share"
+    ):
         run.saver.finish()
     assert run.names() == []
 

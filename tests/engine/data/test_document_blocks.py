@@ -91,7 +91,7 @@ def test_no_documents(tmp_path: Path) -> None:
         (b'{"text":\n"a"}\n', "x, line 11 is not valid JSON"),
         (b"{'text': 'a'}\n", "x, line 11 is not valid JSON"),
         (b'["a"]\n', "x, line 11 is not a JSON object"),
-        (b'{"text": "a"}\n{"body": "a", "id": 1}\n', r"x, line 12: there is no 'text', only \['body', 'id'\]"),
+        (b'{"text": "a"}\n{"body": "a", "id": 1}\n', r"x, line 12: it has no 'text', only \['body', 'id'\]"),
         (b'{"text": null}\n', "x, line 11: 'text' is null"),
         (b'{"text": 5}\n', "x, line 11: 'text' is a number"),
         (b'{"text": ["a"]}\n', "x, line 11: 'text' is a list"),
@@ -135,7 +135,7 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     twice = pa.table([pa.array(["a"])] * 2, names=["text", "text"])
     with pytest.raises(UserError, match=r"x\.arrow has 2 columns named 'text', and nothing says which is meant"):
         read(write_arrow(tmp_path / "x.arrow", twice, 10))
-    with pytest.raises(UserError, match="column 'text' holds int64; a column of strings is needed"):
+    with pytest.raises(UserError, match="column 'text' holds int64; name a column of strings"):
         read(write_arrow(tmp_path / "x.arrow", pa.table({"text": [1]}), 10))
     with pytest.raises(UserError, match=r"x\.arrow, row 3: 'text' is None"):
         read(write_arrow(tmp_path / "x.arrow", pa.table({"text": ["a", "a", None]}), 1))

@@ -122,7 +122,7 @@ def test_separate_data_for_each_split(tmp_path: Path) -> None:
     ]
     assert rows(valid, 40) == [parts[source][number] for source, number in sample_order.routes([0.25, 0.75], 40)]
     assert test is None
-    with pytest.raises(UserError, match="4 samples of test are asked for: give --test_data_path"):
+    with pytest.raises(UserError, match="4 samples of test are asked for, but test has no data: give --test_data_path"):
         build(paths, 5, 16, (90, 40, 4))
 
 

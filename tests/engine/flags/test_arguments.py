@@ -123,7 +123,7 @@ def test_flags_know_whether_they_were_given() -> None:
         ("--hidden_dropout 0.1", "--hidden_dropout 0.1: only 0.0"),
         ("--glu_activation geglu", "choose from"),
         ("--model_name gemma", "choose from"),
-        ("--parallel_attn", "--parallel_attn: only for --model_name falcon"),
+        ("--parallel_attn", "--parallel_attn: the flag is only for --model_name falcon"),
         ("--model_name falcon --use_rms_norm", "has LayerNorm"),
         ("--sliding_window_size 0", "--sliding_window_size 0: must be at least 1"),
         ("--lrr 1", "unrecognized arguments: --lrr"),
@@ -158,7 +158,7 @@ def test_flags_know_whether_they_were_given() -> None:
         ("--recompute_method block", "give --recompute_granularity full too"),
         ("--recompute_granularity full --recompute_num_layers 2", "needs --recompute_method"),
         ("--recompute_granularity full --recompute_method block --recompute_num_layers 0", "must be at least 1"),
-        ("--dataloader_type cyclic", "cyclic is refused, only single is possible: cyclic shuffles each data rank's"),
+        ("--dataloader_type cyclic", "cyclic is refused, only single is valid: cyclic shuffles each data rank's"),
         ("--optimizer sgd", "AdamW is the only optimizer"),
         ("--metrics all", "choose from"),
         ("--eval_only --eval_iters 0", "nothing is left to do"),
@@ -181,7 +181,7 @@ def test_a_run_counted_in_samples() -> None:
     assert schedule(args, 8, {}).decay_samples == 83
     assert schedule(parse([*required, "--train_iters", "10"]), 8, {}).decay_samples == 80
     for more in (["--train_samples", "83"], ["--train_samples", "7", "--global_batch_size", "8"]):
-        with pytest.raises(UserError, match="needs --global_batch_size, and at least so many samples"):
+        with pytest.raises(UserError, match="needs --global_batch_size, from 1 up to the number of samples"):
             parse([*required, *more])
     with pytest.raises(UserError, match="give either --train_iters or --train_samples"):
         parse(required)
@@ -238,7 +238,7 @@ def test_geometry_comes_from_flags() -> None:
     sizes = "--num_layers 2 --hidden_size 32 --num_attention_heads 4 --ffn_hidden_size 48"
     config = config_from_flags(parse([*REQUIRED, *sizes.split(), "--max_position_embeddings", "64"]).model, 100)
     assert (config.kv_channels, config.num_attention_heads_kv, config.tie_embed_logits) == (8, 4, True)
-    with pytest.raises(UserError, match="missing --max_position_embeddings;"):
+    with pytest.raises(UserError, match="--max_position_embeddings must be given"):
         config_from_flags(parse([*REQUIRED, *sizes.split()]).model, 100)
 
 

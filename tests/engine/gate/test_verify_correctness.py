@@ -129,7 +129,7 @@ def test_wrong_conversions_fail_at_the_first_layer(tmp_path, kind):
     megatron(tmp_path / "megatron", config, broken(kind, config, state))
     code, out, _ = verify(tmp_path, tmp_path / "megatron")
     assert code == 1
-    assert "hidden states part at: layer 0" in out
+    assert "hidden states differ from here on: layer 0" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["passed"], report["first_parting"]) == (False, "layer 0")
     assert report["mean_error"] > 0.01
@@ -169,7 +169,7 @@ def test_the_layer_that_is_wrong_is_named(tmp_path):
     ):
         megatron(tmp_path / "megatron", config, {**state, name: state[name].flip(0)})
         code, out, _ = verify(tmp_path, tmp_path / "megatron")
-        assert (code, f"part at: {where}\n" in out) == (1, True)
+        assert (code, f"differ from here on: {where}\n" in out) == (1, True)
 
 
 def test_nan_and_the_maximum_fail(tmp_path):
@@ -275,12 +275,12 @@ def test_unusable_inputs_are_named(tmp_path):
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"txt": "hej"}\n')
     code, _, err = verify(tmp_path, tmp_path / "megatron", source=["--input", wrong])
-    assert (code, "wrong.jsonl, line 1: there is no 'text', only ['txt']" in err) == (2, True)
+    assert (code, "wrong.jsonl, line 1: it has no 'text', only ['txt']" in err) == (2, True)
     small = make_config(vocab_size=300)
     cut = {name: tensor[:300] if tensor.shape[0] == 420 else tensor for name, tensor in state.items()}
     megatron(tmp_path / "small", small, cut)
     code, _, err = verify(tmp_path, tmp_path / "small")
-    assert (code, "the model's vocabulary is 300; wrong --vocab_file?" in err) == (2, True)
+    assert (code, "the model's vocabulary has only 300 tokens; give the model's own tokenizer" in err) == (2, True)
 
 
 def test_the_tokenizer_of_the_export(tmp_path):
@@ -297,13 +297,13 @@ def test_the_tokenizer_of_the_export(tmp_path):
     assert found["tokens"] > 500
     pieces = "in a document, the text of these pieces becomes the piece itself: <unk> <s> </s>"
     assert pieces in found["known_differences"]
-    assert "loaded by LlamaTokenizer instead of AutoTokenizer, ' ' has other ids" in found["known_differences"]
+    assert "loaded by LlamaTokenizer instead of AutoTokenizer, ' ' has different ids" in found["known_differences"]
     path = tmp_path / "hf/tokenizer.json"
     raw = json.loads(path.read_text())
     raw["model"]["merges"] = raw["model"]["merges"][::-1]
     path.write_text(json.dumps(raw))
     code, out, _ = verify(tmp_path, tmp_path / "megatron", *flags, source=["--input", source])
-    assert (code, "FAILED: the tokenizer gives other ids" in out) == (1, True)
+    assert (code, "FAILED: the tokenizer gives different ids" in out) == (1, True)
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
 
 

@@ -91,7 +91,7 @@ def test_wrong_weights_fail_on_every_rank(models, load, layout, where):
     """A faulty conversion exits 1 on all ranks, and the first layer that parts is named, on whichever rank it is."""
     codes, texts, report = verify(models, load, 2, *layout)
     assert codes == [1, 1], texts
-    assert f"hidden states part at: {where}\n" in texts[0]
+    assert f"hidden states differ from here on: {where}\n" in texts[0]
     assert (report["passed"], report["first_parting"]) == (False, where)
 
 
@@ -106,7 +106,7 @@ def test_sixteen_bits(models):
     ("more", "code", "message"),
     [
         ((*TENSOR, *PIPELINE), 2, "2 ranks are not a multiple of --tensor_model_parallel_size 2 x --pipeline_model_pa"),
-        (("--device", "cpu"), 2, "--device cpu: of several ranks each has its own device"),
+        (("--device", "cpu"), 2, "--device cpu: where there are several ranks, each has a device of its own"),
         ((*TENSOR, "--fp16"), 2, "--fp16: over several ranks"),
         ((*TENSOR, "--load_iters", 60), 3, "iter_0000060 is missing"),
         ((*TENSOR, "--sequence_parallel", "--seq_length", 47), 2, "2 does not divide seq_length 47"),

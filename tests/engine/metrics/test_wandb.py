@@ -83,7 +83,7 @@ def test_trouble_on_the_way_does_not_stop_training(tmp_path: Path, tiny_data: Pa
     """A call that raises is said once, and the run goes on without W&B."""
     codes, text, calls = run(tmp_path, tiny_data, "--exit_interval", 5, BREAK_AT="2")
     assert codes == [75, 75], text
-    assert text.count("W&B takes no more numbers of this run, training goes on: the helper is gone") == 1
+    assert text.count("W&B takes no more numbers of this run, but the training goes on: the helper is gone") == 1
     assert [call[2]["iteration"] for call in calls if call[1] == "log"] == [1, 2]
     assert len([record for record in metrics(tmp_path / "save") if "lm_loss" in record]) == 5
 
@@ -99,7 +99,7 @@ def test_a_missing_package_and_a_refusal(tmp_path: Path, tiny_data: Path) -> Non
     assert "cannot import (No module named 'wandb'): install it there (pip install wandb), or leave the flag" in text
     codes, text, calls = run(tmp_path, tiny_data, REFUSE="1")
     assert codes == [2, 2]
-    assert "error: --wandb_logger: W&B refuses: no such project; set WANDB_API_KEY" in text
+    assert "error: --wandb_logger: W&B refuses the run: no such project; set WANDB_API_KEY" in text
     assert not calls
     assert not (tmp_path / "save" / "wandb_run_id.txt").exists()
 

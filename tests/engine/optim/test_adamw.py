@@ -60,7 +60,7 @@ def test_warm_up_stable_decay(style: str, samples: int, expected: float) -> None
 def test_the_last_decay_fits_into_the_schedule() -> None:
     """One of nothing leaves the top as it is to the end; one longer than all of the schedule is refused."""
     assert Schedule(1.0, 0.1, 0, 1100, "WSD", "linear", 0).at(1100) == 1.0
-    with pytest.raises(UserError, match="--lr_wsd_decay_iters is 101 samples, the whole decay only 100"):
+    with pytest.raises(UserError, match="--lr_wsd_decay_iters is 101 samples, but the whole decay has only 100"):
         Schedule(1.0, 0.1, 0, 100, "WSD", "linear", 101)
 
 

@@ -44,7 +44,7 @@ def test_layouts_that_fit(tiny_config: ModelConfig, changes: dict[str, Any], fla
             6,
             "6 neither divides nor is a multiple of num_attention_heads_kv 4",
         ),
-        ({"vocab_size": 5}, "--tensor_model_parallel_size 4", 4, "too large for a vocabulary of 5"),
+        ({"vocab_size": 5}, "--tensor_model_parallel_size 4", 4, "leaves a rank without any of the 5 tokens"),
         ({}, "--tensor_model_parallel_size 2", 6, "hidden_size 32 is not a multiple of the 3 data-parallel ranks"),
         ({}, "--pipeline_model_parallel_size 3", 3, "3 does not divide the model's 4 layers"),
         (

@@ -483,7 +483,7 @@ def test_a_base_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("BASE", str(llama))
     assert plan.main() == 0
     monkeypatch.setenv("BASE", str(tmp_path / "none"))
-    with pytest.raises(InputsMissing, match=r"none is not there; download the base model, or name a folder"):
+    with pytest.raises(InputsMissing, match=r"none does not exist; download the base model, or name a folder"):
         plan.main()
     (tmp_path / "wrong.yaml").write_text("model: {base: x}\ntraining: {train_iters: many}\n")
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", str(tmp_path / "wrong.yaml")])

@@ -65,7 +65,7 @@ def test_nothing_to_refuse(monkeypatch, base):
     ("changes", "ranks", "said"),
     [
         ({"micro_batch_size": 3}, 2, "--global_batch_size 8 is not a multiple of 6 (--micro_batch_size 3 x 2"),
-        ({"min_lr": 1}, 2, "--min_lr 1.0 and --lr 0.001: need 0 <= min_lr <= lr"),
+        ({"min_lr": 1}, 2, "--min_lr 1.0 and --lr 0.001: --min_lr must be at least 0 and at most --lr"),
         ({"lr": "fast"}, 2, "argument --lr: invalid float value: 'fast'"),
         ({"lrr": 1}, 2, "unrecognized arguments: --lrr 1"),
         ({"seq_length": 128}, 2, "--seq_length 128 is more than the model's max_position_embeddings 64"),
@@ -75,7 +75,11 @@ def test_nothing_to_refuse(monkeypatch, base):
         ({"pipeline_model_parallel_size": 2, "micro_batch_size": 8}, 2, "needs at least 2: change --global_batch"),
         ({"lr_warmup_iters": 20}, 2, "the warm-up takes 160 samples and the decay ends at 80"),
         ({"bf16": None, "fp16": None}, 2, "--fp16 and --bf16 exclude each other"),
-        ({"keep_every": 5}, 2, "--keep_every says what is kept beside the newest checkpoints: give --keep_last too"),
+        (
+            {"keep_every": 5},
+            2,
+            "--keep_every says which checkpoints are kept beside the newest ones; give --keep_last too",
+        ),
         ({"split": "most,few"}, 2, "--split most,few: give one to three proportions of the documents"),
     ],
 )
@@ -112,7 +116,7 @@ def test_other_commands(monkeypatch, base, tmp_path):
         "convert": "--size=7 but the model has 0.000 billion parameters",
         "convert again": "is a llama model, not mistral; give llama2",
         "shard": "tensor parallel size 8 does not divide num_attention_heads_kv = 4",
-        "tokenize": "makes 425 kinds of tokens and the model's embedding has only 420",
+        "tokenize": "makes 425 kinds of tokens, but the model's embedding has only 420",
         "tokenize again": "none.model cannot be read",
         "merge": "argument --load_iters: invalid int value: 'last'",
         "push": "shard size 'large' is not a size",
@@ -164,7 +168,7 @@ def as_bin(**more):
         (break_config("quantization_config", {"bits": 4}), "quantization_config = {'bits': 4} is not supported"),
         (break_config("hidden_act", "gelu"), "hidden_act = 'gelu' is not supported"),
         (break_config("rope_parameters", {"rope_type": "yarn", "factor": 2}), "rope type 'yarn' is not supported"),
-        (break_config("intermediate_size", 64), "has shape (48, 32), its configuration says (64, 32)"),
+        (break_config("intermediate_size", 64), "has shape (48, 32), but its configuration says (64, 32)"),
         (break_config("num_hidden_layers", 5), "9 tensors are missing, the first is layers.4."),
         (only("model-q4.gguf"), "holds no weights; expected model.safetensors or pytorch_model.bin or an .index.json "
          "beside shards; model-q4.gguf is a GGUF file"),

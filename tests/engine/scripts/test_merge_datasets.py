@@ -115,7 +115,7 @@ def test_a_truncated_bin_is_refused(shards: Path) -> None:
     """The byte count of every .bin must be what its index says."""
     path = shards / "s-5_text_document.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    check_refused(shards, r"s-5_text_document\.bin has \d+ bytes, its \.idx says")
+    check_refused(shards, r"s-5_text_document\.bin has \d+ bytes, but its \.idx says")
 
 
 @pytest.mark.parametrize(

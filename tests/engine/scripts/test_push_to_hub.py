@@ -84,7 +84,7 @@ def test_mistakes(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
     code, _, err = run(SCRIPT, tmp_path / "hf", "--output_folder", tmp_path / "mine")
-    assert (code, "mine holds thesis.txt, which is not of an earlier copy" in err) == (2, True)
+    assert (code, "mine holds thesis.txt, which is not part of an earlier copy" in err) == (2, True)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     flags = ("--hf_repo_name", "org/model", "--token_file", tmp_path / "none")
     code, _, err = run(SCRIPT, tmp_path / "hf", *flags)

@@ -216,7 +216,7 @@ def test_hugging_face_as_the_target_refuses_what_has_no_meaning(tmp_path):
             "megatron has no tokenizer.model or tokenizer.json; give --vocab_file",
         ),
         ((*hf, "--load_dir", "base", "--save_dir", "hf", "--loader", "megatron"), "is read by --loader hf"),
-        (("--model_type", "falcon", "--load_dir", "base", "--save_dir", "hf"), "another model; give llama2"),
+        (("--model_type", "falcon", "--load_dir", "base", "--save_dir", "hf"), "a different model; give llama2"),
     ):
         named = [tmp_path / word if word in ("base", "megatron", "hf", "full") and flags[i - 1].startswith("--")
                  and flags[i - 1].endswith("_dir") else word for i, word in enumerate(flags)]  # fmt: skip
@@ -294,7 +294,7 @@ def test_a_layout_that_is_cut_wrongly_is_not_published(tmp_path, monkeypatch, ki
 
     monkeypatch.setattr(megatron_layout, "rank_state", wrong)
     code, _, err = run(SHARD, *shard_flags(tmp_path / "base", tmp_path / "sharded", 2, 2))
-    assert (code, "read back differs from what was written" in err) == (2, True)
+    assert (code, "reads back different from what was written" in err) == (2, True)
     assert list((tmp_path / "sharded").iterdir()) == []
 
 
@@ -367,7 +367,7 @@ def test_room_for_new_tokens(tmp_path, tied):
     megatron.save(tmp_path / "in", "release", config, state, tp=2, pp=1, dtype=torch.bfloat16, extra_args={})
     code, out, err = run(SHARD, *shard_flags(tmp_path / "in", tmp_path / "out", 1, 2, "--true_vocab_size", 425))
     assert code == 0, err
-    assert "--true_vocab_size 425: 5 new rows, each the mean of the 420 that there are" in out
+    assert "--true_vocab_size 425: 5 new rows, each the mean of the 420 old ones" in out
     found_config, found, args = megatron.load(tmp_path / "out")
     assert (found_config.vocab_size, args.true_vocab_size) == (425, 425)
     for name in ("embedding.weight", *(() if tied else ("lm_head.weight",))):
@@ -408,7 +408,7 @@ def test_special_tokens_in_an_export(tmp_path, kind):
         new["<|im_end|>"],
     ]
     for flags, message in (
-        (("--override_special_tokens", "eos=<|none|>"), "there is no such token"),
+        (("--override_special_tokens", "eos=<|none|>"), "the tokenizer has no such token"),
         (("--override_special_tokens", "end=</s>"), "give ROLE=TOKEN"),
         (("--vocab_extra_ids_list", "<a>,<b>,<c>"), "in the model only"),
     ):

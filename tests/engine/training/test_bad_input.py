@@ -94,17 +94,17 @@ MISTAKES: dict[str, tuple[Make, int, str]] = {
     "a Falcon's checkpoint for a Llama": (
         lambda p, save: [*RUN.split(), "--data_path", p.data, "--save", save, "--load", p.falcon, BY_CHECKPOINT],
         2,
-        "/falcon is of another architecture: it is a Falcon, and --model_name is llama2",
+        "/falcon has a different architecture: it is a Falcon, and --model_name is llama2",
     ),
     "a Llama's checkpoint for a Falcon": (
         lambda p, save: flags(p.data, save, "--load", p.llama, geometry=FALCON),
         2,
-        "/llama is of another architecture: it is no Falcon but",
+        "/llama has a different architecture: it is no Falcon but",
     ),
     "a run's own checkpoint for a Falcon": (
         lambda p, _: flags(p.data, p.run, geometry=FALCON),
         2,
-        "/run/iter_0000002 is of another architecture",
+        "/run/iter_0000002 has a different architecture",
     ),
     "an architecture that does not exist here": (
         lambda p, save: flags(p.data, save, "--load", p.gpt2),
@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[Make, int, str]] = {
     "a run goes on with another tokenizer": (
         lambda p, _: flags(p.other_tokenizer, p.run, *NO_EVALUATION),
         2,
-        "/run/iter_0000002 was trained on data of another tokenizer (fingerprint tiny, now another)",
+        "/run/iter_0000002 was trained on data of a different tokenizer (fingerprint tiny, now another)",
     ),
     "a run goes on with other data": (
         lambda p, _: flags(p.data, p.run, *NO_EVALUATION, "--data_path", 0.5, p.data, 0.5, p.data),
@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[Make, int, str]] = {
     "parts of a blend of two tokenizers": (
         lambda p, save: flags(p.data, save, "--data_path", 0.5, p.data, 0.5, p.other_tokenizer),
         2,
-        "tokenizers differ: the data ",
+        "the tokenizers are different: the data ",
     ),
     "too few micro-batches for the pipeline": (
         lambda p, save: flags(p.data, save, PP, 2, "--global_batch_size", 2),
@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[Make, int, str]] = {
     "too few documents for the split": (
         lambda p, save: flags(p.data, save, "--split", "999,1,0"),
         2,
-        "--split 999,1,0 gives valid 0 of 200 documents with 0 tokens in all, and one sample needs 33",
+        "--split 999,1,0 gives valid 0 of 200 documents with 0 tokens in all, but one sample needs 33",
     ),
 }
 
@@ -176,9 +176,11 @@ def test_one_line_from_rank_0(tmp_path: Path, places: Places, mistake: str) -> N
 def test_tokens_of_another_tokenizer_without_a_manifest(tmp_path: Path, places: Places) -> None:
     """It is seen when such a token is met: all ranks end after one line, nothing is saved."""
     argv = flags(places.unknown, tmp_path / "save", "--load", places.llama)
-    engine_ranks.fails(tmp_path, argv, 2, "model's embedding only 131 rows; tokenise with the model's own tokenizer")
+    engine_ranks.fails(
+        tmp_path, argv, 2, "model's embedding has only 131 rows; tokenise with the model's own tokenizer"
+    )
     printed = (tmp_path / "rank-0.txt").read_text()
-    assert "tiny_text_document.json is missing: it is not checked that this data fits the tokenizer" in printed
+    assert "tiny_text_document.json is missing, so it is not checked that this data fits the tokenizer" in printed
     assert not list((tmp_path / "save").glob("iter_*"))
 
 
@@ -205,7 +207,7 @@ def test_a_token_that_only_one_rank_meets(tmp_path: Path, tiny_data: Path, layou
     more = ("--save_interval", 2, "--eval_interval", 2 if poisoned % 2 else 4, *layout.split())
     ranks = Ranks(tmp_path, flags(tiny_data, save, *more), 2, {"POISONED": str(poisoned)}, main=poisoned_finetune)
     assert ranks.wait() == [2, 2], ranks.text()
-    assert ranks.text().count("error: the data has token -7 and the model's embedding only 131 rows") == 1
+    assert ranks.text().count("error: the data has token -7, but the model's embedding has only 131 rows") == 1
     assert "Traceback" not in ranks.text()
     assert ranks.text(1) == ""
     assert [path.name for path in save.glob("iter_*")] == ([] if poisoned % 2 else ["iter_0000002"])
@@ -216,7 +218,7 @@ def test_compiling_without_a_compiler(tmp_path: Path, places: Places) -> None:
     argv = flags(places.data, tmp_path / "save", "--torch_compile")
     codes, text = engine_ranks.run(tmp_path, argv, size=1, CXX="no-such-compiler")
     assert codes == [2]
-    assert "error: --torch_compile needs a C++ compiler and there is no no-such-compiler" in text
+    assert "error: --torch_compile needs a C++ compiler, and no-such-compiler is not found" in text
 
 
 def test_the_only_checkpoint_cut_short_means_to_begin_anew(tmp_path: Path, places: Places) -> None:

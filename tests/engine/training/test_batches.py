@@ -31,7 +31,9 @@ def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path, tiny_data:
     args = parse(argv)
     assert identify(args.data, args.given).vocab_size == 131
     args = parse([*argv, "--vocab_file", str(tmp_path / "other.model")])
-    with pytest.raises(UserError, match=r"tokenizers differ: .*131 tokens, fingerprint tiny; --vocab_file .*20 tokens"):
+    with pytest.raises(
+        UserError, match=r"the tokenizers are different: .*131 tokens, fingerprint tiny; --vocab_file .*20 tokens"
+    ):
         identify(args.data, args.given)
 
 

@@ -256,9 +256,12 @@ def test_the_eod_is_the_manifests(tmp_path: Path, tiny_data: Path, separated_dat
     other = copied(separated_data, tmp_path)
     assert asked([0.5, separated_data, 0.5, other], "--eod_mask_loss") == Masks(eod_mask_loss=True, eod=EOD)
     assert asked([tmp_path / "nothing"]) == Masks()
-    with pytest.raises(InputsMissing, match=r"--reset_attention_mask: which token .*nothing\.json does not exist"):
+    with pytest.raises(
+        InputsMissing,
+        match=r"--reset_attention_mask: the manifest of the data says which token .*nothing\.json does not exist",
+    ):
         asked([tmp_path / "nothing"], "--reset_attention_mask")
-    with pytest.raises(UserError, match=r"--eod_mask_loss: the documents of .* are not separated, no EOD ends them"):
+    with pytest.raises(UserError, match=r"--eod_mask_loss: no EOD token ends the documents of "):
         asked([0.5, separated_data, 0.5, tiny_data], "--eod_mask_loss")
     copied(separated_data, tmp_path, eod=3)
     with pytest.raises(UserError, match=r"documents end with token 2 in .*, token 3 in .*other"):
@@ -299,14 +302,14 @@ def test_masks_may_not_change_within_a_run(tmp_path: Path, separated_data: Path)
     path.write_text(json.dumps(state))
     codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 2, "--eod_mask_loss"], size=1)
     assert codes == [2]
-    assert "iter_0000001 was trained with eod_mask_loss False, now it is True: " in text
+    assert "iter_0000001 was trained with eod_mask_loss False, and now it is True: " in text
     codes, text = engine_ranks.run(tmp_path, [*argv, "--exit_interval", 2], size=1)
     assert codes == [75], text
     anew = flags(separated_data, tmp_path / "anew", "--eval_iters", 0, "--load", save, "--finetune", *ALL)
     assert engine_ranks.run(tmp_path, [*anew, "--exit_interval", 1], size=1)[0] == [75]
     codes, text = engine_ranks.run(tmp_path, [arg for arg in anew if arg != ALL[1]], size=1)
     assert codes == [2]
-    assert "iter_0000001 was trained with reset_attention_mask True, now it is False: " in text
+    assert "iter_0000001 was trained with reset_attention_mask True, and now it is False: " in text
     path = tmp_path / "anew" / "iter_0000001" / "state.json"
     state = json.loads(path.read_text())
     assert state["arguments"].pop("loss_normalisation") == "global"

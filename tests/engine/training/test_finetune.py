@@ -233,7 +233,7 @@ def test_training_starts_from_megatron_shards(tmp_path: Path, tiny_data: Path, t
         ("--seq_length 65", 2, "--seq_length 65 is more than the model's max_position_embeddings 64"),
         ("--load /nonexistent/folder", 3, "/nonexistent/folder is not a checkpoint folder"),
         ("--data_path /nonexistent/data", 3, "/nonexistent/data"),
-        ("--eod_mask_loss", 2, "--eod_mask_loss: the documents of"),
+        ("--eod_mask_loss", 2, "--eod_mask_loss: no EOD token ends the documents of"),
         ("--split 1,0,0", 2, "--split 1,0,0 gives valid 0 of 200 documents"),
     ],
 )
@@ -253,7 +253,7 @@ def test_data_of_another_tokenizer_is_refused(tmp_path: Path, tiny_data: Path, t
     argv = flags(tiny_data, tmp_path / "save", "--load", load, "--use_checkpoint_args")
     codes, text = engine_ranks.run(tmp_path, argv)
     assert codes == [2, 2]
-    assert "has 131 kinds of tokens and the model's embedding only 100" in text
+    assert "has 131 kinds of tokens, but the model's embedding has only 100" in text
 
 
 def test_what_decides_the_sample_order_may_not_change(
@@ -262,11 +262,11 @@ def test_what_decides_the_sample_order_may_not_change(
     """Another seed or global batch size in a run that has begun is refused; --finetune begins a new one."""
     codes, text = engine_ranks.run(tmp_path, flags(tiny_data, straight[0], "--seed", 5), size=1)
     assert codes == [2]
-    assert "trained with seed 1234, now it is 5" in text
+    assert "trained with seed 1234, and now it is 5" in text
     longer = flags(tiny_data, straight[0], "--train_iters", 60, "--override_opt_param_scheduler")
     codes, text = engine_ranks.run(tmp_path, longer, size=1)
     assert codes == [2]
-    assert "is of a run of 320 samples, now it is to have 480: the passes over the data" in text
+    assert "belongs to a run of 320 samples, and now the run is to have 480: the passes over the data" in text
     new = flags(tiny_data, tmp_path / "save", "--seed", 5, "--load", straight[0], "--finetune", "--exit_interval", 1)
     codes, text = engine_ranks.run(tmp_path, new, size=1)
     assert codes == [75], text

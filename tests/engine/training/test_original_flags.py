@@ -69,7 +69,7 @@ def test_the_batch_size_grows(ramped: Path, tiny_data: Path, tmp_path: Path, run
     assert tensors(save, len(expected)) == tensors(ramped, len(expected))
     assert metrics(save) == metrics(ramped)
     assert (save / "samples.jsonl").read_bytes() == (ramped / "samples.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"trained with rampup_batch_size \[2, 2, 40\], now it is \[4, 2, 40\]"):
+    with pytest.raises(UserError, match=r"trained with rampup_batch_size \[2, 2, 40\], and now it is \[4, 2, 40\]"):
         run([*ramp_flags(tiny_data, save), "--rampup_batch_size", 4, 2, 40])
 
 

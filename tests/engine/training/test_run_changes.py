@@ -101,13 +101,14 @@ def test_an_evaluation_that_is_due_can_be_left_out(save: Path, tiny_data: Path, 
     [
         (
             "--seed 5",
-            "trained with seed 1234, now it is 5: samples would be repeated, lost or learnt in another way; keep",
+            "trained with seed 1234, and now it is 5: samples would be repeated, lost or learnt in a different way; "
+            "keep",
         ),
-        ("--split 80,20,0", "trained with split 90,10,0, now it is 80,20,0"),
-        ("--seq_length 16", "trained with seq_length 32, now it is 16"),
+        ("--split 80,20,0", "trained with split 90,10,0, and now it is 80,20,0"),
+        ("--seq_length 16", "trained with seq_length 32, and now it is 16"),
         (
             "--rampup_batch_size 2 2 40 --train_samples 320 --lr_warmup_samples 32",
-            r"rampup_batch_size None, now it is \[",
+            r"rampup_batch_size None, and now it is \[",
         ),
         (
             "--weight_decay 0.1",
@@ -143,7 +144,7 @@ def test_what_may_change_is_said(save: Path, tiny_data: Path, capsys: pytest.Cap
     keep = [*argv, "--lr", 2e-3, "--use_checkpoint_opt_param_scheduler"]
     args = flags_parser.parse([str(word) for word in keep])
     assert resume.schedule(args, 8, found(keep).saved).max_lr == 1e-3
-    assert "the schedule stays the checkpoint's" in capsys.readouterr().out
+    assert "the learning-rate schedule is kept from the checkpoint" in capsys.readouterr().out
 
 
 def trainer_file(root: Path, config: ModelConfig, consumed: int, **more: object) -> Path:
@@ -171,7 +172,7 @@ def test_the_originals_optimizer_is_not_dropped_silently(
     load = trainer_file(tmp_path / "load", tiny_config, 160)
     argv = original_flags(tiny_data, tmp_path / "save", load)
     with pytest.raises(
-        UserError, match="holds Adam's moments, the state of the schedule: the optimizer does not go on"
+        UserError, match="holds Adam's moments, the state of the schedule, from which the optimizer cannot go on"
     ):
         found(argv)
     progress = found([*argv, "--no_load_optim"]).progress
@@ -188,9 +189,13 @@ def test_the_originals_optimizer_is_not_dropped_silently(
 @pytest.mark.parametrize(
     ("consumed", "recorded", "message"),
     [
-        (160, {"seed": 5}, "trained with seed 5, now it is 1234"),
-        (160, {"global_batch_size": 16}, "trained with global_batch_size 16, now it is 8"),
-        (160, {"rampup_batch_size": ["2", "2", "40"]}, r"trained with rampup_batch_size \[2, 2, 40\], now it is None"),
+        (160, {"seed": 5}, "trained with seed 5, and now it is 1234"),
+        (160, {"global_batch_size": 16}, "trained with global_batch_size 16, and now it is 8"),
+        (
+            160,
+            {"rampup_batch_size": ["2", "2", "40"]},
+            r"trained with rampup_batch_size \[2, 2, 40\], and now it is None",
+        ),
         (400, {}, "has consumed 400 samples in 20 iterations; 20 more iterations need 560 in all, and the run has 320"),
     ],
 )
@@ -210,11 +215,11 @@ def test_the_checkpoints_sequence_length(tmp_path: Path, tiny_data: Path, tiny_c
     place = argv.index("--seq_length")
     without = [*argv[:place], *argv[place + 2 :]]
     assert (found(argv).seq_length, found(without).seq_length) == (32, 48)
-    with pytest.raises(UserError, match="--seq_length is missing; only with --use_checkpoint_args"):
+    with pytest.raises(UserError, match="--seq_length is missing; give it, or --use_checkpoint_args"):
         flags_parser.parse([str(word) for word in without if word != "--use_checkpoint_args"])
     path = load / "iter_0000020" / "mp_rank_00" / "model_optim_rng.pt"
     content = torch.load(path, weights_only=False)
     content["args"] = argparse.Namespace(**{**vars(content["args"]), "seq_length": None})
     torch.save(content, path)
-    with pytest.raises(UserError, match="does not tell how long the samples of its training were; give --seq_length"):
+    with pytest.raises(UserError, match="does not say how long the samples of its training were; give --seq_length"):
         found(without)

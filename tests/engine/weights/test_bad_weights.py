@@ -158,6 +158,9 @@ def test_a_pickle_that_would_run_code(base, tmp_path, make, script):
     }
     code, _, err = run(script, *flags[script])
     assert code == 2, err
-    assert ".pt is not loaded, it holds more than weights" in err or ".metadata is not a training checkpoint" in err
+    assert (
+        ".pt is not loaded, because it holds more than weights" in err
+        or ".metadata does not describe a training checkpoint" in err
+    )
     assert not proof.exists()
     assert not out.exists()

@@ -100,16 +100,16 @@ def test_both_spellings_of_the_rotary_settings(tmp_path):
     ("changes", "message"),
     [
         ({"architectures": ["OPTForCausalLM"]}, "architecture OPTForCausalLM is not supported; supported are Llama"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the key 'low_freq_factor'"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 8.0}}, "rope type 'dynamic' is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 8.0}}, "rope type 'yarn'"),
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_size": None}, "lacks the key 'hidden_size'"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"num_hidden_layers": 3}, r"9 tensors are missing, the first is layers.2.attention.wk.weight"),
         ({"num_hidden_layers": 1}, "9 tensors do not belong"),
-        ({"vocab_size": 100}, r"embedding.weight has shape \(99, 32\), its configuration says \(100, 32\)"),
+        ({"vocab_size": 100}, r"embedding.weight has shape \(99, 32\), but its configuration says \(100, 32\)"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(tmp_path, changes, message):
@@ -307,7 +307,7 @@ def test_the_tokenizers_class_is_the_one_that_gives_the_right_ids(tmp_path, caps
     assert (written["tokenizer_class"], written["add_bos_token"], written["add_eos_token"]) == (name, True, False)
     said = capsys.readouterr().out
     assert f"tokenizer class {name}: the ids of tokenizer.model" in said
-    assert ("tokenizer class LlamaTokenizer: other ids on '  to mellemrum" in said) == (name != "LlamaTokenizer")
+    assert ("tokenizer class LlamaTokenizer: different ids on '  to mellemrum" in said) == (name != "LlamaTokenizer")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     ours = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
     for text in AWKWARD:
@@ -368,9 +368,9 @@ def test_a_difference_after_writing_is_found(tmp_path):
     state = make_hf(tmp_path / "hf", config)
     hf_weights.check_written(tmp_path / "hf", config, state, torch.float32)
     state["layers.3.mlp.w2.weight"] = state["layers.3.mlp.w2.weight"] + 1e-3
-    with pytest.raises(UserError, match=r"layers.3.mlp.w2.weight read back differs"):
+    with pytest.raises(UserError, match=r"layers.3.mlp.w2.weight reads back different"):
         hf_weights.check_written(tmp_path / "hf", config, state, torch.float32)
-    with pytest.raises(UserError, match="read back as"):
+    with pytest.raises(UserError, match="reads back as"):
         hf_weights.check_written(tmp_path / "hf", make_config(rope_theta=1.0), state, torch.float32)
 
 
@@ -392,7 +392,7 @@ def test_locating_a_model(tmp_path, monkeypatch):
     assert asked == [("meta-llama/Llama-2-7b-hf", tmp_path), ("org/name", None)]
     with pytest.raises(InputsMissing, match=r"nowhere holds no config.json"):
         hf_weights.locate("llama2", 7, str(tmp_path / "nowhere"), None)
-    with pytest.raises(UserError, match="which model"):
+    with pytest.raises(UserError, match="no model is named"):
         hf_weights.locate("llama2", None, None, None)
 
 

@@ -127,10 +127,12 @@ def test_folders_that_do_not_fit_together(tmp_path):
     with pytest.raises(UserError, match=r"consolidated.03.pth cannot be read, it may be truncated or hold more than"):
         meta_weights.load(folder, "llama2")
     last.unlink()
-    with pytest.raises(UserError, match=r"the 3 parts of .* do not make .*; is a consolidated"):
+    with pytest.raises(UserError, match=r"the 3 parts of .* do not make .*; check that no consolidated"):
         meta_weights.load(folder, "llama2")
     (folder / "consolidated.01.pth").unlink()
-    with pytest.raises(InputsMissing, match=r"consolidated.01.pth is missing; the next file is consolidated.02.pth"):
+    with pytest.raises(
+        InputsMissing, match=r"consolidated.01.pth is missing, and the next file is consolidated.02.pth"
+    ):
         meta_weights.load(folder, "llama2")
     (folder / "consolidated.02.pth").unlink()
     (folder / "consolidated.00.pth").unlink()

@@ -280,13 +280,13 @@ ROWS = torch.ones(512, 32)
     ("changes", "change", "message"),
     [
         ({"tie_embed_logits": True}, put(*LANGUAGE, "lm_head", value=ROWS), "the first is lm_head.weight; by its args"),
-        ({}, put(*LANGUAGE, "lm_head", value={"weight": ROWS}), "lm_head.weight in the model is not understood"),
-        ({}, put(*LANGUAGE, "pooler", value={"dense.weight": ROWS}), "pooler in the model is not understood"),
+        ({}, put(*LANGUAGE, "lm_head", value={"weight": ROWS}), "lm_head.weight in the model is not known here"),
+        ({}, put(*LANGUAGE, "pooler", value={"dense.weight": ROWS}), "pooler in the model is not known here"),
         ({}, put("model", "word_embeddings_for_head", value={"weight": ROWS}), "first is word_embeddings_for_head"),
         (
             {},
             put(*LANGUAGE, "embedding", "position_embeddings", value={"weight": ROWS}),
-            "position_embeddings in the model is not understood",
+            "position_embeddings in the model is not known here",
         ),
         ({}, put(*LANGUAGE, "encoder", "layers.4.mlp.dense_4h_to_h.weight", value=ROWS), "has 1 tensors that do not"),
         ({}, put(*LANGUAGE, "encoder", "layers.0.mlp.extra", value=ROWS.char()), "holds torch.int8: quantised"),
@@ -333,7 +333,9 @@ def test_a_wider_tensor_and_a_buffer_in_a_megatron_file(tmp_path):
     found = megatron_weights.load(tmp_path)[1]
     assert {tensor.dtype for tensor in found.values()} == {torch.float64}
     rewrite(path, put("iteration", value=7))
-    with pytest.raises(UserError, match=r"its files are of the iterations \['7', 'release'\], not one checkpoint"):
+    with pytest.raises(
+        UserError, match=r"its files are of the iterations \['7', 'release'\], so they are not one checkpoint"
+    ):
         megatron_weights.load(tmp_path)
 
 
@@ -376,7 +378,7 @@ def test_metas_files_hold_nothing_else(tmp_path):
     for change, message in (
         (
             {"layers.0.attention.wq.bias": torch.ones(3)},
-            "1 tensors of another kind of model, the first is layers.0.att",
+            "1 tensors of a different kind of model, the first is layers.0.att",
         ),
         ({"norm.weight": whole["norm.weight"].half()}, "has tensors of torch.float16 and torch.float32"),
     ):
