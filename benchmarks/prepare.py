@@ -161,7 +161,7 @@ def long_line(work: Path, size: int) -> dict[str, Any]:
 
     def prepares() -> int:
         part = FilePart(str(path), "line", 0, path.stat().st_size)
-        return sum(len(texts) for texts, _ in documents(part, Reading(), Cleaning()))
+        return sum(len(columns[0]) for columns, _ in documents(part, Reading(), Cleaning()))
 
     def tokenizers() -> int:
         return sum(len(columns(block, ["text"]).texts["text"]) for block in read_blocks(path, ["text"]))

@@ -135,7 +135,7 @@ def texts(
 ) -> list[str]:
     """The documents that prepare keeps of a part. The counts of what it leaves out are added to `counts`."""
     found = []
-    for array, left_out in shard_writer.documents(part, reading or Reading(), cleaning or Cleaning()):
+    for (array,), left_out in shard_writer.documents(part, reading or Reading(), cleaning or Cleaning()):
         found += array.to_pylist()
         if counts is not None:
             counts.add(left_out)

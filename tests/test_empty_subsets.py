@@ -61,11 +61,11 @@ def test_no_document_is_left_after_cleaning() -> None:
     """Documents that are all too short, all of white space, or not there at all."""
     cleaning = Cleaning(trim=True, nfc=True, min_characters=5)
     for texts, trimmed in (([], 0), (["en", "to"], 0), ([" \n", "\t"], 2)):
-        found, counts = clean(pa.array(texts, pa.large_string()), cleaning)
+        (found,), counts = clean([pa.array(texts, pa.large_string())], cleaning)
         assert found.to_pylist() == []
         assert (counts.short, counts.trimmed) == (len(texts), trimmed)
-    for chunks in ([], [(NO_DOCUMENTS, ShardCounts(empty=3))]):
-        assert list(regrouped(chunks)) == [(NO_DOCUMENTS, 0, ShardCounts(empty=3 * len(chunks)))]
+    for chunks in ([], [([NO_DOCUMENTS], ShardCounts(empty=3))]):
+        assert list(regrouped(chunks)) == [([NO_DOCUMENTS], 0, ShardCounts(empty=3 * len(chunks)))]
 
 
 def test_no_document_of_a_batch_is_counted() -> None:

@@ -16,6 +16,7 @@ from run_contract.errors import UserError
 from snakmodel.config.recipe import Data
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import FilePart
+from snakmodel.prepare.kept_columns import names_only
 from snakmodel.prepare.readers import Reading
 from snakmodel.prepare.shard_writer import Cleaning, batches
 from snakmodel.run.markers import READ, Marker, marker_path
@@ -44,7 +45,7 @@ class Comparison:
     def __init__(self, root: Path, data: Data, *, trust_old_markers: bool) -> None:
         """`trust_old_markers`: take files that are no newer than a marker without digests as unchanged."""
         self.root = root
-        self.reading = Reading(data.document, data.errors, data.key)
+        self.reading = Reading(data.document, data.errors, data.key, keep=names_only(data.keep))
         self.cleaning = Cleaning(data.clean.trim, data.clean.nfc, data.clean.min_characters)
         self.trusts_old_markers = trust_old_markers
 

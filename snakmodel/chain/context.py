@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from run_contract.errors import UserError
 from snakmodel.chain.inputs import Inputs
@@ -15,6 +15,9 @@ from snakmodel.config.load import VARIABLE, Config, not_set
 from snakmodel.config.recipe import Tokenizer
 from snakmodel.prepare.input_files import FilePart
 from snakmodel.run.paths import RunPaths
+
+if TYPE_CHECKING:
+    from snakmodel.prepare.kept_columns import KeptColumn  # imports pyarrow
 
 CORPUS = "tokens/corpus_text_document"
 INDEX = "index"
@@ -25,13 +28,23 @@ CHECKPOINT_UTIL = "Megatron-LLM/tools/checkpoint_util.py"
 class Context:
     """The settings, paths, shards and input files that the stages share while they are declared."""
 
-    def __init__(self, config: Config, root: Path, shards: Sequence[Sequence[FilePart]], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        config: Config,
+        root: Path,
+        shards: Sequence[Sequence[FilePart]],
+        inputs: Inputs,
+        kept: Sequence[KeptColumn] = (),
+    ) -> None:
         self.recipe = config.recipe
         self.cluster = config.cluster
         self.root = root
         self.shards_file = RunPaths(root).shards
         self.shards = shards
         self.inputs = inputs
+        self.kept = kept
+        self.documents = "prepare", "arrow"
+        """The stage that made the documents as they are before deduplication, and the folder of its shards."""
 
     @cached_property
     def _base(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from snakmodel.chain.context import CORPUS, INDEX, Context, flags, shard_task, token_files
+from snakmodel.chain.filter_stages import filter_stages
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.run.paths import shard_name
 
@@ -26,6 +27,7 @@ def text_stages(c: Context) -> list[Stage]:
     """
     return [
         prepare(c),
+        *filter_stages(c),
         dedup_signatures(c),
         dedup_buckets(c),
         dedup_components(c),
@@ -51,13 +53,17 @@ def prepare(c: Context) -> Stage:
         trim=wanted.trim,
         nfc=wanted.nfc,
         min_characters=wanted.min_characters or None,
+        where=data.where,
     )
+    keep = () if data.keep is None else ("--keep", *map(str, c.kept))
+    below = () if data.keep is None else flags(ids_below=data.path.absolute())
 
     def task(index: int) -> Task:
         prefix = f"arrow/{shard_name(index)}"
         argv = ("python", "-m", "snakmodel.prepare", "--shards", str(c.shards_file), "--shard", str(index))
         outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
-        return shard_task((*argv, "--output", c.path(prefix), *settings), prefix, ".arrow", outside=outside)
+        task = shard_task((*argv, "--output", c.path(prefix), *settings, *keep), prefix, ".arrow", outside=outside)
+        return replace(task, unkeyed=below)
 
     return c.stage("prepare", [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -82,9 +88,10 @@ def dedup_signatures(c: Context) -> Stage:
     def task(index: int) -> Task:
         name = shard_name(index)
         prefix = f"dedup/signatures/{name}"
-        paths = flags(input=c.path(f"arrow/{name}.arrow"), output=c.path(prefix))
+        stage, folder = c.documents
+        paths = flags(input=c.path(f"{folder}/{name}.arrow"), output=c.path(prefix))
         argv = (*_DEDUP, "signatures", *paths, *settings)
-        return shard_task(argv, prefix, ".sig", inputs=(Input("prepare", index),))
+        return shard_task(argv, prefix, ".sig", inputs=(Input(stage, index),))
 
     return c.stage("dedup-signatures", [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -95,9 +102,10 @@ def dedup_buckets(c: Context) -> Stage:
     If the recipe asks for it, links are verified against the texts.
     """
     verify = c.recipe.dedup.verify_jaccard
-    sources = ("dedup-signatures", "prepare") if verify else ("dedup-signatures",)
+    stage, folder = c.documents
+    sources = ("dedup-signatures", stage) if verify else ("dedup-signatures",)
     reads = tuple(Input(source, full=False) for source in sources)
-    texts = flags(texts=c.path("arrow")) if verify else ()
+    texts = flags(texts=c.path(folder)) if verify else ()
 
     def task(index: int) -> Task:
         output = f"dedup/buckets/range-{index:05d}"
@@ -128,8 +136,9 @@ def dedup_filter(c: Context) -> Stage:
     def task(index: int) -> Task:
         name = shard_name(index)
         prefix, removed = f"dedup/kept/{name}", f"dedup/components/removed/{name}.npy"
-        paths = flags(input=c.path(f"arrow/{name}.arrow"), removed=c.path(removed), output=c.path(prefix))
-        reads = (Input("prepare", index), Input("dedup-components", only=(removed,)))
+        stage, folder = c.documents
+        paths = flags(input=c.path(f"{folder}/{name}.arrow"), removed=c.path(removed), output=c.path(prefix))
+        reads = (Input(stage, index), Input("dedup-components", only=(removed,)))
         return shard_task((*_DEDUP, "filter", *paths), prefix, ".arrow", inputs=reads)
 
     return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], per_shard=True)
@@ -138,10 +147,11 @@ def dedup_filter(c: Context) -> Stage:
 def dedup_report(c: Context) -> Stage:
     """Declare the stage that reports, as JSON and PNG, what was removed; no other stage waits for it."""
     output = "dedup/report"
+    stage, folder = c.documents
     paths = flags(
-        texts=c.path("arrow"), shards=len(c.shards), components=c.path("dedup/components"), output=c.path(output)
+        texts=c.path(folder), shards=len(c.shards), components=c.path("dedup/components"), output=c.path(output)
     )
-    reads = (Input("prepare", full=False), Input("dedup-components"))
+    reads = (Input(stage, full=False), Input("dedup-components"))
     task = shard_task((*_DEDUP, "report", *paths), output, ".png", inputs=reads)
     return c.stage("dedup-report", [task])
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from run_contract.errors import UserError
 from run_contract.publish import remove, write_json, write_text
 from snakmodel.chain.borders import EarlierPlan, read_plan
-from snakmodel.chain.build import build
+from snakmodel.chain.build import build, left_out
 from snakmodel.chain.containers import container_spec, srun_flags
 from snakmodel.chain.context import check_set
 from snakmodel.chain.engine_check import Facts, ask_engine
@@ -32,6 +32,9 @@ from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
+
+if TYPE_CHECKING:
+    from snakmodel.prepare.kept_columns import KeptColumn
 
 _SAID = 3
 """The number of tasks per stage for which a note says why they are done again."""
@@ -130,8 +133,9 @@ def make_plan(
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)
     inputs.look(found, shards, data)
-    chain = build(config, root, shards, inputs, [*selected, *restart_from])
-    _refuse_left_out(chain, selected, restart_from)
+    kept = _kept_columns(data, found)
+    chain = build(config, root, shards, inputs, [*selected, *restart_from], kept)
+    _refuse_left_out(chain, config.recipe, selected, restart_from)
     minimum = config.cluster.shards_per_job
     shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
     touched = _touched(frozen, chain) if frozen else []
@@ -169,14 +173,32 @@ def _shards(
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
 
 
-def _refuse_left_out(chain: Chain, selected: Sequence[str], restart_from: Sequence[str]) -> None:
+def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:
+    """The columns that the shards keep beside the text, with their types.
+
+    Raises UserError if the files do not have them so, or if `data.where` is no condition on them.
+    """
+    if data.keep is None:
+        if data.where is not None:
+            raise UserError(f"data.where: {data.where!r} needs data.keep with the columns that it names")
+        return ()
+    from snakmodel.prepare.kept_columns import check_condition, kept_columns  # imports pyarrow, so only when needed
+
+    kept = kept_columns(data.keep, found.files, data.encoding)
+    check_condition(data.where, kept)
+    return kept
+
+
+def _refuse_left_out(chain: Chain, recipe: Recipe, selected: Sequence[str], restart_from: Sequence[str]) -> None:
     """Raise UserError if the user asks for stages that the recipe leaves out of the chain."""
     names = {stage.name for stage in chain.stages}
     absent = [name for name in restart_from if name not in names] or ([] if names & set(selected) else list(selected))
     if absent:
+        needs = left_out(recipe)
+        reasons = "; ".join(f"{name} needs {needs[name]}" for name in absent if name in needs)
         raise UserError(
-            f"{', '.join(absent)}: left out, as the recipe says `text: {{export: false}}`. Set it to true, or do not "
-            "name these stages."
+            f"{', '.join(absent)}: left out, as the recipe says. Change the recipe ({reasons}), or do not name these "
+            "stages."
         )
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from run_contract.errors import UserError
 from snakmodel.config.cluster import Cluster, Resources
+from snakmodel.config.filters import CUSTOM_STAGE
 from snakmodel.config.recipe import Recipe
 from snakmodel.config.sections import Section, suggest
 from snakmodel.config.yaml_file import read_yaml
@@ -36,7 +37,7 @@ def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Conf
     """
     config = Config(recipe=_read(recipe, Recipe), cluster=_read(cluster, Cluster))
     for name, values in config.cluster.stages.items():
-        if name not in stage_names:
+        if name not in stage_names and not CUSTOM_STAGE.fullmatch(name):
             raise UserError(f"{cluster}: stages.{name}: there is no such stage. {suggest(name, stage_names)}")
         _validate(cluster, f"stages.{name}.", Resources, values)
     return config

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from snakmodel.config.filters import Custom, Filter
+from snakmodel.config.kept_columns import KeptColumns
 from snakmodel.config.sections import ProjectPath, Section
 
 
@@ -60,6 +62,22 @@ class Data(Section):
     files are larger than a shard."""
     shard_mb: int = Field(default=512, ge=1)
     """The size of a shard, in MB of input as it lies on disk; used if `shards` is absent."""
+    keep: KeptColumns | None = None
+    """The JSON keys or columns that the shards keep beside the text, such as [url, date, {score: float}]. Every
+    document then has the column `id` too, which says where it came from. An empty list keeps just the `id`."""
+    where: str | None = None
+    """A condition on the kept columns, such as `score > 0.5 and date >= 2020`; documents for which it does not hold are
+    left out."""
+    custom: list[Custom] = Field(default=[])
+    """The user's own commands, which every shard passes in this order, after `filter` and before deduplication."""
+
+    @field_validator("custom")
+    @classmethod
+    def _named_once(cls, found: list[Custom]) -> list[Custom]:
+        names = [one.name for one in found]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} is the name of {names.count(repeated[0])} commands; name each its own")
+        return found
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -276,6 +294,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The name of the run's folder, its logs and its jobs."""
     data: Data
+    filter: Filter = Filter()
     dedup: Dedup = Dedup()
     text: Text = Text()
     tokenizer: Tokenizer

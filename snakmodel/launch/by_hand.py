@@ -28,7 +28,7 @@ from run_contract.entry_point import run_main
 from run_contract.errors import EXIT_AGAIN, InputsMissing, NoRoom, UserError
 from run_contract.output import say
 from run_contract.publish import write_json
-from snakmodel.chain.build import STAGES
+from snakmodel.chain.build import STAGES, stages_of
 from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
@@ -77,7 +77,9 @@ def main() -> int:
         os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
     return run_plan(
-        plan_by_hand(config, root, select(STAGES, None, None, args.stages), int(element) if element else None)
+        plan_by_hand(
+            config, root, select(stages_of(config.recipe), None, None, args.stages), int(element) if element else None
+        )
     )
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from run_contract.errors import UserError
 from run_contract.output import printable
 from snakmodel.chain import training_sum
-from snakmodel.chain.build import STAGES
+from snakmodel.chain.build import STAGES, stages_of
 from snakmodel.chain.containers import check_local
 from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
@@ -92,8 +92,8 @@ def launch(description: str, stages: Sequence[str] = STAGES, argv: Sequence[str]
     """Run or submit what is missing of some stages of the chain, and return the exit code."""
     args = parse(description, argv)
     config = configuration.load(args.recipe, args.cluster, STAGES)
-    select(STAGES, None, None, args.restart_from)
-    selected = select(stages, args.first, args.last, args.only)
+    select(stages_of(config.recipe), None, None, args.restart_from)
+    selected = select(stages_of(config.recipe, stages), args.first, args.last, args.only)
     root = (args.run_dir or config.cluster.runs / config.recipe.name).absolute()
     scheduler = args.scheduler or config.cluster.scheduler
     use_cluster(config.cluster.slurm.clusters)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from run_contract.errors import UserError
-from snakmodel.chain.build import STAGES
+from snakmodel.chain.build import STAGES, stages_of
 from snakmodel.chain.containers import check_local
 from snakmodel.chain.disk_forecast import forecast_plan, free, used
 from snakmodel.chain.plan import RunPlan, make_plan
@@ -67,7 +67,7 @@ class Preflight:
         wanted = self.args.scheduler or config.cluster.scheduler
         use_cluster(config.cluster.slurm.clusters)
         fit = None if wanted == "local" else partial(pack_for_queue, config.cluster, needed=False)
-        plan = make_plan(config, root, STAGES, [], dry=True, fit=fit)
+        plan = make_plan(config, root, stages_of(config.recipe), [], dry=True, fit=fit)
         waiting = sum(len(packs) for packs in plan.missing.values())
         self.add("plan", "pass", f"{len(plan.chain.stages)} stages, {waiting} tasks to do")
         self._disk(plan)

@@ -14,10 +14,12 @@ from run_contract.entry_point import run_main
 from snakmodel.prepare.byte_streams import UTF_8
 from snakmodel.prepare.chunks import ERROR_POLICIES
 from snakmodel.prepare.hf_dataset import write_datasets
+from snakmodel.prepare.kept_columns import KeptColumn
 from snakmodel.prepare.readers import DOCUMENT_MODES, Reading
 from snakmodel.prepare.recognise import ENCODINGS
 from snakmodel.prepare.shard import prepare, read_shard
-from snakmodel.prepare.shard_writer import Cleaning
+from snakmodel.prepare.shard_writer import Cleaning, Columns
+from snakmodel.shards.condition import Condition
 
 
 def main() -> None:
@@ -41,14 +43,29 @@ def main() -> None:
     parser.add_argument("--trim", action="store_true", help="take white space from both ends of documents")
     parser.add_argument("--nfc", action="store_true", help="compose characters (Unicode normal form C)")
     parser.add_argument("--min_characters", type=int, default=0, help="leave out documents shorter than this")
+    parser.add_argument(
+        "--keep", nargs="*", metavar="NAME=TYPE", help="JSON keys or columns to keep beside the text, and an `id`"
+    )
+    parser.add_argument("--where", help="a condition on the kept columns, such as 'score > 0.5'")
+    parser.add_argument("--ids_below", type=Path, help="the folder below which files have their names in the ids")
     args = parser.parse_args()
-    reading = Reading(args.document, args.errors, args.key, args.encoding)
+    kept = tuple(map(KeptColumn.of, args.keep or ()))
+    reading = Reading(args.document, args.errors, args.key, args.encoding, kept)
     cleaning = Cleaning(args.trim, args.nfc, args.min_characters)
+    columns = None
+    if args.keep is not None:
+        where = args.where and Condition(args.where, "--where")
+        columns = Columns(kept, args.ids_below or Path("/"), where or None)
+    elif args.where:
+        parser.error("--where needs --keep with the columns that it names")
     if None not in (args.data_path, args.dataset_names) and args.shards is args.shard is None:
         output = args.output or Path("hf_datasets_format")
+        if columns:
+            parser.error("--keep is for --shards; whole datasets have text and source")
         made = write_datasets(args.data_path, args.dataset_names.split(), output, reading, cleaning)
     elif None not in (args.shards, args.shard, args.output) and args.data_path is args.dataset_names is None:
-        made = {f"{args.output}.arrow": prepare(read_shard(args.shards, args.shard), args.output, reading, cleaning)}
+        parts = read_shard(args.shards, args.shard)
+        made = {f"{args.output}.arrow": prepare(parts, args.output, reading, cleaning, columns)}
     else:
         parser.error("give either --shards, --shard and --output, or --data_path and --dataset_names")
     for path, counts in made.items():

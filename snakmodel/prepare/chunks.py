@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,16 @@ BOM = "\ufeff"
 """The byte order mark. At the beginning of a file it says how the text is encoded, and it is not part of the text."""
 _GO_ON = "set errors to replace or skip to go on without such characters or documents"
 
-Chunk = tuple[Any, NDArray[np.int64]]
-"""A pyarrow.LargeStringArray of documents, and the position of each document in its file: a byte or a row."""
+
+class Chunk(NamedTuple):
+    """Some documents of a file, in order."""
+
+    texts: Any
+    """A `pyarrow.LargeStringArray`, (n,)."""
+    positions: NDArray[np.int64]
+    """The position of each document in its file, (n,): a byte or a row."""
+    kept: tuple[Any, ...] = ()
+    """A `pyarrow.Array` of n values for each column that is kept beside the text."""
 
 
 @dataclass
@@ -91,10 +99,10 @@ def packed(documents: Iterable[tuple[int, str]]) -> Iterator[Chunk]:
         positions.append(position)
         size += len(text)
         if len(texts) >= CHUNK_DOCUMENTS or size >= CHUNK_BYTES:
-            yield pa.array(texts, pa.large_string()), np.array(positions, np.int64)
+            yield Chunk(pa.array(texts, pa.large_string()), np.array(positions, np.int64))
             texts, positions, size = [], [], 0
     if texts:
-        yield pa.array(texts, pa.large_string()), np.array(positions, np.int64)
+        yield Chunk(pa.array(texts, pa.large_string()), np.array(positions, np.int64))
 
 
 def is_utf8(block: bytes) -> bool:

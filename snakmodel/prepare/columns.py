@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow.parquet
 from run_contract.errors import UserError
 from snakmodel.prepare.chunks import CHUNK_BYTES, CHUNK_DOCUMENTS, Chunk, Faults, are_utf8, holds_nul, packed
 from snakmodel.prepare.input_files import FilePart
+from snakmodel.prepare.kept_columns import KeptColumn, from_table
 from snakmodel.shards.arrow_stream import END_OF_STREAM, column_index
 
 
@@ -28,11 +29,12 @@ def _understood(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as {kind}: {error}. Fetch the file or write it again") from error
 
 
-def parquet_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
-    """Yield the documents of a column, from the row groups that begin in the part."""
+def parquet_column(part: FilePart, key: str, kept: Sequence[KeptColumn], faults: Faults) -> Iterator[Chunk]:
+    """Yield the documents of a column, with the columns to keep, from the row groups that begin in the part."""
     path = Path(part.file)
     with _understood(path), pyarrow.parquet.ParquetFile(path) as file:
         index = column_index(file.schema_arrow.empty_table(), key, path)
+        names = [key, *(one.name for one in kept if one.name in file.schema_arrow.names)]
         first = 0
         for group in range(file.num_row_groups):
             about = file.metadata.row_group(group)
@@ -41,21 +43,21 @@ def parquet_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
                 row = first
                 width = about.column(index).total_uncompressed_size // max(1, about.num_rows)
                 batch_size = max(1, min(CHUNK_DOCUMENTS, CHUNK_BYTES // max(1, width)))
-                for batch in file.iter_batches(batch_size, [group], [key]):
-                    yield from _rows(batch.column(0), row, path, faults)
+                for batch in file.iter_batches(batch_size, [group], names):
+                    yield from _with_kept(batch, key, kept, row, path, faults)
                     row += batch.num_rows
             first += about.num_rows
 
 
-def arrow_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
-    """Yield the documents of a column, from the record batches that begin in the part."""
+def arrow_column(part: FilePart, key: str, kept: Sequence[KeptColumn], faults: Faults) -> Iterator[Chunk]:
+    """Yield the documents of a column, with the columns to keep, from the record batches that begin in the part."""
     path = Path(part.file)
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(END_OF_STREAM)))
         if file.read() != END_OF_STREAM:
             raise UserError(f"{path} is not a complete Arrow stream, as `datasets` saves it; fetch or save it again")
     with _understood(path), pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        index = column_index(reader, key, path)
+        column_index(reader, key, path)
         row = 0
         while (begin := source.tell()) < part.end:
             try:
@@ -63,8 +65,32 @@ def arrow_column(part: FilePart, key: str, faults: Faults) -> Iterator[Chunk]:
             except StopIteration:
                 return
             if part.start <= begin:
-                yield from _rows(batch.column(index), row, path, faults)
+                yield from _with_kept(batch, key, kept, row, path, faults)
             row += batch.num_rows
+
+
+def _with_kept(
+    batch: Any, key: str, kept: Sequence[KeptColumn], first: int, path: Path, faults: Faults
+) -> Iterator[Chunk]:
+    """Yield the documents of a record batch whose first row is row `first` of the file, with the columns to keep."""
+    columns = [
+        from_table(one, batch.column(one.name), path) if one.name in batch.schema.names else _absent(one, batch, path)
+        for one in kept
+    ]
+    for chunk in _rows(batch.column(key), first, path, faults):
+        rows = pa.array(chunk.positions - first)
+        yield chunk._replace(kept=tuple(column.take(rows) for column in columns))
+
+
+def _absent(column: KeptColumn, batch: Any, path: Path) -> Any:
+    """Nulls for a column that a file lacks. Raises UserError if it is not optional."""
+    if not column.optional:
+        names = ", ".join(map(repr, batch.schema.names))
+        raise UserError(
+            f"{path} has no column {column.name!r}, which data.keep names; its columns are {names}. Write "
+            f"{column.name}? in data.keep if files may lack it"
+        )
+    return pa.nulls(batch.num_rows, column.type)
 
 
 def _rows(values: Any, first: int, path: Path, faults: Faults) -> Iterator[Chunk]:
@@ -73,7 +99,7 @@ def _rows(values: Any, first: int, path: Path, faults: Faults) -> Iterator[Chunk
         positions = np.arange(len(some)) + first + start
         column = some.cast(pa.large_string())
         if not column.null_count and are_utf8(column) and not holds_nul(column):
-            yield column, positions
+            yield Chunk(column, positions)
         else:
             yield from packed(_rows_one_by_one(column, first + start, path, faults))
 

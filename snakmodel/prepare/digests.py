@@ -8,7 +8,7 @@ of them begins.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +42,7 @@ def part_digest(part: FilePart, reading: Reading) -> str:
         about: Any = None
         spans: list[Span] = [(0, size)]
         if kind == ".parquet":
-            spans, about = _row_groups(path, part, reading.key)
+            spans, about = _row_groups(path, part, (reading.key, *(one.name for one in reading.keep)))
         elif kind == ".arrow":
             spans, about = _record_batches(path, part)
         elif not is_compressed(path):
@@ -102,8 +102,8 @@ def _line_before(file: BinaryIO, end: int) -> bytes:
     return file.read(end - begin)
 
 
-def _row_groups(path: Path, part: FilePart, key: str) -> tuple[list[Span], Any]:
-    """The spans of the column's bytes in the row groups that begin in a part, and what the footer says about them."""
+def _row_groups(path: Path, part: FilePart, keys: Sequence[str]) -> tuple[list[Span], Any]:
+    """The spans of these columns' bytes in the row groups that begin in a part, and what the footer says about them."""
     spans: list[Span] = []
     about: list[Any] = []
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -113,7 +113,8 @@ def _row_groups(path: Path, part: FilePart, key: str) -> tuple[list[Span], Any]:
             group = file.metadata.row_group(number)
             columns = [group.column(index) for index in range(group.num_columns)]
             if part.start <= _begin(columns[0]) < part.end:
-                wanted = [one for one in columns if f"{one.path_in_schema}.".startswith(f"{key}.")] or columns
+                roots = tuple(f"{key}." for key in keys)
+                wanted = [one for one in columns if f"{one.path_in_schema}.".startswith(roots)] or columns
                 spans += [(_begin(one), _begin(one) + one.total_compressed_size) for one in wanted]
                 about.append([first, group.num_rows, [[one.physical_type, one.compression] for one in wanted]])
             first += group.num_rows

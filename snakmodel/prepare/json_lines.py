@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from snakmodel.prepare.byte_streams import TextFile, lines, one_by_one
 from snakmodel.prepare.chunks import BOM, REPLACEMENT, Chunk, Faults, are_utf8, holds_nul, is_utf8, packed
+from snakmodel.prepare.kept_columns import KeptColumn, Misfit, from_json
 
 _JSON_BYTES = (1 << 31) - 2
 """The largest number of bytes that pyarrow's reader accepts at once."""
@@ -33,15 +34,54 @@ _DECODER = json.JSONDecoder(parse_int=float)
 _KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number", bool: "a truth value"}
 
 
-def json_lines(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[Chunk]:
-    """Yield the string under `key` in the object of each line of a block that begins at `offset`."""
+def json_lines(
+    block: bytes, offset: int, file: TextFile, key: str, faults: Faults, kept: Sequence[KeptColumn] = ()
+) -> Iterator[Chunk]:
+    """Yield the string under `key`, and what is to be kept, of the object in each line of a block.
+
+    The block begins at `offset` of the file.
+    """
+    for chunk in _documents(block, offset, file, key, faults):
+        yield _with_kept(chunk, block, offset, file, kept, faults) if kept else chunk
+
+
+def _with_kept(
+    chunk: Chunk, block: bytes, offset: int, file: TextFile, kept: Sequence[KeptColumn], faults: Faults
+) -> Chunk:
+    """The documents with the columns to keep, without those of which a value does not fit its column."""
+    rows: list[int] = []
+    values: list[list[Any]] = [[] for _ in kept]
+    for row, position in enumerate(chunk.positions.tolist()):
+        start = position - offset
+        line = block[start : block.find(b"\n", start) + 1 or len(block)].decode("utf-8", "replace")
+        try:
+            document = json.loads(line.removeprefix(BOM))
+            found = [from_json(column, document) for column in kept]
+        except Misfit as error:
+            faults.leave_out("column that does not fit", partial(_problem, file, position, str(error)))
+        except (ValueError, RecursionError) as error:
+            faults.leave_out(
+                "column that cannot be read",
+                partial(_problem, file, position, f"holds values that cannot be kept in columns: {error}"),
+            )
+        else:
+            rows.append(row)
+            for column_values, value in zip(values, found, strict=True):
+                column_values.append(value)
+    arrays = tuple(pa.array(column_values, one.type) for column_values, one in zip(values, kept, strict=True))
+    if len(rows) == len(chunk.positions):
+        return chunk._replace(kept=arrays)
+    return Chunk(chunk.texts.take(pa.array(rows, pa.int64())), chunk.positions[rows], arrays)
+
+
+def _documents(block: bytes, offset: int, file: TextFile, key: str, faults: Faults) -> Iterator[Chunk]:
     starts, sizes, _ = lines(block)
     starts, sizes = starts[sizes > 0], sizes[sizes > 0]
     column = _column(block, starts, starts + sizes - 1, key)
     if column is None:
         yield from packed(_each(block, offset, file, key, faults))
     elif len(column):
-        yield column, starts + offset
+        yield Chunk(column, starts + offset)
 
 
 def _column(block: bytes, firsts: NDArray[np.int64], lasts: NDArray[np.int64], key: str) -> Any:

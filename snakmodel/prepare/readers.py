@@ -6,13 +6,14 @@ document by document, to name the fault or to leave the document out, as the pol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from run_contract.errors import InputsMissing, UserError
@@ -31,6 +32,7 @@ from snakmodel.prepare.chunks import Chunk, Faults, is_utf8, packed, strings
 from snakmodel.prepare.columns import arrow_column, parquet_column
 from snakmodel.prepare.input_files import COMPRESSED, TEXT, FilePart, divisible, suffix
 from snakmodel.prepare.json_lines import json_lines
+from snakmodel.prepare.kept_columns import KeptColumn
 from snakmodel.prepare.recognise import HEAD, mismatch
 
 DOCUMENT_MODES = ("line", "blank-line", "file")
@@ -51,6 +53,8 @@ class Reading:
     """The JSON key or the column that holds the text."""
     encoding: str = UTF_8
     """The encoding of text and JSON lines: one of ENCODINGS."""
+    keep: tuple[KeptColumn, ...] = ()
+    """The JSON keys or columns that are kept beside the text."""
 
 
 def read(part: FilePart, reading: Reading, faults: Faults) -> Iterator[Chunk]:
@@ -69,13 +73,25 @@ def read(part: FilePart, reading: Reading, faults: Faults) -> Iterator[Chunk]:
         return iter(())
     kind = suffix(path.name) or TEXT[0]
     if kind == ".parquet":
-        return parquet_column(part, reading.key, faults)
+        return parquet_column(part, reading.key, reading.keep, faults)
     if kind == ".arrow":
-        return arrow_column(part, reading.key, faults)
-    return _bytes(part, reading, faults, kind.startswith(TEXT))
+        return arrow_column(part, reading.key, reading.keep, faults)
+    if not kind.startswith(TEXT):
+        return _bytes(part, reading, faults, is_text=False)
+    return (_without_columns(chunk, reading.keep, path) for chunk in _bytes(part, reading, faults, is_text=True))
 
 
-def _bytes(part: FilePart, reading: Reading, faults: Faults, is_text: bool) -> Iterator[Chunk]:
+def _without_columns(chunk: Chunk, kept: Sequence[KeptColumn], path: Path) -> Chunk:
+    """Documents of a text file with nulls in all columns. Raises UserError if one of the columns is not optional."""
+    if needed := [one.name for one in kept if not one.optional]:
+        raise UserError(
+            f"{path} is a text file, which has no column {needed[0]!r}; write {needed[0]}? in data.keep if files may "
+            "lack it"
+        )
+    return chunk._replace(kept=tuple(pa.nulls(len(chunk.texts), one.type) for one in kept)) if kept else chunk
+
+
+def _bytes(part: FilePart, reading: Reading, faults: Faults, *, is_text: bool) -> Iterator[Chunk]:
     """Yield the documents of .txt and .jsonl files."""
     text = TextFile(Path(part.file), reading.encoding)
     mode = reading.document if is_text else "json"
@@ -94,7 +110,7 @@ def _bytes(part: FilePart, reading: Reading, faults: Faults, is_text: bool) -> I
                 if mode == "line":
                     yield from _text_lines(block, offset, text, faults)
                 else:
-                    yield from json_lines(block, offset, text, reading.key, faults)
+                    yield from json_lines(block, offset, text, reading.key, faults, reading.keep)
 
 
 def _is_text(text: TextFile, part: FilePart, faults: Faults) -> bool:
@@ -121,7 +137,7 @@ def _text_lines(block: bytes, offset: int, file: TextFile, faults: Faults) -> It
         return
     starts, sizes, returns = lines(block)
     content = (block.replace(b"\r\n", b"\n") if returns.any() else block).replace(b"\n", b"")
-    yield strings(np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))), content), starts + offset
+    yield Chunk(strings(np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))), content), starts + offset)
 
 
 def _decoded(raw: Iterable[tuple[int, bytes]], file: TextFile, faults: Faults) -> Iterator[tuple[int, str]]:

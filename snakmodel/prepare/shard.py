@@ -13,7 +13,7 @@ from run_contract.publish import publishing, write_json
 from snakmodel.prepare.digests import part_digest
 from snakmodel.prepare.input_files import FilePart
 from snakmodel.prepare.readers import Reading
-from snakmodel.prepare.shard_writer import Cleaning, ShardCounts, write_shard
+from snakmodel.prepare.shard_writer import Cleaning, Columns, ShardCounts, write_shard
 from snakmodel.run.markers import READ
 
 
@@ -32,17 +32,19 @@ def read_shard(plan: Path, shard: int) -> list[FilePart]:
     return shards[shard]
 
 
-def prepare(parts: Sequence[FilePart], output: Path, reading: Reading, cleaning: Cleaning) -> ShardCounts:
+def prepare(
+    parts: Sequence[FilePart], output: Path, reading: Reading, cleaning: Cleaning, columns: Columns | None = None
+) -> ShardCounts:
     """Write `output`.arrow and its counts `output`.json, with a digest of what was read of each part.
 
-    A thread makes the digests while the parts are read, so that nothing is fetched from disk twice. Raises UserError if
-    a file changes meanwhile.
+    With `columns`, the shard has these beside `text` and `source`. A thread makes the digests while the parts are read,
+    so that nothing is fetched from disk twice. Raises UserError if a file changes meanwhile.
     """
     before = _versions(parts)
     with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
         with ThreadPoolExecutor(1) as beside:
             digests = beside.submit(lambda: [part_digest(part, reading) for part in parts])
-            counts = write_shard(parts, arrow, reading, cleaning)
+            counts = write_shard(parts, arrow, reading, cleaning, columns)
             read = [[part.start, part.end, digest] for part, digest in zip(parts, digests.result(), strict=True)]
         if changed := [name for name, version in _versions(parts).items() if version != before[name]]:
             raise UserError(f"{changed[0]} was changed while it was read; leave it alone and run this again")

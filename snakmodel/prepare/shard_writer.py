@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from snakmodel.prepare.chunks import Faults
+from run_contract.output import printable
+from snakmodel.prepare.chunks import Chunk, Faults
 from snakmodel.prepare.input_files import FilePart
+from snakmodel.prepare.kept_columns import KeptColumn
 from snakmodel.prepare.readers import Reading, read
 from snakmodel.shards.arrow_stream import SCHEMA, stream_writer
+from snakmodel.shards.condition import Condition
 from snakmodel.shards.counts import Amounts
 
 BATCH_CHARACTERS = 1 << 22
@@ -40,6 +43,22 @@ class Cleaning:
     """The number of characters below which a document is left out, after the cleaning above."""
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a shard beside `text` and `source`, and the condition on them."""
+
+    kept: tuple[KeptColumn, ...]
+    folder: Path
+    """The folder below which the files have their names in the column `id`."""
+    where: Condition | None = None
+    """The condition that the kept documents fulfil."""
+
+    @property
+    def schema(self) -> Any:
+        """The `pyarrow.Schema` of the shards."""
+        return pa.schema([*SCHEMA, pa.field("id", pa.string()), *(one.field for one in self.kept)])
+
+
 @dataclass
 class ShardCounts(Amounts):
     """Counts of what one shard took in, and of what it left out."""
@@ -53,6 +72,8 @@ class ShardCounts(Amounts):
     composed: int = 0
     short: int = 0
     """The number of documents left out because they are shorter than `min_characters`."""
+    unwanted: int = 0
+    """The number of documents left out because the condition on the columns does not hold for them."""
     replaced: int = 0
     """The number of documents in which something that is not a character became U+FFFD."""
     skipped: int = 0
@@ -65,7 +86,7 @@ class ShardCounts(Amounts):
 
     def __str__(self) -> str:
         """A line for users: what was kept, and all that was left out or changed."""
-        rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "replaced", "skipped")
+        rare = ("empty_files", "beyond_share", "trimmed", "composed", "short", "unwanted", "replaced", "skipped")
         shown = ((name.replace("_", " "), getattr(self, name)) for name in (*rare, "byte_order_marks"))
         others = "".join(f", {value} {name}" for name, value in shown if value)
         return f"{self.documents} documents, {self.bytes} bytes, {self.empty} empty ones left out{others}"
@@ -76,24 +97,37 @@ class ShardCounts(Amounts):
         self.add(ShardCounts(documents, characters, size, {source: amounts}))
 
 
-def documents(part: FilePart, reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, ShardCounts]]:
-    """Yield arrays of the documents of a part that are kept, in order; see `read` for the errors raised.
+class Documents(NamedTuple):
+    """Some documents of a part that are kept, and the counts of what was changed and left out since those before."""
 
-    Each comes with the counts of what was changed and left out since the array before it. An array may be empty.
-    """
+    columns: list[Any]
+    """The texts, a `pyarrow.LargeStringArray` of n strings, which may be 0, and an array of n for each other column."""
+    counts: ShardCounts
+
+
+def documents(
+    part: FilePart, reading: Reading, cleaning: Cleaning, columns: Columns | None = None
+) -> Iterator[Documents]:
+    """Yield the documents of a part that are kept, in order; see `read` for the errors raised."""
     faults = Faults(reading.errors)
-    for texts, positions in read(part, reading, faults):
-        kept = ~blank(texts)
-        counts = ShardCounts(empty=len(texts) - int(kept.sum()))
+    name = columns and _name(Path(part.file), columns.folder)
+    for chunk in read(part, reading, faults):
+        kept = ~blank(chunk.texts)
+        counts = ShardCounts(empty=len(kept) - int(kept.sum()))
         if part.share < 1:
-            chosen = kept & in_share(positions, part.share, part.salt)
+            chosen = kept & in_share(chunk.positions, part.share, part.salt)
             counts.beyond_share = int(kept.sum()) - int(chosen.sum())
             kept = chosen
-        texts, cleaned = clean(_only(texts, kept), cleaning)
+        if columns and columns.where:
+            chosen = kept & columns.where.mask(_named(part, chunk, columns))
+            counts.unwanted = int(kept.sum()) - int(chosen.sum())
+            kept = chosen
+        others = [_ids(name, chunk.positions), *chunk.kept] if name else []
+        found, cleaned = clean([_only(one, kept) for one in (chunk.texts, *others)], cleaning)
         counts.add(cleaned)
-        yield texts, counts
-    yield (
-        NO_DOCUMENTS,
+        yield Documents(found, counts)
+    yield Documents(
+        _no_documents(columns),
         ShardCounts(
             empty_files=int(part.end == 0),
             replaced=faults.replaced,
@@ -104,11 +138,36 @@ def documents(part: FilePart, reading: Reading, cleaning: Cleaning) -> Iterator[
     )
 
 
-def _only(texts: Any, kept: NDArray[np.bool_]) -> Any:
+def _no_documents(columns: Columns | None) -> list[Any]:
+    """The columns of no documents, in the form of `Documents.columns`."""
+    return (
+        [NO_DOCUMENTS, *(pa.nulls(0, one.type) for one in columns.schema if one.name not in SCHEMA.names)]
+        if columns
+        else [NO_DOCUMENTS]
+    )
+
+
+def _named(part: FilePart, chunk: Chunk, columns: Columns) -> dict[str, Any]:
+    """The columns of a chunk that a condition may name."""
+    values = {one.name: array for one, array in zip(columns.kept, chunk.kept, strict=True)}
+    return {"source": _repeated(part.source.encode(), len(chunk.texts)), **values}
+
+
+def _name(file: Path, folder: Path) -> str:
+    """The name of a file in the column `id`: its path below the data folder, in characters that Arrow can hold."""
+    return printable(file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name)
+
+
+def _ids(name: str, positions: NDArray[np.int64]) -> Any:
+    """The column `id` of the documents at these positions of a file."""
+    return pa.array([f"{name}:{position}" for position in positions.tolist()], pa.string())
+
+
+def _only(values: Any, kept: NDArray[np.bool_]) -> Any:
     if kept.all():
-        return texts
+        return values
     bits = pa.py_buffer(np.packbits(kept, bitorder="little"))
-    return texts.filter(pa.Array.from_buffers(pa.bool_(), len(kept), [None, bits]))
+    return values.filter(pa.Array.from_buffers(pa.bool_(), len(kept), [None, bits]))
 
 
 def _borders(texts: Any) -> NDArray[np.int64]:
@@ -157,8 +216,12 @@ def in_share(positions: NDArray[np.int64], share: float, salt: int) -> NDArray[n
     return chosen
 
 
-def clean(texts: Any, cleaning: Cleaning) -> tuple[Any, ShardCounts]:
-    """The documents after the cleaning that the user asks for, and the counts of what it changed."""
+def clean(columns: Sequence[Any], cleaning: Cleaning) -> tuple[list[Any], ShardCounts]:
+    """The documents after the cleaning that the user asks for, and the counts of what it changed.
+
+    `columns` are the texts and further arrays of the same length, as in `Documents`.
+    """
+    texts, *others = columns
     counts = ShardCounts()
     if cleaning.trim:
         trimmed = pc.utf8_trim(texts, characters=WHITE_SPACE)
@@ -171,27 +234,32 @@ def clean(texts: Any, cleaning: Cleaning) -> tuple[Any, ShardCounts]:
     if cleaning.min_characters:
         long = _lengths(texts) >= cleaning.min_characters
         counts.short = len(texts) - int(long.sum())
-        texts = _only(texts, long)
-    return texts, counts
+        texts, others = _only(texts, long), [_only(one, long) for one in others]
+    return [texts, *others], counts
 
 
 def _different(before: Any, after: Any) -> int:
     return pc.sum(pc.not_equal(before, after)).as_py() or 0
 
 
-def batches(parts: Sequence[FilePart], reading: Reading, cleaning: Cleaning) -> Iterator[tuple[Any, ShardCounts]]:
+def batches(
+    parts: Sequence[FilePart], reading: Reading, cleaning: Cleaning, columns: Columns | None = None
+) -> Iterator[tuple[Any, ShardCounts]]:
     """Yield record batches of bounded size, each with documents of one part.
 
     Each comes with its counts, and with those of what was changed and left out on the way to it. Only the last batch of
     a part may be empty.
     """
+    schema = columns.schema if columns else SCHEMA
     for part in parts:
-        for texts, characters, counts in regrouped(documents(part, reading, cleaning)):
+        for (texts, *others), characters, counts in regrouped(
+            documents(part, reading, cleaning, columns), _no_documents(columns)
+        ):
             if len(texts):
                 borders = _borders(texts)
                 counts.keep(part.source, len(texts), characters, int(borders[-1] - borders[0]))
             sources = _repeated(part.source.encode(), len(texts))
-            yield pa.RecordBatch.from_arrays([texts, sources], schema=SCHEMA), counts
+            yield pa.RecordBatch.from_arrays([texts, sources, *others], schema=schema), counts
 
 
 def _repeated(value: bytes, times: int) -> Any:
@@ -199,36 +267,50 @@ def _repeated(value: bytes, times: int) -> Any:
     return pa.Array.from_buffers(pa.string(), times, [None, pa.py_buffer(offsets), pa.py_buffer(value * times)])
 
 
-def regrouped(chunks: Iterable[tuple[Any, ShardCounts]]) -> Iterator[tuple[Any, int, ShardCounts]]:
-    """Regroup arrays of documents with their counts, and yield (array, number of characters, sum of counts).
+def regrouped(
+    found: Iterable[tuple[list[Any], ShardCounts]], none: Sequence[Any] = (NO_DOCUMENTS,)
+) -> Iterator[tuple[list[Any], int, ShardCounts]]:
+    """Regroup documents with their counts, and yield (columns, number of characters, sum of counts).
 
-    Each array ends with the document that brings it to BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th document. So
-    the batches depend on the documents only, and not on how they were read. The last array may be empty.
+    Each group ends with the document that brings it to BATCH_CHARACTERS, or with the BATCH_DOCUMENTS-th document. So
+    the batches depend on the documents only, and not on how they were read. The last group may be empty. `none` holds
+    the columns of no documents.
     """
-    group: list[Any] = [NO_DOCUMENTS]
+    group = [none]
     characters = number = 0
     sum_of_counts = ShardCounts()
-    for texts, counts in chunks:
+    for columns, counts in found:
         sum_of_counts.add(counts)
+        texts = columns[0]
         sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(_lengths(texts))))
         start = 0
         while start < len(texts):
             enough = int(np.searchsorted(sums, sums[start] + BATCH_CHARACTERS - characters))
             end = min(enough, start + BATCH_DOCUMENTS - number, len(texts))
-            group.append(texts.slice(start, end - start))
+            group.append([one.slice(start, end - start) for one in columns])
             characters, number = characters + int(sums[end] - sums[start]), number + end - start
             if characters >= BATCH_CHARACTERS or number >= BATCH_DOCUMENTS:
-                yield pa.concat_arrays(group), characters, sum_of_counts
-                group, characters, number, sum_of_counts = [NO_DOCUMENTS], 0, 0, ShardCounts()
+                yield _joined(group), characters, sum_of_counts
+                group, characters, number, sum_of_counts = [none], 0, 0, ShardCounts()
             start = end
-    yield pa.concat_arrays(group), characters, sum_of_counts
+    yield _joined(group), characters, sum_of_counts
 
 
-def write_shard(parts: Sequence[FilePart], path: Path, reading: Reading, cleaning: Cleaning) -> ShardCounts:
-    """Write the documents of some parts as an Arrow stream file, and return the counts."""
+def _joined(group: Sequence[Sequence[Any]]) -> list[Any]:
+    """The columns of several groups of documents, one after the other."""
+    return [pa.concat_arrays(column) for column in zip(*group, strict=True)]
+
+
+def write_shard(
+    parts: Sequence[FilePart], path: Path, reading: Reading, cleaning: Cleaning, columns: Columns | None = None
+) -> ShardCounts:
+    """Write the documents of some parts as an Arrow stream file, and return the counts.
+
+    With `columns`, the file has these too.
+    """
     total = ShardCounts()
-    with stream_writer(path, SCHEMA) as writer:
-        for batch, counts in batches(parts, reading, cleaning):
+    with stream_writer(path, columns.schema if columns else SCHEMA) as writer:
+        for batch, counts in batches(parts, reading, cleaning, columns):
             if batch.num_rows:
                 writer.write_batch(batch)
             total.add(counts)

@@ -1,0 +1,123 @@
+"""The stages that keep, mark or change documents: the steps of `filter`, and a user's own commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from run_contract.errors import UserError
+from snakmodel.chain.context import Context, flags, shard_task
+from snakmodel.chain.stage import Input, Stage, Task
+from snakmodel.config.filters import Custom
+from snakmodel.config.recipe import Recipe
+from snakmodel.run.paths import shard_name
+
+FILTER = "filter"
+_COMMAND = ("python", "-m", "snakmodel.filter")
+_THEN = "+"
+"""The word before each step in the command line of several steps."""
+
+
+def stages_before_dedup(recipe: Recipe) -> list[str]:
+    """The names of the optional stages between `prepare` and deduplication, in order."""
+    return [*([FILTER] if recipe.filter.any else []), *(one.stage for one in recipe.data.custom)]
+
+
+def filter_stages(c: Context) -> list[Stage]:
+    """The optional stages between `prepare` and deduplication, in order.
+
+    Each reads the shards of the one before it; `c.documents` then names the last one.
+    """
+    found = []
+    if c.recipe.filter.any:
+        found.append(filter_documents(c))
+        c.documents = FILTER, "filter"
+    for custom in c.recipe.data.custom:
+        found.append(custom_command(c, custom))
+        c.documents = custom.stage, f"custom/{custom.name}"
+    return found
+
+
+def filter_documents(c: Context) -> Stage:
+    """Declare the stage that passes each shard through all steps of the recipe's `filter`, in one pass."""
+    rejects = bool(c.recipe.filter.language and c.recipe.filter.language.rejected)
+    outside = _files_of(c)
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        rejected = f"filter/rejected/{name}" if rejects else None
+        steps = step_words(c.recipe, c.path(rejected) if rejected else None)
+        return _task(c, index, "filter", (*_COMMAND, "steps"), steps, rejected, outside)
+
+    return c.stage(FILTER, [task(i) for i in range(len(c.shards))], per_shard=True)
+
+
+def custom_command(c: Context, custom: Custom) -> Stage:
+    """Declare the stage that runs a user's own command over each shard."""
+
+    def task(index: int) -> Task:
+        words = ("--name", custom.name, "--command", custom.command)
+        return _task(c, index, f"custom/{custom.name}", (*_COMMAND, "custom"), words)
+
+    return c.stage(custom.stage, [task(i) for i in range(len(c.shards))], per_shard=True)
+
+
+def _task(
+    c: Context,
+    index: int,
+    folder: str,
+    command: tuple[str, ...],
+    words: Iterable[str],
+    rejected: str | None = None,
+    outside: Any = None,
+) -> Task:
+    """The task of one shard: a command that reads a shard of `c.documents` and writes the one of the same number."""
+    name = shard_name(index)
+    stage, source = c.documents
+    prefix = f"{folder}/{name}"
+    paths = flags(input=c.path(f"{source}/{name}.arrow"), output=c.path(prefix))
+    task = shard_task((*command, *paths, *words), prefix, ".arrow", inputs=(Input(stage, index),), outside=outside)
+    if rejected is None:
+        return task
+    return Task(task.argv, (*task.outputs, f"{rejected}.arrow"), task.inputs, task.counts, outside=outside)
+
+
+def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
+    """The steps of the recipe's `filter` in the words of the command line, each after a `+`.
+
+    `rejected` is the path without suffix for what the step `language` rejects.
+    """
+    language, quality, pii, where = (getattr(recipe.filter, name) for name in ("language", "quality", "pii", "where"))
+    words: list[str] = []
+    if language:
+        least = flags(min_probability=language.min_probability)
+        model = flags(model=language.model if language.model != "lid.176" else None)
+        unit = flags(unit=language.unit if language.unit != "document" else None)
+        mark = flags(mark=language.mode == "mark", rejected=rejected)
+        words += [_THEN, "language", "--keep", *language.labels, *model, *least, *unit, *mark]
+    if quality:
+        settings = flags(mode=quality.mode, language=quality.language, thresholds=quality.thresholds)
+        words += [_THEN, "quality", *settings, *(("--clean-lines",) if quality.clean_lines else ())]
+    if pii:
+        lists = {"--kinds": pii.kinds or [], "--region": pii.region, "--national": pii.national}
+        words += [_THEN, "pii", *(word for flag, values in lists.items() if values for word in (flag, *values))]
+    if where:
+        words += [_THEN, "where", "--condition", where]
+    return tuple(words)
+
+
+def _files_of(c: Context) -> Any:
+    """What stands in the keys for the files from outside the run that the steps read; None if they read none.
+
+    Raises UserError if one is not there.
+    """
+    files = []
+    if c.recipe.filter.language and c.recipe.filter.language.model.endswith((".bin", ".ftz")):
+        files.append(("filter.language.model", Path(c.recipe.filter.language.model)))
+    if c.recipe.filter.quality and c.recipe.filter.quality.thresholds:
+        files.append(("filter.quality.thresholds", c.recipe.filter.quality.thresholds))
+    for key, path in files:
+        if not path.is_file():
+            raise UserError(f"{key}: there is no file {path}. Correct the path, or leave the key out.")
+    return [c.inputs.whole(path) for _, path in files] or None
