@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snakmodel.chain.build import STAGES
 from snakmodel.config.sections import PROJECT
 from snakmodel.run.markers import Marker
+from tests.toy import DEMO_STAGES
 
 
 def command(folder: Path, base: Path, run: str) -> list[str]:
@@ -222,8 +222,8 @@ def test_killed_anywhere_ends_in_the_same_bytes(folder: Path, demo_base: Path, f
     """Killed with SIGKILL in three random stages and twice in training, then run to the end: the same bytes."""
     seed = int.from_bytes(os.urandom(4), "little")
     random.seed(seed)
-    others = [stage for stage in STAGES if stage != "train"]
-    stages = sorted([*random.sample(others, 3), "train", "train"], key=STAGES.index)
+    others = [stage for stage in DEMO_STAGES if stage != "train"]
+    stages = sorted([*random.sample(others, 3), "train", "train"], key=DEMO_STAGES.index)
     argv = command(folder, demo_base, "killed")
     kills = [kill_at(stage, argv, folder / "killed") for stage in stages]
     done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=600)

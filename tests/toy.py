@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from snakmodel.chain.build import STAGES, left_out
 from snakmodel.chain.plan import RunPlan
 from snakmodel.chain.stage import Chain, Input, Stage, Task
 from snakmodel.config.cluster import Cluster, Resources
@@ -31,6 +32,10 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "training": {"train_iters": 4, "global_batch_size": 2, "seq_length": 8, "lr": 0.1, "save_interval": 2},
         **changes,
     }
+
+
+DEMO_STAGES = [name for name in STAGES if name not in left_out(Recipe.model_validate(recipe()))]
+"""The stages of a recipe that names no optional one."""
 
 
 def task(root: Path, output: str, *reads: str, inputs: Sequence[Input] = (), script: str = PUBLISH) -> Task:

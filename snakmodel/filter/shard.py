@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -88,6 +89,8 @@ def filter_shard(source: Path, output: Path, steps: Sequence[Step]) -> dict[str,
     Raises UserError if the shard's documents are not valid text, or if two outputs have the same path.
     """
     found = [StepCounts() for _ in steps]
+    if repeated := [step.name for step in steps if [other.name for other in steps].count(step.name) > 1]:
+        raise UserError(f"the step {repeated[0]} is there twice; its counts could not be told apart")
     rejected_paths = [step.rejected_path for step in steps if isinstance(step, RejectingStep) and step.rejected_path]
     shards = [Path(f"{path}.arrow") for path in (output, *rejected_paths)]
     if len({path.resolve() for path in shards}) < len(shards):
@@ -115,8 +118,37 @@ def filter_shard(source: Path, output: Path, steps: Sequence[Step]) -> dict[str,
             "documents": found[-1].kept,
             "steps": {step.name: counts.as_json() for step, counts in zip(steps, found, strict=True)},
         }
+        check_inflow(source, found[0].documents)
+        check_funnel(source, found)
         write_json(report, total)
     return total
+
+
+def check_inflow(source: Path, documents: int) -> None:
+    """Raise UserError if a shard holds another number of documents than the counts that were written beside it."""
+    report = source.with_suffix(".json")
+    if not report.is_file():
+        return
+    try:
+        written = int(json.loads(report.read_text(encoding="utf-8"))["documents"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{report} does not hold the counts of {source.name} ({error!r}); make the shard again"
+        ) from error
+    if written != documents:
+        raise UserError(f"{source} holds {documents} documents, but {report.name} says {written}; make the shard again")
+
+
+def check_funnel(source: Path, found: Sequence[StepCounts]) -> None:
+    """Raise RuntimeError unless each step was given what the one before it kept, and the sources add up."""
+    for number, counts in enumerate(found):
+        given = found[number - 1].kept if number else counts.documents
+        sums = [sum(one[name] for one in counts.sources.values()) for name in ("documents", "kept")]
+        if counts.documents != given or (counts.sources and sums != [counts.documents, counts.kept]):
+            raise RuntimeError(
+                f"{source}: the counts of step {number + 1} do not add up: {counts.documents} documents came in, the "
+                f"step before kept {given}, {counts.kept} went on, and by source they are {sums}"
+            )
 
 
 def checked(reader: Any, source: Path) -> Iterator[Any]:

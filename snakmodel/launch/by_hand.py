@@ -76,11 +76,8 @@ def main() -> int:
     if on_slurm:  # temporary names must differ between nodes, on which process numbers recur
         os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
-    return run_plan(
-        plan_by_hand(
-            config, root, select(stages_of(config.recipe), None, None, args.stages), int(element) if element else None
-        )
-    )
+    selected = select(stages_of(config.recipe), None, None, stages_of(config.recipe, args.stages))
+    return run_plan(plan_by_hand(config, root, selected, int(element) if element else None))
 
 
 def run_plan(plan: RunPlan) -> int:

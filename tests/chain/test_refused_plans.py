@@ -29,6 +29,7 @@ from snakmodel.launch.local_scheduler import LocalScheduler
 from snakmodel.monitor.diagnosis import diagnose
 from snakmodel.monitor.run_files import RunFiles
 from snakmodel.monitor.status import text
+from tests.toy import DEMO_STAGES
 
 Change = Callable[[dict[str, Any], Path], None]
 """Makes one mistake in a recipe whose base model is in the folder."""
@@ -223,7 +224,7 @@ def test_a_wrong_recipe_is_refused(desk: Path, mistake: str) -> None:
 def test_the_recipe_without_a_mistake(desk: Path) -> None:
     """The same recipe without a mistake is accepted, and the engine says how large the model is."""
     found = plan(desk)
-    assert [stage.name for stage in found.chain.stages] == STAGES
+    assert [stage.name for stage in found.chain.stages] == DEMO_STAGES
     assert found.facts
     assert found.facts.parameters > 10**6
     assert len(WRONG_RECIPES) >= 40
@@ -459,7 +460,7 @@ def test_a_stage_asks_only_for_what_it_uses(desk: Path, until: str) -> None:
         early["tokenizer"]["file"] = "/nowhere/tokenizer.model"
     (desk / "recipe.yaml").write_text(yaml.safe_dump(early))
     (desk / "cluster.yaml").write_text("{}")
-    selected = STAGES[: STAGES.index(until) + 1]
+    selected = DEMO_STAGES[: DEMO_STAGES.index(until) + 1]
     config = configuration.load(desk / "recipe.yaml", desk / "cluster.yaml", STAGES)
     first = make_plan(config, desk / "run", selected, [], dry=False)
     assert set(first.missing) == set(selected)
@@ -469,8 +470,8 @@ def test_a_stage_asks_only_for_what_it_uses(desk: Path, until: str) -> None:
     (desk / "recipe.yaml").write_text(yaml.safe_dump(recipe(desk)))
     config = configuration.load(desk / "recipe.yaml", desk / "cluster.yaml", STAGES)
     whole = make_plan(config, desk / "run", STAGES, [], dry=False)
-    assert [stage.name for stage in whole.chain.stages] == STAGES
+    assert [stage.name for stage in whole.chain.stages] == DEMO_STAGES
     assert all(whole.chain.keys[name] == first.chain.keys[name] for name in selected)
     make_plan(config, desk / "run", selected, [], dry=False)
     keys = yaml.safe_load((desk / "run" / "run.yaml").read_text())["stage_keys"]
-    assert set(keys) == set(STAGES)
+    assert set(keys) == set(DEMO_STAGES)

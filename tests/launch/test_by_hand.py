@@ -22,6 +22,7 @@ from snakmodel.slurm.sbatch_calls import driver_command
 from snakmodel.slurm.submitter import SlurmScheduler
 from tests import toy
 from tests.conftest import PROJECT
+from tests.toy import DEMO_STAGES
 
 FILES = sorted((PROJECT / "sbatch").glob("[0-9].*.sbatch"))
 SHARED = ("nodes", "ntasks-per-node", "cpus-per-task", "time", "requeue", "signal", "open-mode", "kill-on-invalid-dep")
@@ -62,7 +63,7 @@ def launched(plan: RunPlan, run: dict[str, str]) -> dict[str, str]:
     """Stage -> the batch file that jobs/submit_all.py writes for it."""
     command = [sys.executable, "jobs/submit_all.py", "--scheduler", "slurm", "--dry-run", "--run-dir", run["RUN_DIR"]]
     subprocess.run(command, cwd=PROJECT, env=run, check=True, capture_output=True)
-    return {name: next(plan.paths.batch_file(name).glob("dry-run-*.sh")).read_text() for name in STAGES}
+    return {name: next(plan.paths.batch_file(name).glob("dry-run-*.sh")).read_text() for name in DEMO_STAGES}
 
 
 def bash(step: str, env: dict[str, str], *words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
@@ -95,7 +96,7 @@ def test_file_says_how_to_use_it(path: Path) -> None:
 def test_resources_and_signals_agree(step: str, launched: dict[str, str]) -> None:
     """A file of one stage asks Slurm for what the launcher asks; one of several for no less than each needs."""
     mine = options((PROJECT / "sbatch" / f"{step}.sbatch").read_text())
-    for stage in STEPS[step]:
+    for stage in set(STEPS[step]) & set(DEMO_STAGES):
         theirs = options(launched[stage])
         for name in SHARED:
             if name in ("cpus-per-task", "time") and len(STEPS[step]) > 1:
@@ -106,7 +107,7 @@ def test_resources_and_signals_agree(step: str, launched: dict[str, str]) -> Non
 
 def test_commands_agree(plan: RunPlan, launched: dict[str, str]) -> None:
     """By hand every stage gets byte for byte the launcher's task list, and the same driver command reads it."""
-    for name in STAGES:
+    for name in DEMO_STAGES:
         path = plan.paths.task_list(name)
         theirs = path.read_bytes()
         path.unlink()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from snakmodel.chain.build import STAGES
 from snakmodel.chain.disk_forecast import forecast
 from snakmodel.chain.stage import Stage
 from snakmodel.config.cluster import Cluster, Resources
@@ -23,6 +22,7 @@ from snakmodel.slurm.ask import run_tool
 from snakmodel.slurm.batch_file import make_executor
 from tests import toy
 from tests.conftest import PROJECT
+from tests.toy import DEMO_STAGES
 
 
 def test_forecast(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_local_preflight(tmp_path: Path, demo_base: Path) -> None:
     done = preflight(tmp_path, demo_base)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing failed." in done.stdout
-    assert f"{len(STAGES)} stages" in done.stdout
+    assert f"{len(DEMO_STAGES)} stages" in done.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "cluster.yaml"]
 
 

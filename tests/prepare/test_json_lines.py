@@ -93,7 +93,7 @@ def prepared(block: bytes) -> tuple[list[str], int]:
     """What the reader of raw files makes of a block under errors: skip: texts, and the number of lines left out."""
     faults = Faults("skip")
     chunks = json_lines(block, 0, TextFile(Path("a.jsonl")), "text", faults)
-    return [text for column, _ in chunks for text in column.to_pylist()], faults.skipped
+    return [text for chunk in chunks for text in chunk.texts.to_pylist()], faults.skipped
 
 
 def tokenised(block: bytes) -> list[str]:

@@ -218,7 +218,11 @@ def test_a_block_of_json_reads_as_its_lines_one_by_one(lines: list[str], end: st
             if column:
                 patch.setattr(jsonl, "_column", column)
             chunks = list(json_lines(block, 7, TextFile(Path("a")), "text", faults))
-        return [t for c, _ in chunks for t in c.to_pylist()], [p for _, q in chunks for p in q.tolist()], faults
+        return (
+            [t for c in chunks for t in c.texts.to_pylist()],
+            [p for c in chunks for p in c.positions.tolist()],
+            faults,
+        )
 
     assert found(None) == found(lambda *_: None)
 
@@ -228,7 +232,7 @@ def test_good_json_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "_each", None)
     block = b'{"id": [1, {"text": 2}], "text": "a\\n\\u00e6"}\r\n\n{"text": "b", "n": 1.5e3}\n'
     chunks = list(json_lines(block, 0, TextFile(Path("a")), "text", Faults("error")))
-    assert [column.to_pylist() for column, _ in chunks] == [["a\næ", "b"]]
+    assert [chunk.texts.to_pylist() for chunk in chunks] == [["a\næ", "b"]]
     assert chunks[0][1].tolist() == [0, 48]
 
 

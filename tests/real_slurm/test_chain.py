@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snakmodel.chain.build import STAGES
+from tests.toy import DEMO_STAGES
 
 from .conftest import REPOSITORY, Cluster
 
@@ -99,14 +99,14 @@ def test_chain_completes_by_dependencies_alone(run: Run) -> None:
     """One command submits every stage; all end COMPLETED, every stage is marked, and the export passed its gate."""
     done = run.submit()
     submitted = run.submissions()
-    assert [one["stage"] for one in submitted] == STAGES
+    assert [one["stage"] for one in submitted] == DEMO_STAGES
     assert "squeue --me" in done.stdout
     assert all(one["dependency"] for one in submitted if one["stage"] not in ("prepare", "convert"))
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
     rows = run.cluster.wait([one["job"] for one in submitted], *ended, timeout=420)
     assert {row["State"] for row in rows} == {"COMPLETED"}, f"{rows}\n{run.logs()}"
     assert len(rows) == sum(len(one["packs"]) for one in submitted)
-    markers = {stage: len(list((run.root / "markers" / stage).glob("*.json"))) for stage in STAGES}
+    markers = {stage: len(list((run.root / "markers" / stage).glob("*.json"))) for stage in DEMO_STAGES}
     assert markers == {one["stage"]: len(one["packs"]) for one in submitted}
     report = json.loads((run.root / "hf" / "reports" / "iter_0000160.json").read_text())
     assert report["max_error"] <= 1e-4
