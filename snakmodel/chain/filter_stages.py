@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from run_contract.errors import UserError
 from snakmodel.chain.context import Context, flags, shard_task
@@ -12,6 +12,9 @@ from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.filters import Custom
 from snakmodel.config.recipe import Recipe
 from snakmodel.run.paths import shard_name
+
+if TYPE_CHECKING:
+    from snakmodel.prepare.kept_columns import KeptColumn
 
 FILTER = "filter"
 _COMMAND = ("python", "-m", "snakmodel.filter")
@@ -105,6 +108,20 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
     if where:
         words += [_THEN, "where", "--condition", where]
     return tuple(words)
+
+
+def check_filter(recipe: Recipe, kept: Sequence[KeptColumn]) -> None:
+    """Raise UserError if a step of the recipe's `filter` could not be made, or could not work on the documents.
+
+    `kept` are the columns that the shards have because of `data.keep`.
+    """
+    from snakmodel.filter.steps import check_steps  # imports pyarrow, as the next module does
+    from snakmodel.prepare.shard_writer import schema_of
+
+    try:
+        check_steps(step_words(recipe), schema_of(None if recipe.data.keep is None else kept))
+    except UserError as error:
+        raise UserError(f"filter: {error}") from error
 
 
 def _files_of(c: Context) -> Any:

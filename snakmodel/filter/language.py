@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from run_contract.errors import UserError
 from snakmodel.filter.language_codes import known_labels
-from snakmodel.filter.language_models import DEFAULT, HELIPORT, Model, open_model
+from snakmodel.filter.language_models import DEFAULT, HELIPORT, Model, labels_of, open_model
 from snakmodel.shards.arrow_stream import NO_SOURCE, source_names
 
+HELP = "Keeps documents or lines of some languages."
 LEAST = 0.6
 """The probability of the published rule."""
 WHITE_SPACE = "".join(character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace())
@@ -215,17 +216,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rejected", type=Path, metavar="PATH", help="write what is rejected as PATH.arrow")
 
 
+def check(args: argparse.Namespace, schema: Any) -> Any:
+    """See `StepKind.check`."""
+    known_labels(args.keep, labels_of(args.model), args.model)
+    _refuse_probability(args, gives_probability=args.model != HELIPORT)
+    return _marked(schema) if args.mark else schema
+
+
+def _refuse_probability(args: argparse.Namespace, *, gives_probability: bool) -> None:
+    if args.min_probability is not None and not gives_probability:
+        raise UserError(
+            f"--min_probability {args.min_probability}: {args.model} gives a confidence, which is no probability, and "
+            "has a threshold for each language; leave the flag out"
+        )
+
+
 def make_step(args: argparse.Namespace) -> LanguageStep:
     """The step of the parsed flags."""
     model = open_model(args.model)
-    least = args.min_probability
-    if not model.gives_probability:
-        if least is not None:
-            raise UserError(
-                f"--min_probability {least}: {args.model} gives a confidence, which is no probability, and has a "
-                "threshold for each language; leave the flag out"
-            )
-        least = 0.0
+    _refuse_probability(args, gives_probability=model.gives_probability)
+    least = args.min_probability if model.gives_probability else 0.0
     return LanguageStep(
         model=model,
         keep=known_labels(args.keep, model.labels, args.model),

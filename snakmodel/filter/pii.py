@@ -35,6 +35,7 @@ from snakmodel.filter.pii_support import FOREIGN_DIGITS, ascii_digits, near
 from snakmodel.shards.arrow_stream import source_names
 from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
 
+HELP = "Replaces personal data by placeholders."
 PLACEHOLDERS = {
     "email": "<EMAIL>",
     "ip": "<IP>",
@@ -193,6 +194,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="national numbers, by modules of python-stdnum, such as dk.cpr or se.personnummer",
     )
+
+
+def check(args: argparse.Namespace, schema: Any) -> Any:
+    """See `StepKind.check`."""
+    make_step(args)
+    return schema
 
 
 def make_step(args: argparse.Namespace) -> Pii:

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from snakmodel.shards.condition import Condition
 
+HELP = "Keeps documents whose columns fulfil a condition."
+
 
 class WhereStep:
     """A `Step` that keeps the documents for which a condition holds."""
@@ -32,6 +34,11 @@ class WhereStep:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the step."""
     parser.add_argument("--condition", required=True, help="such as: 'language_probability > 0.8 and source != \"x\"'")
+
+
+def check(args: argparse.Namespace, schema: Any) -> Any:
+    """See `StepKind.check`."""
+    return make_step(args).schema(schema)
 
 
 def make_step(args: argparse.Namespace) -> WhereStep:

@@ -56,7 +56,14 @@ class Columns:
     @property
     def schema(self) -> Any:
         """The `pyarrow.Schema` of the shards."""
-        return pa.schema([*SCHEMA, pa.field("id", pa.string()), *(one.field for one in self.kept)])
+        return schema_of(self.kept)
+
+
+def schema_of(kept: Sequence[KeptColumn] | None) -> Any:
+    """The `pyarrow.Schema` of shards that keep these columns; None stands for no columns, and no `id` either."""
+    if kept is None:
+        return SCHEMA
+    return pa.schema([*SCHEMA, pa.field("id", pa.string()), *(one.field for one in kept)])
 
 
 @dataclass

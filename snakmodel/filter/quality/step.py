@@ -97,12 +97,7 @@ class QualityStep:
 
     def schema(self, schema: Any) -> Any:
         """See `Step`; the column `quality` is the last one."""
-        if COLUMN in schema.names:
-            raise UserError(
-                f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
-                "before the step, or rename the column"
-            )
-        return schema.append(pa.field(COLUMN, _TYPE))
+        return marked(schema)
 
     def run(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         """See `Step`. The counts are the documents that failed each rule, and the lines by what C4's rules say."""
@@ -117,6 +112,16 @@ class QualityStep:
         rules = {rule.name: int(count) for rule, count in zip(RULES, failed.sum(axis=0), strict=True)}
         lines = dict(zip(LINE_NAMES, found.lines.sum(axis=0).tolist(), strict=True))
         return after, {"failed": int(failed.any(axis=1).sum()), "rules": rules, "lines": lines}
+
+
+def marked(schema: Any) -> Any:
+    """A schema with the column `quality`. Raises UserError if it has one already."""
+    if COLUMN in schema.names:
+        raise UserError(
+            f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
+            "before the step, or rename the column"
+        )
+    return schema.append(pa.field(COLUMN, _TYPE))
 
 
 def names_of(failed: NDArray[np.bool_]) -> Any:
@@ -158,6 +163,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace each text by the lines that the line rules of C4 keep; the rules of documents see the whole text",
     )
+
+
+def check(args: argparse.Namespace, schema: Any) -> Any:
+    """See `StepKind.check`."""
+    thresholds_of(args)
+    return marked(schema)
 
 
 def make(args: argparse.Namespace) -> QualityStep:
