@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_llm.data import document_columns
 from megatron_llm.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from megatron_llm.data.manifest import Manifest, beside
 from run_contract.entry_point import run_main
@@ -42,14 +43,28 @@ def main() -> None:
     shards = [check_shard(prefix, with_manifests) for prefix in prefixes]
     manifests = [check_fits(shard, shards[0]).manifest for shard in shards]
     manifest = reduce(add, filter(None, manifests)) if with_manifests else None
-    suffixes = (".bin", ".idx", ".json") if manifest else (".bin", ".idx")
+    with_columns = bool(manifest and manifest.columns)
+    suffixes = (".bin", ".idx", *([".json"] if manifest else []), *([document_columns.SUFFIX] if with_columns else []))
     with publishing(*(beside(args.output_prefix, suffix) for suffix in suffixes)) as paths:
         with IndexedDatasetWriter(paths[0], paths[1], np.dtype(shards[0].dtype)) as writer:
             for shard in shards:
                 writer.append(IndexedDataset(shard.prefix))
         check_merged(writer, shards, manifest)
+        if with_columns:
+            merge_columns(shards, paths[3])
         if manifest:
             write_json(paths[2], manifest.as_dict())
+
+
+def merge_columns(shards: Sequence[Shard], path: Path) -> None:
+    """Join the columns of the shards. Raises InputsMissing, or UserError if they do not fit the sequences."""
+    parts = [beside(shard.prefix, document_columns.SUFFIX) for shard in shards]
+    for part in parts:
+        if not part.is_file():
+            raise InputsMissing(f"{part} does not exist, though the manifest beside it names columns; tokenise again")
+    rows, sequences = document_columns.merge(parts, path), sum(shard.sequences for shard in shards)
+    if rows != sequences:
+        raise UserError(f"{parts[0].parent}: the columns have {rows} rows for {sequences} sequences; tokenise again")
 
 
 def make_parser() -> argparse.ArgumentParser:

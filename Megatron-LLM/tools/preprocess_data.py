@@ -26,7 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from megatron_llm.data import document_columns
 from megatron_llm.data.document_blocks import Block, columns, find_inputs, offsets, read_blocks
+from megatron_llm.data.document_columns import ColumnsWriter, columns_writer
 from megatron_llm.data.indexed_dataset import IndexedDatasetWriter, token_dtype
 from megatron_llm.data.manifest import COUNTS, MANY_SOURCES, MOST_SOURCES, Manifest, added, beside, bounded
 from megatron_llm.tokenizer import build as tokenizer
@@ -47,10 +49,15 @@ class Encoded:
 
     tokens: NDArray[Any]
     """The token ids in the dtype of the .bin file."""
-    sizes: NDArray[np.int32]
-    """The number of tokens of each document that has any."""
+    lengths: NDArray[np.int32]
+    """The number of tokens of each document, (n,); 0 if it gives no sequence."""
     sources: Counts
     backends: dict[str, int]
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """The number of tokens of each sequence."""
+        return self.lengths[self.lengths > 0]
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="auto: gigatoken for all but small inputs, wherever it agrees with the tokenizer's own library; "
         "sentencepiece: only that library (`tokenizers` for a tokenizer.json). The ids are the same",
     )
+    parser.add_argument(
+        "--keep_columns",
+        action="store_true",
+        help="of .arrow files: write all other columns of the documents to PREFIX_KEY_document.columns.arrow, with a "
+        "row per sequence",
+    )
     parser.add_argument("--workers", type=positive, default=1, help="threads that tokenise")
     parser.add_argument("--chunk_size", type=positive, help="no effect: work is cut by bytes")
     parser.add_argument("--log_interval", type=positive, default=10_000, help="documents between two progress lines")
@@ -163,14 +176,25 @@ def run(args: argparse.Namespace, inputs: list[Path], encoder: Encoder) -> None:
     policy = Policy(args.json_keys, args.append_eod, args.prepend_bos)
     blocks = chain.from_iterable(read_blocks(path, policy.keys) for path in inputs)
     finals = [Path(f"{args.output_prefix}_{key}_document") for key in policy.keys]
-    with publishing(*(beside(final, suffix) for final in finals for suffix in (".bin", ".idx", ".json"))) as paths:
-        triples = [paths[i : i + 3] for i in range(0, len(paths), 3)]
+    suffixes = (".bin", ".idx", ".json", *([document_columns.SUFFIX] if args.keep_columns else []))
+    with publishing(*(beside(final, suffix) for final in finals for suffix in suffixes)) as paths, ExitStack() as stack:
+        outputs = [paths[i : i + len(suffixes)] for i in range(0, len(paths), len(suffixes))]
+        keepers = [stack.enter_context(columns_writer(inputs, policy.keys, one[3])) for one in outputs if one[3:]]
         encoded = encode_blocks(encoder, policy, blocks, args.workers)
-        totals = write(encoder, log_progress(encoded, args.log_interval), triples)
-        for triple, (sources, backends) in zip(triples, totals, strict=True):
+        totals = write(encoder, kept_columns(log_progress(encoded, args.log_interval), keepers), outputs)
+        names = tuple(keepers[0].schema.names) if keepers else ()
+        for one, (sources, backends) in zip(outputs, totals, strict=True):
             if MANY_SOURCES in sources:
                 print("note: too many sources to count by source: documents are counted together", file=sys.stderr)
-            write_json(triple[2], manifest(args, encoder, sources, backends).as_dict())
+            write_json(one[2], manifest(args, encoder, sources, backends, names).as_dict())
+
+
+def kept_columns(encoded: Iterable[list[Encoded]], keepers: list[ColumnsWriter]) -> Iterator[list[Encoded]]:
+    """Yield the results, and write the columns of their documents."""
+    for results in encoded:
+        yield results
+        for keeper, result in zip(keepers, results, strict=False):  # there are none, or one per key
+            keeper.add(result.lengths)
 
 
 def say_backend(args: argparse.Namespace, encoder: Encoder) -> None:
@@ -231,7 +255,7 @@ def encode_texts(encoder: Encoder, policy: Policy, texts: Any, sources: Any, *, 
     bos = encoder.tokenizer.bos if policy.prepend_bos else None
     sequences = enclosed(tokens, ends, bos, encoder.tokenizer.eod if policy.append_eod else None)
     backends = {"gigatoken": int((~slowly).sum()), encoder.tokenizer.reference: int(slowly.sum())}
-    return Encoded(sequences, counts["tokens"][kept].astype(np.int32), by_source(sources, counts), backends)
+    return Encoded(sequences, counts["tokens"].astype(np.int32), by_source(sources, counts), backends)
 
 
 def enclosed(tokens: NDArray[Any], ends: NDArray[np.int64], bos: int | None, eod: int | None) -> NDArray[Any]:
@@ -290,14 +314,14 @@ def by_source(sources: Any, counts: dict[str, NDArray[Any]]) -> Counts:
 
 
 def write(
-    encoder: Encoder, encoded: Iterable[list[Encoded]], triples: list[tuple[Path, ...]]
+    encoder: Encoder, encoded: Iterable[list[Encoded]], outputs: list[tuple[Path, ...]]
 ) -> list[tuple[Counts, dict[str, int]]]:
     """Write the .bin and .idx of each key, and return its counts by source and by library."""
     dtype = token_dtype(encoder.tokenizer.vocab_size)
-    sources: list[Counts] = [{} for _ in triples]
-    backends: list[Counter[str]] = [Counter() for _ in triples]
+    sources: list[Counts] = [{} for _ in outputs]
+    backends: list[Counter[str]] = [Counter() for _ in outputs]
     with ExitStack() as stack:
-        writers = [stack.enter_context(IndexedDatasetWriter(triple[0], triple[1], dtype)) for triple in triples]
+        writers = [stack.enter_context(IndexedDatasetWriter(one[0], one[1], dtype)) for one in outputs]
         for results in encoded:
             for number, result in enumerate(results):
                 writers[number].add(result.tokens, result.sizes)
@@ -309,8 +333,10 @@ def write(
     return list(zip(sources, libraries, strict=True))
 
 
-def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backends: dict[str, int]) -> Manifest:
-    """The manifest to be written beside the tokens."""
+def manifest(
+    args: argparse.Namespace, encoder: Encoder, sources: Counts, backends: dict[str, int], names: tuple[str, ...]
+) -> Manifest:
+    """The manifest to be written beside the tokens; `names` are those of the columns that are kept."""
     vocabulary = encoder.tokenizer
     return Manifest(
         **{name: sum(counts[name] for counts in sources.values()) for name in COUNTS},
@@ -326,6 +352,7 @@ def manifest(args: argparse.Namespace, encoder: Encoder, sources: Counts, backen
         backends=backends,
         why_not_fast=(encoder.why_not_fast,) if encoder.why_not_fast else (),
         sample_mismatches=encoder.mismatches,
+        columns=names,
     )
 
 

@@ -122,9 +122,9 @@ def shard_task(
     return Task(argv, (*(prefix + suffix for suffix in suffixes), counts), inputs, counts, outside=outside)
 
 
-def token_files(prefix: str) -> tuple[str, ...]:
-    """The files in which the engine stores a tokenised dataset."""
-    return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json")
+def token_files(prefix: str, *, columns: bool = False) -> tuple[str, ...]:
+    """The files in which the engine stores a tokenised dataset, and the columns of its documents if they are kept."""
+    return (f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.json", *([f"{prefix}.columns.arrow"] if columns else []))
 
 
 def _base_config(base: Path) -> dict[str, Any]:

@@ -180,7 +180,8 @@ def tokenize(c: Context) -> Stage:
     """Declare the stage that tokenises each deduplicated shard."""
     workers = flags(workers=c.cluster.resources("tokenize").cpus)
     t = c.recipe.tokenizer
-    settings = flags(no_new_tokens=True, append_eod=t.append_eod, prepend_bos=t.prepend_bos)
+    keep = c.recipe.data.keep is not None
+    settings = flags(no_new_tokens=True, append_eod=t.append_eod, prepend_bos=t.prepend_bos, keep_columns=keep)
 
     def task(index: int) -> Task:
         name = shard_name(index)
@@ -188,7 +189,7 @@ def tokenize(c: Context) -> Stage:
         paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output_prefix=c.path(f"tokens/shards/{name}"))
         argv = (*_PREPROCESS, *paths, *c.tokenizer_flags(), *settings)
         reads = (Input("dedup-filter", index),)
-        return Task(argv, token_files(prefix), reads, f"{prefix}.json", workers, c.vocabulary)
+        return Task(argv, token_files(prefix, columns=keep), reads, f"{prefix}.json", workers, c.vocabulary)
 
     return c.stage("tokenize", [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -196,7 +197,8 @@ def tokenize(c: Context) -> Stage:
 def merge_tokens(c: Context) -> Stage:
     """Declare the stage that merges the tokens of all shards into one dataset."""
     paths = flags(input=c.path("tokens/shards"), output_prefix=c.path(CORPUS))
-    task = Task((*_MERGE_DATASETS, *paths), token_files(CORPUS), (Input("tokenize"),), f"{CORPUS}.json")
+    outputs = token_files(CORPUS, columns=c.recipe.data.keep is not None)
+    task = Task((*_MERGE_DATASETS, *paths), outputs, (Input("tokenize"),), f"{CORPUS}.json")
     return c.stage("merge-tokens", [task])
 
 

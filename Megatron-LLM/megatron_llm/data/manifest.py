@@ -75,11 +75,15 @@ class Manifest:
 
     If there is one, the tokenizer's own library encodes all documents of the task again.
     """
+    columns: tuple[str, ...] = ()
+    """The columns of PREFIX.columns.arrow, which holds a row per sequence; empty if there is no such file."""
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest as a JSON object, with rates."""
         sources = {name: {**counts, **rates(counts)} for name, counts in sorted(self.sources.items())}
-        return {**asdict(self), **rates(asdict(self)), "sources": sources, "why_not_fast": list(self.why_not_fast)}
+        found = {**asdict(self), **rates(asdict(self)), "sources": sources, "why_not_fast": list(self.why_not_fast)}
+        columns = found.pop("columns")
+        return {**found, "columns": list(columns)} if columns else found
 
     @classmethod
     def read(cls, prefix: Path) -> Manifest:
@@ -88,7 +92,8 @@ class Manifest:
         try:
             raw = without_rates(json.loads(path.read_bytes()))
             sources = {name: without_rates(counts) for name, counts in raw.pop("sources", {}).items()}
-            return cls(**{**raw, "sources": sources, "why_not_fast": tuple(raw.get("why_not_fast", ()))})
+            lists = {name: tuple(raw.get(name, ())) for name in ("why_not_fast", "columns")}
+            return cls(**{**raw, "sources": sources, **lists})
         except FileNotFoundError:
             raise InputsMissing(
                 f"{path} does not exist: the shard is not whole; run preprocess_data.py again"
