@@ -9,7 +9,7 @@ import _environment  # noqa: F401 - goes on in the project's environment where t
 from run_contract.entry_point import run_main
 from snakmodel.launch.launcher import launch
 
-STAGES = ["tokenize", "merge-tokens", "index"]
+STAGES = ["tokenize", "merge-tokens", "data-card", "index"]
 
 if __name__ == "__main__":
     run_main(lambda: launch(__doc__, STAGES))

@@ -6,6 +6,8 @@ dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-
 convert -> verify -> shard --------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, with one task per exported iteration
 
+merge-tokens -> (data-card) -> push
+
 Stages in parentheses are there if the recipe asks for them. export-text and join-text are left out if the recipe says
 `text: {export: false}`.
 """
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run_contract.errors import UserError
+from snakmodel.chain.card_stage import DATA_CARD
 from snakmodel.chain.context import Context
 from snakmodel.chain.data_stages import TEXT_EXPORT, text_stages, token_stages
 from snakmodel.chain.filter_stages import FILTER
@@ -42,6 +45,7 @@ STAGES = [
     "join-text",
     "tokenize",
     "merge-tokens",
+    DATA_CARD,
     "index",
     "convert",
     "verify",
@@ -64,7 +68,11 @@ def stages_of(recipe: Recipe, stages: Sequence[str] = STAGES) -> list[str]:
 def left_out(recipe: Recipe) -> dict[str, str]:
     """Maps the stages that a recipe leaves out of the chain to what it says for them to be there."""
     reasons = {} if recipe.text.export else dict.fromkeys(TEXT_EXPORT, "`text: {export: true}`")
-    return reasons if recipe.filter.any else {**reasons, FILTER: "a section `filter` with a step"}
+    if not recipe.filter.any:
+        reasons[FILTER] = "a section `filter` with a step"
+    if recipe.data_card is None:
+        reasons[DATA_CARD] = "a section `data_card`"
+    return reasons
 
 
 def build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from snakmodel.chain.card_stage import data_card
 from snakmodel.chain.context import CORPUS, INDEX, Context, flags, shard_task, token_files
 from snakmodel.chain.filter_stages import filter_stages
 from snakmodel.chain.stage import Input, Stage, Task
@@ -39,7 +40,7 @@ def text_stages(c: Context) -> list[Stage]:
 
 def token_stages(c: Context) -> list[Stage]:
     """The stages from deduplicated shards to the tokens and the order of samples, in order."""
-    return [tokenize(c), merge_tokens(c), index(c)]
+    return [tokenize(c), merge_tokens(c), *([data_card(c)] if c.recipe.data_card else []), index(c)]
 
 
 def prepare(c: Context) -> Stage:

@@ -36,9 +36,11 @@ def filter_stages(c: Context) -> list[Stage]:
     if c.recipe.filter.any:
         found.append(filter_documents(c))
         c.documents = FILTER, "filter"
+        c.passes.append(c.documents)
     for custom in c.recipe.data.custom:
         found.append(custom_command(c, custom))
         c.documents = custom.stage, f"custom/{custom.name}"
+        c.passes.append(c.documents)
     return found
 
 

@@ -31,6 +31,7 @@ from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
+from snakmodel.register.sources import refuse_private
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
@@ -134,6 +135,7 @@ def make_plan(
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)
     inputs.look(found, shards, data)
+    refuse_private(config.recipe, dict.fromkeys(one.source for one in found.files))
     kept = _kept_columns(data, found)
     chain = build(config, root, shards, inputs, [*selected, *restart_from], kept)
     _refuse_left_out(chain, config.recipe, selected, restart_from)

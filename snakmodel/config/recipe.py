@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from snakmodel.config.data_card import DataCard
 from snakmodel.config.filters import Custom, Filter
 from snakmodel.config.kept_columns import KeptColumns
 from snakmodel.config.sections import ProjectPath, Section
@@ -302,6 +303,7 @@ class Recipe(Section):
     training: Training
     export: Export = Export()
     push: Push = Push()
+    data_card: DataCard | None = None
 
     @property
     def exported_iterations(self) -> list[int]:

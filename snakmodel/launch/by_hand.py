@@ -47,7 +47,7 @@ from snakmodel.slurm.sbatch_calls import driver_command
 STEPS: Mapping[str, Sequence[str]] = {
     "0.preprocess": STAGES[: STAGES.index("tokenize")],
     "1.container": [],
-    "2.tokenize": ["tokenize", "merge-tokens", "index"],
+    "2.tokenize": ["tokenize", "merge-tokens", "data-card", "index"],
     "3.convert": ["convert"],
     "4.verify": ["verify"],
     "5.shard": ["shard"],

@@ -1,0 +1,32 @@
+"""The stage that writes the data card, which checks that the counts of all stages add up."""
+
+from __future__ import annotations
+
+from snakmodel.chain.context import Context, flags
+from snakmodel.chain.stage import Input, Stage, Task
+from snakmodel.register.sources import record_path
+
+DATA_CARD = "data-card"
+CARD = "card"
+"""The folder of the card, below the run's folder."""
+FILES = ("data-card.md", "croissant.json", "funnel.json")
+
+
+def data_card(c: Context) -> Stage:
+    """Declare the stage of the data card."""
+    words = flags(run_dir=str(c.root), shards=len(c.shards), documents="dedup/kept", output=c.path(CARD))
+    before = ("--before", *(folder for _, folder in c.passes)) if c.passes else ()
+    stages = ("prepare", *(stage for stage, _ in c.passes), "dedup-filter", "dedup-report", "merge-tokens")
+    reads = tuple(Input(stage, full=False) for stage in stages)
+    outputs = tuple(f"{CARD}/{name}" for name in FILES)
+    argv = ("python", "-m", "snakmodel.register", *words, *before)
+    return c.stage(DATA_CARD, [Task(argv, outputs, reads, f"{CARD}/funnel.json", outside=_told(c))])
+
+
+def _told(c: Context) -> object:
+    """What stands in the key for all that the card says and no other stage depends on."""
+    recipe = c.recipe
+    sources = dict.fromkeys(part.source for shard in c.shards for part in shard)
+    records = [path for name in sources if (path := record_path(recipe.data.path, name)).is_file()]
+    told = [recipe.name, recipe.data_card.model_dump(mode="json") if recipe.data_card else None]
+    return [told, [c.inputs.whole(path) for path in records]]
