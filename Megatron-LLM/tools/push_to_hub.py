@@ -53,7 +53,7 @@ REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
 
 WRITTEN = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json|tokenizer\.model|README\.md"
-    r"|loss\.png|model(-\d+-of-\d+)?\.safetensors"
+    r"|loss\.png|data-card\.md|croissant\.json|model(-\d+-of-\d+)?\.safetensors"
 )
 """Names of the files of a copy: an earlier copy may be replaced, any other folder may not."""
 

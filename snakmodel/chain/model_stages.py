@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from run_contract.errors import UserError
+from snakmodel.chain.card_stage import DATA_CARD
 from snakmodel.chain.context import CHECKPOINT_UTIL, CORPUS, INDEX, TRACKER, Context, flags
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.run.markers import READ, Marker, marker_path
@@ -141,7 +142,8 @@ def _push(c: Context, index: int, iteration: int) -> Task:
     settings = flags(max_shard_size=push.max_shard_size, run_dir=c.root, license=push.license)
     argv = ("python", _PUSH, c.path(f"hf/{name}"), *settings)
     losses = Input("train", 0, only=("checkpoints/metrics.jsonl",))
-    inputs = (Input("export-hf", index), Input("verify-export", index), losses)
+    card = (Input(DATA_CARD),) if c.recipe.data_card else ()
+    inputs = (Input("export-hf", index), Input("verify-export", index), losses, *card)
     if push.repository:
         revision = None if index == len(c.recipe.exported_iterations) - 1 else name
         target = flags(hf_repo_name=push.repository, revision=revision, public=push.public)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from run_contract.errors import InputsMissing, UserError
 
 CARD = "README.md"
 CURVE = "loss.png"
+DATA_CARDS = ("data-card.md", "croissant.json")
+"""The files about the run's data, in the folder `card` of the run; a copy of each goes beside the model card."""
 HARDWARE = "hardware.json"
 """File beside the metrics that records the hardware on which training ran."""
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
@@ -62,6 +65,8 @@ class RunRecords:
     iteration: int
     hardware: Mapping[str, Any]
     """Device and number of ranks of the training; empty for runs of versions that did not record them."""
+    data_cards: Sequence[Path] = ()
+    """The files that describe the data, if the recipe asks for them."""
 
     @property
     def license(self) -> str | None:
@@ -102,7 +107,8 @@ def read_run(folder: Path, iteration: int | None) -> RunRecords:
         metrics = [one for one in metrics if int(one["iteration"]) <= last]
     stages = ("prepare", "dedup-filter", "dedup-components", "merge-tokens")
     counts = {stage: _counts(folder / "markers" / stage) for stage in stages}
-    return RunRecords(recipe, counts, metrics, last, _hardware(folder / "checkpoints" / HARDWARE))
+    cards = [folder / "card" / name for name in DATA_CARDS] if recipe.get("data_card") is not None else []
+    return RunRecords(recipe, counts, metrics, last, _hardware(folder / "checkpoints" / HARDWARE), cards)
 
 
 def _hardware(path: Path) -> Mapping[str, Any]:
@@ -136,7 +142,10 @@ def _counts(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def write(folder: Path, model: ModelFacts, run: RunRecords | None) -> None:
-    """Write README.md into `folder` and, given a run, loss.png."""
+    """Write README.md into `folder` and, given a run, loss.png and copies of the files about its data.
+
+    Raises InputsMissing if one of these is missing.
+    """
     from huggingface_hub import ModelCard, ModelCardData  # its import takes a while
 
     head = ModelCardData(
@@ -151,6 +160,9 @@ def write(folder: Path, model: ModelFacts, run: RunRecords | None) -> None:
     if run:
         parts += [_data(run), _deduplication(run), _training(run)]
         draw(folder / CURVE, run)
+        for path in run.data_cards:
+            with _readable(path):
+                shutil.copyfile(path, folder / path.name)
     revision = f', revision="{model.revision}"' if model.revision else ""
     parts.append(USE.format(name=model.name, revision=revision))
     ModelCard("\n\n".join(parts)).save(folder / CARD)
@@ -203,12 +215,18 @@ def _data(run: RunRecords) -> str:
         if not any(MANY_SOURCES in counts for counts in (raw["documents"], kept, tokens))
     ]
     total = ("all", raw["documents"].total(), kept.total(), raw["bytes"].total(), run.total("merge-tokens", "tokens"))
-    return "## Data\n\n" + _table(("source", "documents", "after deduplication", "bytes", "tokens"), [*rows, total])
+    more = (
+        f"Where the text came from, and what each stage kept of it: [data card]({DATA_CARDS[0]})."
+        if run.data_cards
+        else ""
+    )
+    table = _table(("source", "documents", "after deduplication", "bytes", "tokens"), [*rows, total])
+    return "\n\n".join(["## Data", table, *([more] if more else [])])
 
 
 def _deduplication(run: RunRecords) -> str:
     dedup = run.recipe["dedup"]
-    before, after = run.total("prepare", "documents"), run.total("dedup-filter", "documents")
+    before, after = run.total("dedup-components", "documents"), run.total("dedup-filter", "documents")
     given = {name: value for name, value in dedup.items() if name != "ranges" and value is not None}
     settings = ", ".join(f"{name} {value}" for name, value in given.items())
     found = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in run.counts["dedup-components"][0].items()
