@@ -39,7 +39,7 @@ def load(recipe: Path, cluster: Path, stage_names: typing.Sequence[str]) -> Conf
     for name, values in config.cluster.stages.items():
         if name not in stage_names and not CUSTOM_STAGE.fullmatch(name):
             raise UserError(f"{cluster}: stages.{name}: there is no such stage. {suggest(name, stage_names)}")
-        _validate(cluster, f"stages.{name}.", Resources, values)
+        validate(cluster, f"stages.{name}.", Resources, values)
     return config
 
 
@@ -61,10 +61,14 @@ def _read(path: Path, model: type[SectionType]) -> SectionType:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected keys such as {', '.join(model.model_fields)}")
     expanded = {key: _expand(value, str(key), path, str(key) in _USED_BY_SOME) for key, value in raw.items()}
-    return _validate(path, "", model, expanded)
+    return validate(path, "", model, expanded)
 
 
-def _validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, Any]) -> SectionType:
+def validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, Any]) -> SectionType:
+    """The section that the keys of a file make up; `prefix` is where they are in the file, such as `stages.train.`.
+
+    Raises UserError with one line for each wrong key: the file, the key, what was found and what is valid.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -73,7 +77,7 @@ def _validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, 
 
 
 def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
-    where = prefix + ".".join(str(part) for part in problem["loc"])
+    where = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
     if problem["type"] == "extra_forbidden":
         valid = list(_section_at(model, problem["loc"][:-1]).model_fields)
         return f"{where}: unknown key. {suggest(str(problem['loc'][-1]), valid)}"
