@@ -1,6 +1,6 @@
 """Declares the chain of a run: every stage, its commands, and what each command reads and writes, in order.
 
-prepare -> (filter -> custom-…) -> dedup-signatures
+(collect) -> prepare -> (filter -> custom-…) -> dedup-signatures
 dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
                                           \\-> dedup-report   \\-> tokenize -> merge-tokens -> index -------------\\
 convert -> verify -> shard --------------------------------------------------------------------------------> train
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from run_contract.errors import UserError
 from snakmodel.chain.card_stage import DATA_CARD
+from snakmodel.chain.collect_stage import COLLECT, collect
 from snakmodel.chain.context import Context
 from snakmodel.chain.data_stages import TEXT_EXPORT, text_stages, token_stages
 from snakmodel.chain.filter_stages import FILTER
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from snakmodel.prepare.kept_columns import KeptColumn  # imports pyarrow
 
 STAGES = [
+    COLLECT,
     "prepare",
     FILTER,
     "dedup-signatures",
@@ -68,6 +70,8 @@ def stages_of(recipe: Recipe, stages: Sequence[str] = STAGES) -> list[str]:
 def left_out(recipe: Recipe) -> dict[str, str]:
     """Maps the stages that a recipe leaves out of the chain to what it says for them to be there."""
     reasons = {} if recipe.text.export else dict.fromkeys(TEXT_EXPORT, "`text: {export: true}`")
+    if recipe.data.collect is None:
+        reasons[COLLECT] = "a key `data.collect`"
     if not recipe.filter.any:
         reasons[FILTER] = "a section `filter` with a step"
     if recipe.data_card is None:
@@ -99,3 +103,8 @@ def build(
                 raise
             break
     return Chain.of(root, stages)
+
+
+def build_collection(config: Config, root: Path, inputs: Inputs) -> Chain:
+    """Declare the chain of a run as long as its text is not collected: the stage `collect` alone."""
+    return Chain.of(root, [collect(Context(config, root, [], inputs))])

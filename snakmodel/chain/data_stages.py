@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from snakmodel.chain.card_stage import data_card
+from snakmodel.chain.collect_stage import collect
 from snakmodel.chain.context import CORPUS, INDEX, Context, flags, shard_task, token_files
 from snakmodel.chain.filter_stages import filter_stages
 from snakmodel.chain.stage import Input, Stage, Task
@@ -27,6 +28,7 @@ def text_stages(c: Context) -> list[Stage]:
     They need neither the base model nor the tokenizer.
     """
     return [
+        *([collect(c)] if c.recipe.data.collect else []),
         prepare(c),
         *filter_stages(c),
         dedup_signatures(c),

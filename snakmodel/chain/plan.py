@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,22 @@ from pydantic import ValidationError
 from run_contract.errors import UserError
 from run_contract.publish import remove, write_json, write_text
 from snakmodel.chain.borders import EarlierPlan, read_plan
-from snakmodel.chain.build import build, left_out
+from snakmodel.chain.build import build, build_collection, left_out
+from snakmodel.chain.collect_stage import COLLECT, refuse_what_is_not_there, uncollected, wanted_sources
 from snakmodel.chain.containers import container_spec, srun_flags
 from snakmodel.chain.context import check_set
 from snakmodel.chain.engine_check import Facts, ask_engine
 from snakmodel.chain.filter_stages import FILTER, check_filter
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Chain, Stage, meaning
+from snakmodel.collect.sources import Source
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
 from snakmodel.register.sources import refuse_private
+from snakmodel.run.markers import marker_path
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
@@ -57,6 +60,8 @@ class RunPlan:
     """What the engine reports about the model and its training; None if none of its commands is missing."""
     notes: list[str]
     """Notes for users: why existing markers did not count, and which files of the data folder are not read and why."""
+    unfinished: bool = False
+    """Whether this is only the beginning of the run: when it is done, the launcher has to plan what follows."""
 
     def logs(self, stage: str) -> Path:
         """The folder of a stage's logs."""
@@ -125,6 +130,8 @@ def make_plan(
     paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
     check_set("data.path", data.path)
+    if absent := uncollected(config.recipe):
+        return _plan_collection(config, paths, frozen, absent, selected, restart_from, dry=dry)
     if not data.path.is_dir():
         what = "a file" if data.path.exists() else "not there"
         raise UserError(
@@ -140,7 +147,7 @@ def make_plan(
     chain = build(config, root, shards, inputs, [*selected, *restart_from], kept)
     _refuse_left_out(chain, config.recipe, selected, restart_from)
     minimum = config.cluster.shards_per_job
-    shards_per_job = frozen["shards_per_job"] if frozen else fit(chain.stages) if fit else minimum
+    shards_per_job = (frozen or {}).get("shards_per_job") or (fit(chain.stages) if fit else minimum)
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
         _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
@@ -158,6 +165,43 @@ def make_plan(
     for stage in chain.stages:  # raise now whatever would keep a container from starting
         container_spec(config, root, config.cluster.with_defaults(stage.resources))
     return RunPlan(config, paths, chain, packs, missing, facts, [*found.notes(), found.sums(), *inputs.notes, *notes])
+
+
+def _plan_collection(
+    config: Config,
+    paths: RunPaths,
+    frozen: dict[str, Any] | None,
+    absent: Mapping[str, Source],
+    selected: Sequence[str],
+    restart_from: Sequence[str],
+    *,
+    dry: bool,
+) -> RunPlan:
+    """The plan of a run whose text is not collected yet: it collects it, and nothing else can be planned before."""
+    names = ", ".join(absent)
+    if COLLECT not in selected or set(restart_from) - {COLLECT}:
+        raise UserError(
+            f"data.collect: these sources are not collected yet: {names}. Select the stage {COLLECT} too (--from, "
+            "--only), and leave --restart-from out: other stages are planned when the text is there"
+        )
+    refuse_what_is_not_there(config.recipe.data.path, absent)
+    chain = build_collection(config, paths.root, Inputs.read(paths.root))
+    touched = _touched(frozen, chain) if frozen else []
+    if frozen and touched:
+        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, [])
+    packs = {COLLECT: _packs(chain[COLLECT], 1)}
+    missing, notes = _missing(chain, packs, selected, restart_from)
+    every = list(wanted_sources(config.recipe))
+    missing[COLLECT] = sorted({*missing[COLLECT], *(every.index(name) for name in absent)})
+    if not dry:
+        _forget(chain, restart_from, touched)
+        for index in missing[COLLECT]:
+            remove(marker_path(paths.root, COLLECT, index))
+        _freeze(paths.frozen, config, chain, None, frozen["stage_keys"] if frozen else {})
+    notes.append(
+        f"{names}: to be collected into {config.recipe.data.path}; what follows is planned when they are there"
+    )
+    return RunPlan(config, paths, chain, packs, missing, None, notes, unfinished=True)
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
@@ -272,8 +316,11 @@ def _read_frozen(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int, before: dict[str, str]) -> None:
-    """Write run.yaml. Keys in `before` of stages that were not declared this time are kept."""
+def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int | None, before: dict[str, str]) -> None:
+    """Write run.yaml. Keys in `before` of stages that were not declared this time are kept.
+
+    `shards_per_job` is None as long as there are no shards.
+    """
     value = {
         "recipe": config.recipe.model_dump(mode="json"),
         "shards_per_job": shards_per_job,

@@ -16,6 +16,7 @@ from rich.console import Console
 from run_contract.entry_point import run_main
 from run_contract.errors import EXIT_AGAIN
 from run_contract.output import say
+from run_contract.publish import publishing, write_json
 from snakmodel.collect.download import NotNow
 from snakmodel.collect.fetch import fetch
 from snakmodel.collect.listing import offline, plan, table
@@ -45,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", type=Path, required=True, metavar="DATA_FOLDER", help="the data folder")
         if name == "fetch":
             command.add_argument("--source", required=True, metavar="NAME", help="which source of the file")
+            command.add_argument("--copy_record", type=Path, metavar="FILE", help="write the record there too")
             command.add_argument("--dry_run", action="store_true", help="only print what would be done")
             text = "open no connection, and convert the files that have been put in place"
         else:
@@ -68,7 +70,10 @@ def main() -> int:
         print("\n".join(plan(place, source)))
         return 0
     try:
-        fetch(place, source, offline=args.offline)
+        record = fetch(place, source, offline=args.offline)
+        if args.copy_record:
+            with publishing(args.copy_record) as (copy,):
+                write_json(copy, record)
     except NotNow as error:
         say(f"error: {error}", error=True)
         return EXIT_AGAIN

@@ -43,6 +43,9 @@ class Data(Section):
     path: ProjectPath
     """The folder of the raw text: .txt and .jsonl files (.gz and .zst too), .parquet files and Hugging Face datasets.
     Each sub-folder is a source."""
+    collect: ProjectPath | None = None
+    """A file of sources, such as recipes/sources/danish.yaml, which are collected into `path` first; see
+    docs/collect.md."""
     sources: list[str | dict[str, float]] | None = None
     """The sources to take, in this order; if absent, all of them in the order of their names. `NAME: 0.5` takes half of
     one."""

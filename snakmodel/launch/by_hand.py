@@ -77,7 +77,9 @@ def main() -> int:
         os.environ[ATTEMPT_VARIABLE] = Attempt.current().name
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
     selected = select(stages_of(config.recipe), None, None, stages_of(config.recipe, args.stages))
-    return run_plan(plan_by_hand(config, root, selected, int(element) if element else None))
+    plan = plan_by_hand(config, root, selected, int(element) if element else None)
+    code = run_plan(plan)
+    return run_plan(plan_by_hand(config, root, selected, None)) if plan.unfinished and code == 0 else code
 
 
 def run_plan(plan: RunPlan) -> int:

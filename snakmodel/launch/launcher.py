@@ -111,11 +111,15 @@ def _start(args: argparse.Namespace, config: Config, selected: Sequence[str], ro
     # A continuation job may start while the launcher that submitted it, or one of a user, is still at work.
     with run_lock(root, steal=args.steal_lock, patience=_CONTINUATION_SECONDS if args.continues else 0.0):
         fit = None if scheduler == "local" else partial(pack_for_queue, config.cluster, needed=not args.dry_run)
-        plan = make_plan(
-            config, root, selected, args.restart_from, dry=args.dry_run, check_inputs=args.check_inputs, fit=fit
-        )
+        make = partial(make_plan, config, root, selected, dry=args.dry_run, check_inputs=args.check_inputs, fit=fit)
+        plan = make(args.restart_from)
         _explain(plan, selected, dry=args.dry_run)
         if scheduler == "local":
+            code = _run_locally(plan, dry=args.dry_run)
+            if code or not plan.unfinished or args.dry_run:
+                return code
+            plan = make([])
+            _explain(plan, selected, dry=args.dry_run)
             return _run_locally(plan, dry=args.dry_run)
         resubmit_command = _resubmit_command(args, root)
         return _submit(SlurmScheduler(plan, args.dry_run, args.wait_for_room, resubmit_command, args.continues))
@@ -218,6 +222,8 @@ def _submit(scheduler: SlurmScheduler) -> int:
         )
     elif not report.left and not given_up:
         console.print("Nothing was submitted: every selected stage is done, queued or running.")
+    if report.is_to_be_continued:
+        console.print("A continuation job plans and submits the other stages when these have ended.")
     if report.left:
         console.print(
             f"{report.left} tasks do not fit into the queue ({report.limits and report.limits.tightest}); "

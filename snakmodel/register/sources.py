@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from run_contract.errors import UserError
+from snakmodel.collect.places import Place
+from snakmodel.collect.record import read_record
 from snakmodel.config.data_card import UNKNOWN, forbids_public
 from snakmodel.config.recipe import Recipe
-
-RECORDS = ".collected"
-"""The folder of the records, below the data folder."""
 
 
 @dataclass(frozen=True)
@@ -40,38 +38,29 @@ def source_facts(recipe: Recipe, names: Iterable[str]) -> list[SourceFacts]:
 
 def record_path(folder: Path, name: str) -> Path:
     """The place of the record that `collect` leaves about a source."""
-    return folder / RECORDS / f"{name}.json"
+    return Place(folder, name).record
 
 
 def _facts(recipe: Recipe, name: str) -> SourceFacts:
-    path = record_path(recipe.data.path, name)
-    record = _record(path) if path.is_file() else None
+    record = read_record(record_path(recipe.data.path, name))
     said = recipe.data_card.sources.get(name) if recipe.data_card else None
+    known: dict[str, Any] = {}
+    if record is not None:
+        entry = record["source"]
+        urls = entry.get("urls") or [entry.get("url")]
+        hub = f"https://huggingface.co/datasets/{entry['dataset']}" if "dataset" in entry else None
+        known = {"url": hub or urls[0], "version": entry.get("version"), "cite": entry.get("citation")}
+        known |= {"licence": entry.get("licence"), "retrieved": _retrieved(record)}
     if said is not None:
-        known = {key: value for key, value in said.model_dump().items() if key != "public"}
-    elif record is not None:
-        entry = record.get("source", {})
-        known = {key: entry.get(key) for key in ("title", "url", "version", "cite")}
-        known |= {
-            "licence": entry.get("licence") or UNKNOWN,
-            "retrieved": str(record.get("retrieved", ""))[:10] or None,
-        }
-    else:
-        known = {}
-    licence = known.get("licence", UNKNOWN)
-    declared = said.public if said else (record or {}).get("source", {}).get("public")
-    public = declared if declared is not None else not forbids_public(licence)
-    return SourceFacts(name, public=public, collected=record, **{**known, "licence": licence})
+        known |= {key: value for key, value in said.model_dump(exclude={"public"}).items() if value is not None}
+    licence = known.pop("licence", None) or UNKNOWN
+    public = said.public if said and said.public is not None else not forbids_public(licence)
+    return SourceFacts(name, licence, public, collected=record, **known)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"found {type(found).__name__}, expected an object")
-    except ValueError as error:
-        raise UserError(f"{path} is no record of a collected source ({error}); collect the source again") from error
-    return found
+def _retrieved(record: Mapping[str, Any]) -> str:
+    """The day of the last download, in UTC."""
+    return max((str(one["retrieved"]) for one in record["downloads"]), default=str(record["collected"]))[:10]
 
 
 def refuse_private(recipe: Recipe, names: Iterable[str]) -> None:

@@ -88,6 +88,11 @@ class JobTable:
         kept = {job for packs in self.jobs.values() for job in packs.values()}
         return ",".join(dict.fromkeys(f"afterany:{one.job}" for one in submissions if one.job in kept))
 
+    def after_all(self, stages: Iterable[str]) -> str:
+        """The dependency on the end of all jobs of these stages."""
+        jobs = (job for stage in stages for job in self.of(stage).values())
+        return ",".join(dict.fromkeys(f"afterany:{job}" for job in jobs))
+
     def look_up(self, stage: str, known: Mapping[str, str], jobs: Iterable[str] | None = None) -> LookUp:
         """Look for jobs of a stage (by default all of them) among the jobs that Slurm lists in `known` (id -> name).
 

@@ -49,6 +49,8 @@ class SubmissionReport:
     """The number of packs that the continuation job will submit."""
     limits: Limits | None
     """The limits that were read last; None in a dry run."""
+    is_to_be_continued: bool = False
+    """Whether a continuation job will plan and submit further stages."""
 
 
 @dataclass
@@ -89,7 +91,12 @@ class SlurmScheduler:
         tried = tried_packs(self.plan, self.continues)
         wanted, given_up = wanted_packs(self.plan, self.table.queued_before, tried)
         left = self._submit_in_order(wanted)
-        return SubmissionReport(self.calls.submitted, self.table.queued_before, given_up, left, self.room.limits)
+        goes_on = self.plan.unfinished and not self.dry and not any(given_up.values())
+        if goes_on and not left:
+            self._leave_the_rest()
+        return SubmissionReport(
+            self.calls.submitted, self.table.queued_before, given_up, left, self.room.limits, goes_on
+        )
 
     def resubmit_forgotten(self) -> list[str]:
         """Make sure that Slurm has kept what it accepted, submit again what it has lost, and return notes about that.
@@ -215,5 +222,5 @@ class SlurmScheduler:
     def _leave_the_rest(self) -> None:
         """Submit the continuation job: when everything submitted so far has ended, it submits the rest."""
         if not self._continuation_is_queued():
-            dependency = self.table.after_any(self.calls.submitted)
+            dependency = self.table.after_any(self.calls.submitted) or self.table.after_all(self.plan.missing)
             self.table.enter(self.calls.submit_continuation(self.resubmit_command, dependency))
