@@ -93,7 +93,19 @@ def kept_batches(found: Iterator[Any], rows: NDArray[Any]) -> Iterator[Any]:
         keep = np.ones(batch.num_rows, bool)
         keep[rows[low:high].astype(np.int64) - first] = False
         first += batch.num_rows
-        yield batch.filter(mask(keep))
+        yield selected(batch, keep)
+
+
+def selected(batch: Any, keep: NDArray[np.bool_]) -> Any:
+    """The rows of a record batch for which the mask holds, with all columns."""
+    try:
+        return batch.filter(mask(keep))
+    except pa.ArrowNotImplementedError:  # as for columns of string views: pieces can be joined of any type
+        if not keep.any():
+            return batch.slice(0, 0)
+        edges = np.flatnonzero(np.diff(keep, prepend=False, append=False)).reshape(-1, 2).tolist()
+        pieces = [batch.slice(start, stop - start) for start, stop in edges]
+        return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
 
 
 def mask(keep: NDArray[np.bool_]) -> Any:
