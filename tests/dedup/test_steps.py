@@ -153,7 +153,7 @@ def test_filter_keeps_columns_of_any_type(tmp_path: Path, view: bool) -> None:
 
 
 def test_cluster_sizes_are_those_of_a_plain_count(tmp_path: Path) -> None:
-    """Whatever the shards, ranges and policy; a document that nothing resembles has 1, and other bytes stay as they are."""
+    """Whatever the shards, ranges and policy; what nothing resembles has 1, and other bytes stay as they are."""
     documents = corpus(30)
     for policy in ("exact", "drop"):
         found = []
@@ -175,7 +175,7 @@ def test_cluster_sizes_are_those_of_a_plain_count(tmp_path: Path) -> None:
 
 
 def test_a_column_cluster_size_and_foreign_sizes_are_refused(run: Path) -> None:
-    """A column of that name is not overwritten; sizes that are missing, of other texts or of another number are named."""
+    """A column of that name is not overwritten; sizes that are missing, foreign or of another number are named."""
     join(run, 3, 4, with_sizes=True)
     sizes = run / "dedup/components/sizes"
     shutil.copy(sizes / "shard-00001.json", sizes / "saved.json")
