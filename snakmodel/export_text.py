@@ -1,5 +1,8 @@
 """Exports Arrow shards as one .jsonl file (one `{"text": …}` per line) and one .txt file (one document per line).
 
+Columns beside `text` and `source` follow the text in its object, as shards/json_rows.py writes them. The .txt file
+holds the text only.
+
 `shard` writes the pair of files of one shard, and its counts. `join` puts the pairs together in the order of the
 shards, and checks that the joined files hold what the sums of the counts say.
 """
@@ -24,6 +27,7 @@ from run_contract.publish import publishing, write_json
 from snakmodel.shards.append_file import append_file
 from snakmodel.shards.arrow_stream import column_index, open_stream, source_names
 from snakmodel.shards.counts import Amounts
+from snakmodel.shards.json_rows import further_columns, json_rows
 
 FORMATS = ("jsonl", "txt")
 _BORDER = b"\xff"
@@ -54,10 +58,11 @@ def export_shard(source: Path, output: Path) -> ExportCounts:
     counts = ExportCounts()
     with publishing(*outputs(output)) as (lines, plain, report):
         with lines.open("wb") as as_json, plain.open("wb") as as_text:
-            for texts, sources in _batches(source):
+            for texts, sources, further in _batches(source):
                 counts.add(_measured(texts, sources))
                 content = _joined(texts)
-                as_json.write(_json_lines(content))
+                objects = _json_lines(content)
+                as_json.write(objects if further is None else _extended(objects, further, source))
                 as_text.write(_text_lines(content))
         counts.jsonl_bytes, counts.txt_bytes = lines.stat().st_size, plain.stat().st_size
         _check_documents(source, counts.documents)
@@ -65,13 +70,15 @@ def export_shard(source: Path, output: Path) -> ExportCounts:
     return counts
 
 
-def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield for every record batch its documents, and its sources as `source_names` returns them.
+def _batches(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield for every record batch its documents, its sources as `source_names` returns them, and its further columns.
 
-    Raises UserError if a document is null or not valid UTF-8.
+    The further columns are a `pyarrow.RecordBatch`, or None if the shard has none. Raises UserError if a document is
+    null or not valid UTF-8, or if further columns have no form in JSON.
     """
     with open_stream(path) as reader:
         column = column_index(reader, "text", path)
+        further = further_columns(reader.schema, path)
         for batch in reader:
             texts = batch.column(column).cast(pa.large_string())
             if texts.null_count:
@@ -81,7 +88,7 @@ def _batches(path: Path) -> Iterator[tuple[Any, Any]]:
             except pa.ArrowInvalid as error:
                 raise UserError(f"{path}: a document is not UTF-8 ({error}). Make the shard again") from error
             if len(texts):
-                yield texts, source_names(batch)
+                yield texts, source_names(batch), batch.select(further) if further else None
 
 
 def _measured(texts: Any, sources: Any) -> ExportCounts:
@@ -110,6 +117,12 @@ def _json_lines(content: bytes) -> bytes:
     if (np.frombuffer(content, np.uint8) < ord(" ")).any():
         content = _CONTROL.sub(lambda found: b"\\u%04x" % found[0][0], content)
     return b'{"text": "' + content.replace(_BORDER, b'"}\n{"text": "') + b'"}\n'
+
+
+def _extended(lines: bytes, further: Any, path: Path) -> bytes:
+    """The lines of JSON with the further columns of each document appended to its object."""
+    rows = zip(lines.split(b"\n"), json_rows(further, path), strict=False)
+    return b"".join(line[:-1] + b", " + row[1:] + b"\n" for line, row in rows)
 
 
 def _text_lines(content: bytes) -> bytes:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
+from run_contract.publish import write_json
+from snakmodel.chain.stage import stage_key
 from snakmodel.dedup.buckets import buckets
 from snakmodel.dedup.components import DROPPED, components
 from snakmodel.dedup.filter import filter_shard
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.signatures import signatures
+from snakmodel.run.markers import Marker, marker_path
+from snakmodel.run.paths import shard_name
 from snakmodel.shards.arrow_stream import SCHEMA, Rows, texts, write_stream
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -68,33 +73,63 @@ def sign(run: Path, shards: int, ranges: int, parameters: Parameters) -> None:
         signatures(rows, run / f"dedup/signatures/shard-{shard:05d}", "text", ranges, parameters)
 
 
-def link(run: Path, shards: int, ranges: int, verify: bool = False) -> None:
+def link(run: Path, shards: int, ranges: int, verify: bool = False, against: Sequence[Path] = ()) -> None:
     given = arrow_shards(run, shards) if verify else None
     for part in range(ranges):
-        buckets(run / "dedup/signatures", shards, part, run / f"dedup/buckets/range-{part:05d}", given)
+        output = run / f"dedup/buckets/range-{part:05d}"
+        buckets(run / "dedup/signatures", shards, part, output, given, against=against)
 
 
-def join(run: Path, shards: int, ranges: int) -> dict[str, Any]:
-    return components(run / "dedup/signatures", run / "dedup/buckets", shards, ranges, run / "dedup/components")
+def join(run: Path, shards: int, ranges: int, against: Sequence[Path] = (), with_sizes: bool = False) -> dict[str, Any]:
+    folders = (run / "dedup/signatures", run / "dedup/buckets")
+    return components(*folders, shards, ranges, run / "dedup/components", against, with_sizes)
 
 
-def keep(run: Path, shard: int) -> dict[str, Any]:
-    name = f"shard-{shard:05d}"
-    removed = run / f"dedup/components/removed/{name}.npy"
-    return filter_shard(Rows(run / f"arrow/{name}.arrow"), removed, run / f"dedup/kept/{name}")
+def keep(run: Path, shard: int, with_sizes: bool = False) -> dict[str, Any]:
+    name, lists = f"shard-{shard:05d}", run / "dedup/components"
+    sizes = lists / f"sizes/{name}.npy" if with_sizes else None
+    source, removed = Rows(run / f"arrow/{name}.arrow"), lists / f"removed/{name}.npy"
+    return filter_shard(source, removed, run / f"dedup/kept/{name}", sizes)
 
 
 def whole(
-    run: Path, documents: list[str], shards: int, ranges: int, parameters: Parameters, verify: bool = False
+    run: Path,
+    documents: list[str],
+    shards: int,
+    ranges: int,
+    parameters: Parameters,
+    verify: bool = False,
+    against: Sequence[Path] = (),
+    with_sizes: bool = False,
 ) -> dict[str, Any]:
     """All four steps; returns the statistics."""
     write_shards(run / "arrow", documents, shards)
     sign(run, shards, ranges, parameters)
-    link(run, shards, ranges, verify)
-    stats = join(run, shards, ranges)
+    link(run, shards, ranges, verify, against)
+    stats = join(run, shards, ranges, against, with_sizes)
     for shard in range(shards):
-        keep(run, shard)
+        keep(run, shard, with_sizes)
     return stats
+
+
+def signed_run(run: Path, documents: list[str], shards: int, ranges: int, parameters: Parameters) -> Path:
+    """The folder of a run that has done prepare and dedup-signatures, with the files by which others know it."""
+    write_shards(run / "arrow", documents, shards)
+    sign(run, shards, ranges, parameters)
+    keys = [f"key {shard}" for shard in range(shards)]
+    for shard, key in enumerate(keys):
+        for stage, output in (("prepare", "arrow/{}.arrow"), ("dedup-signatures", "dedup/signatures/{}.sig")):
+            name = output.format(shard_name(shard))
+            Marker.of(run, key, [name]).write(marker_path(run, stage, shard))
+    write_json(run / "shards.json", {"shards": [[]] * shards})
+    write_json(run / "run.yaml", {"stage_keys": {"dedup-signatures": stage_key(keys)}})
+    return run
+
+
+def kept_sizes(run: Path) -> list[int]:
+    """The column `cluster_size` of all kept shards."""
+    files = sorted((run / "dedup/kept").glob("*.arrow"))
+    return [size for file in files for size in datasets.Dataset.from_file(str(file))["cluster_size"][:]]
 
 
 def labels(run: Path) -> list[int]:

@@ -177,3 +177,45 @@ def test_left_out_by_the_recipe(tmp_path: Path) -> None:
     assert check_selection(run.plan(stages=STAGES[:8]), STAGES[:8]) == []
     run.recipe["text"] = {"export": True}
     assert run.plan().chain.keys == before
+
+
+def test_further_columns_follow_the_text(tmp_path: Path) -> None:
+    """The jsonl carries them wherever they stand in the shard, the txt and the counts are those of the text alone.
+
+    Also over several record batches, joined, and for a shard of no documents.
+    """
+    documents = ['æ "1"\n', "", "to\r\nlinjer", "\x01"]
+    further = {"id": [7, 8, None, 9], "meta": [{"url": "u", "tags": ["a"]}, None, {"url": None, "tags": []}, None]}
+    table = pa.table(
+        {
+            "id": further["id"],
+            "text": pa.array(documents, pa.large_string()),
+            "source": ["s"] * 4,
+            "meta": further["meta"],
+        }
+    )
+    plain = table.select(["text", "source"])
+    for name, shard in (("rich", table), ("plain", plain)):
+        write_stream(tmp_path / f"{name}.arrow", shard.schema, shard.to_batches(3))
+        write_stream(tmp_path / f"{name}-none.arrow", shard.schema, [])
+        export_shard(tmp_path / f"{name}.arrow", tmp_path / f"{name}/shard-00000")
+        export_shard(tmp_path / f"{name}-none.arrow", tmp_path / f"{name}/shard-00001")
+    rich, bare = (asdict(join(tmp_path / name, 2, tmp_path / f"{name}-all")) for name in ("rich", "plain"))
+    expected = [
+        {"text": text, "id": id_, "meta": meta}
+        for text, id_, meta in zip(documents, further["id"], further["meta"], strict=True)
+    ]
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in expected)
+    assert (tmp_path / "rich-all.jsonl").read_bytes() == lines.encode()
+    assert (tmp_path / "rich-all.txt").read_bytes() == (tmp_path / "plain-all.txt").read_bytes()
+    assert rich.pop("jsonl_bytes") > bare.pop("jsonl_bytes")
+    assert rich == bare
+
+
+def test_further_columns_without_json_are_refused(tmp_path: Path) -> None:
+    """The shard and the column are named, and nothing is published."""
+    batch = pa.record_batch({"text": ["a"], "span": pa.array([1], pa.duration("s"))})
+    write_stream(tmp_path / "a.arrow", batch.schema, [batch])
+    with pytest.raises(UserError, match=r"a\.arrow: column 'span' holds duration\[s\], which has no form in JSON"):
+        export_shard(tmp_path / "a.arrow", tmp_path / "o")
+    assert not list(tmp_path.glob("*o.*"))

@@ -26,7 +26,8 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
     if container is None or container.runtime == "none":
         return None
     assert container.image is not None
-    seen = [PROJECT, root, recipe.data.path, recipe.tokenizer.file.parent, recipe.model.base]
+    inputs = [recipe.data.path, recipe.tokenizer.file.parent, recipe.model.base, *recipe.dedup.against]
+    seen = [PROJECT, root, *inputs]
     if odd := next((folder for folder in seen if re.search("[:,]", str(folder))), None):
         raise UserError(
             f"{odd}: the path holds a colon or a comma, which {container.runtime} takes for its end, so the folder "

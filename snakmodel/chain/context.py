@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from run_contract.errors import UserError
+from snakmodel.chain.against import earlier_runs
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.config.load import VARIABLE, Config, not_set
@@ -17,6 +18,7 @@ from snakmodel.prepare.input_files import FilePart
 from snakmodel.run.paths import RunPaths
 
 if TYPE_CHECKING:
+    from snakmodel.dedup.earlier_runs import EarlierRun
     from snakmodel.prepare.kept_columns import KeptColumn  # imports pyarrow
 
 CORPUS = "tokens/corpus_text_document"
@@ -86,6 +88,11 @@ class Context:
         found = [one for path in _tokenizer_files(self.recipe.tokenizer) for one in self.inputs.whole(path)]
         _pieces(self.recipe.tokenizer)
         return found
+
+    @cached_property
+    def earlier_runs(self) -> list[EarlierRun]:
+        """The runs in `dedup.against`. Raises UserError if one cannot be used; see chain/against.py."""
+        return earlier_runs(self.recipe.dedup, self.root)
 
     def path(self, name: str) -> str:
         """The absolute path of a file or folder of the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from snakmodel.chain.card_stage import data_card
 from snakmodel.chain.collect_stage import collect
@@ -114,7 +115,7 @@ def dedup_buckets(c: Context) -> Stage:
         output = f"dedup/buckets/range-{index:05d}"
         paths = flags(signatures=c.path("dedup/signatures"), shards=len(c.shards), range=index, output=c.path(output))
         argv = (*_DEDUP, "buckets", *paths, *texts)
-        return Task(argv, (f"{output}.npy", f"{output}.json"), reads, f"{output}.json")
+        return Task(argv, (f"{output}.npy", f"{output}.json"), reads, f"{output}.json", **against(c))
 
     return c.stage("dedup-buckets", [task(i) for i in range(c.recipe.dedup.ranges)])
 
@@ -127,10 +128,23 @@ def dedup_components(c: Context) -> Stage:
         shards=len(c.shards),
         ranges=c.recipe.dedup.ranges,
         output=c.path("dedup/components"),
+        cluster_size=c.recipe.dedup.cluster_size,
     )
     reads = (Input("dedup-signatures", full=False), Input("dedup-buckets"))
-    task = Task((*_DEDUP, "components", *paths), ("dedup/components",), reads, "dedup/components/stats.json")
+    counts = "dedup/components/stats.json"
+    task = Task((*_DEDUP, "components", *paths), ("dedup/components",), reads, counts, **against(c))
     return c.stage("dedup-components", [task])
+
+
+def against(c: Context) -> dict[str, Any]:
+    """What tells a task of the earlier runs: their folders, and for its key what stands for their signatures.
+
+    A run that is moved changes no key, and one whose signatures change does.
+    """
+    if not c.earlier_runs:
+        return {}
+    words = ("--against", *(str(run.root) for run in c.earlier_runs))
+    return {"unkeyed": words, "outside": {"against": [run.digest for run in c.earlier_runs]}}
 
 
 def dedup_filter(c: Context) -> Stage:
@@ -140,8 +154,15 @@ def dedup_filter(c: Context) -> Stage:
         name = shard_name(index)
         prefix, removed = f"dedup/kept/{name}", f"dedup/components/removed/{name}.npy"
         stage, folder = c.documents
-        paths = flags(input=c.path(f"{folder}/{name}.arrow"), removed=c.path(removed), output=c.path(prefix))
-        reads = (Input(stage, index), Input("dedup-components", only=(removed,)))
+        sizes = f"dedup/components/sizes/{name}.npy" if c.recipe.dedup.cluster_size else None
+        paths = flags(
+            input=c.path(f"{folder}/{name}.arrow"),
+            removed=c.path(removed),
+            output=c.path(prefix),
+            sizes=sizes and c.path(sizes),
+        )
+        lists = (removed, sizes) if sizes else (removed,)
+        reads = (Input(stage, index), Input("dedup-components", only=lists))
         return shard_task((*_DEDUP, "filter", *paths), prefix, ".arrow", inputs=reads)
 
     return c.stage("dedup-filter", [task(i) for i in range(len(c.shards))], per_shard=True)

@@ -362,7 +362,7 @@ def _refuse_unless_restarted(
     ]
     if files:
         changes.append(f"the input files: {shortened(files)}")
-    what = "; ".join(changes) or "the input files or the base model"
+    what = "; ".join(changes) or "the input files, the base model or the runs in dedup.against"
     starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
     raise UserError(
         f"{paths.root} was made with a different recipe, which {paths.frozen.name} records. Changed: {what}. "

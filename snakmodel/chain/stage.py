@@ -102,8 +102,8 @@ class Chain:
         return next(stage for stage in self.stages if stage.name == name)
 
     def stage_keys(self) -> dict[str, str]:
-        """One key per stage: a digest of the keys of its tasks."""
-        return {name: _digest(list(keys)) for name, keys in self.keys.items()}
+        """One key per stage; see `stage_key`."""
+        return {name: stage_key(keys) for name, keys in self.keys.items()}
 
     def marker_problem(self, stage: str, index: int) -> str | None:
         """Why a task does not count as done, or None if it does.
@@ -145,6 +145,11 @@ def _key(root: Path, task: Task, keys: Mapping[str, tuple[str, ...]]) -> str:
     for source in task.inputs:
         read += keys[source.stage] if source.index is None else [keys[source.stage][source.index]]
     return _digest([*_own(root, task), read])
+
+
+def stage_key(keys: Sequence[str]) -> str:
+    """The key of a stage: a digest of the keys of its tasks."""
+    return _digest(list(keys))
 
 
 def meaning(root: Path, task: Task) -> str:

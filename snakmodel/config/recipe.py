@@ -130,6 +130,15 @@ class Dedup(Section):
     short_docs: Literal["exact", "keep", "drop", "collapse"] = "exact"
     """What happens to short documents: identical ones are deduplicated (exact), all are kept, all are dropped, or all
     are collapsed into one."""
+    against: tuple[ProjectPath, ...] = ()
+    """The folders of earlier runs whose documents count too: of this run, exactly those documents are removed that a
+    deduplication of all documents together would remove, with the earlier runs' documents first, in this order. Also
+    what an earlier run removed itself counts, and a document of an earlier run may connect two new ones. The earlier
+    runs need the same settings of this section, must have done dedup-signatures, and have to stay where they are while
+    this run is planned; with `verify_jaccard` their `arrow` folder too. Nothing of them is changed."""
+    cluster_size: bool = False
+    """Whether the kept shards get a column `cluster_size` (int64): the number of documents in the cluster of a kept
+    document, itself included, and 1 if nothing resembles it. Each shard needs 8 bytes more per document."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Dedup:

@@ -8,8 +8,9 @@
 
 Documents are numbered through all shards in order. The document with the lowest number of a cluster survives, so the
 result depends neither on the number of shards nor on the number of ranges. Every file names the texts and the
-parameters from which it was made. Without the name of a step, the command takes text-dedup's flags and does the first
-four steps itself: see one_machine.py.
+parameters from which it was made. With `--against`, buckets and components number the documents of earlier runs before
+this run's, and only this run's documents are removed: see earlier_runs.py. Without the name of a step, the command
+takes text-dedup's flags and does the first four steps itself: see one_machine.py.
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     joined = steps.add_parser("components", help="all links -> clusters and removal lists")
     joined.add_argument("--buckets", type=Path, required=True, help="the folder of the links")
     joined.add_argument("--ranges", type=int, required=True, help="ranges of the key space")
+    joined.add_argument("--cluster_size", action="store_true", help="also write the cluster sizes of kept documents")
     kept = steps.add_parser("filter", help="a shard and its removals -> the documents kept")
     kept.add_argument("--input", type=Path, required=True, help="an Arrow shard")
     kept.add_argument("--removed", type=Path, required=True, help="the shard's removal list")
+    kept.add_argument("--sizes", type=Path, help="the shard's cluster sizes: append a column cluster_size")
     seen = steps.add_parser("report", help="sources, clusters and excerpts as JSON and PNG")
     seen.add_argument("--texts", type=Path, required=True, help="the folder of the Arrow shards")
     seen.add_argument("--components", type=Path, required=True, help="the folder that components wrote")
     for step in (bucket, joined):
         step.add_argument("--signatures", type=Path, required=True, help="the folder of the signature files")
+        step.add_argument("--against", type=Path, nargs="+", default=[], metavar="RUN", help="folders of earlier runs")
     for step in (bucket, joined, seen):
         step.add_argument("--shards", type=int, required=True, help="number of shards")
     for step in (steps.choices["signatures"], bucket, seen):
@@ -77,15 +81,17 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
         from snakmodel.dedup.buckets import buckets
 
         texts = shard_files(args.texts, args.shards) if args.texts else None
-        return buckets(args.signatures, args.shards, args.range, args.output, texts, args.column)
+        return buckets(args.signatures, args.shards, args.range, args.output, texts, args.column, args.against)
     if args.step == "components":
         from snakmodel.dedup.components import components
 
-        return components(args.signatures, args.buckets, args.shards, args.ranges, args.output)
+        return components(
+            args.signatures, args.buckets, args.shards, args.ranges, args.output, args.against, args.cluster_size
+        )
     if args.step == "filter":
         from snakmodel.dedup.filter import filter_shard
 
-        return filter_shard(Rows(args.input), args.removed, args.output)
+        return filter_shard(Rows(args.input), args.removed, args.output, args.sizes)
     from snakmodel.dedup.report import report
 
     return report(shard_files(args.texts, args.shards), args.column, args.components, args.output)

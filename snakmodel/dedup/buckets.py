@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.filesize import decimal
 
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
+from snakmodel.dedup.earlier_runs import open_runs
 from snakmodel.dedup.jaccard import Texts, Verifier
 from snakmodel.dedup.signature_file import Corpus, Numbers, write_array
 from snakmodel.shards.arrow_stream import Rows
@@ -22,25 +24,36 @@ for the keys that are shared."""
 
 
 def buckets(
-    folder: Path, shards: int, part: int, output: Path, texts: list[Rows] | None = None, column: str = "text"
+    folder: Path,
+    shards: int,
+    part: int,
+    output: Path,
+    texts: list[Rows] | None = None,
+    column: str = "text",
+    against: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write the links of one range, `output`.npy, int64 (k, 2), and its counts `output`.json; return the counts.
 
     Holds the range in memory. With `texts`, documents are linked only if their Jaccard similarity reaches the
-    threshold. Raises UserError if the signature files have no such range.
+    threshold. `against` names the folders of earlier runs, whose documents are numbered before this run's. Raises
+    UserError if the signature files have no such range, or if an earlier run cannot be used.
     """
-    corpus = Corpus.open(folder, shards)
+    runs = open_runs(against, folder, "--against")
+    corpus = Corpus.open(folder, shards, [file for run in runs for file in run.files])
     if not 0 <= part < corpus.ranges:
         raise UserError(f"--range {part}: the signature files in {folder} have the ranges 0 to {corpus.ranges - 1}")
     total = sum(file.records(part) for file in corpus.files)
     memory = f"about {decimal(total * _BYTES_A_KEY)} of memory"
-    print(f"range {part}: {total} keys of {shards} shards, {memory}", flush=True)
+    print(f"range {part}: {total} keys of {len(corpus.files)} shards, {memory}", flush=True)
     documents, starts = shared(corpus, part, total)
     counts = {"corpus": corpus.digest, "ranges": corpus.ranges, "range": part, "keys": total, "buckets": len(starts)}
     if texts is None:
         left, right = chained(documents, starts)
     else:
-        left, right, verified = verify(documents, starts, Texts(corpus.bases.tolist(), texts, column), corpus)
+        every = Texts(
+            corpus.bases.tolist(), [*(rows for run in runs for rows in run.texts("--against")), *texts], column
+        )
+        left, right, verified = verify(documents, starts, every, corpus)
         counts["verified"] = verified
     links = forest(left, right)
     counts["links"] = len(links)

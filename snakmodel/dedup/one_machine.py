@@ -2,7 +2,8 @@
 
 Does all of near-deduplication on one machine, with text-dedup's flags. A dataset is cut into ranges of rows, a pool of
 processes runs the package's steps over them, and the result is a dataset with all columns. The texts are read where
-they lie, from the dataset's own Arrow files; only the rows that are kept are written.
+they lie, from the dataset's own Arrow files; only the rows that are kept are written. Signatures are not kept, so that
+there is no `--against` here: a dataset that is to grow is deduplicated by a recipe.
 """
 
 from __future__ import annotations

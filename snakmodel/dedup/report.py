@@ -26,6 +26,10 @@ from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
 from snakmodel.shards.progress import progress
 
 _EXCERPT = 160
+_OF_EARLIER = -1
+"""The number of the source EARLIER_RUNS."""
+EARLIER_RUNS = "(earlier runs)"
+"""The source that stands for all documents of the runs in `dedup.against`."""
 
 
 def report(shards: list[Rows], column: str, components: Path, output: Path) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def report(shards: list[Rows], column: str, components: Path, output: Path) -> d
         )
     texts = Texts(counted, shards, column)
     clusters = [{**one, "excerpt": excerpt(texts[one["document"]])} for one in stats["largest_clusters"]]
-    removed = {key: stats[key] for key in ("documents", "kept", "removed", "duplicates", "dropped", "clusters")}
+    counts = ("documents", "kept", "removed", "duplicates", "dropped", "clusters", "earlier")
+    removed = {key: stats[key] for key in counts if key in stats}
     found = {
         **removed,
         "sources": tally.by_source(),
@@ -103,9 +108,9 @@ class Tally:
         for sums, weights in zip(self.sums, (np.ones(len(codes)), lengths, kept, lengths * kept), strict=True):
             sums += np.bincount(codes, weights, len(sums)).astype(np.int64)
         twice = ~kept & (labels != DROPPED)  # the survivor came earlier: its source is known
-        pairs, counts = np.unique(
-            np.stack([self.codes[labels[twice]], codes[twice]], axis=1), axis=0, return_counts=True
-        )
+        survivors = labels[twice]
+        sources = np.where(survivors < 0, _OF_EARLIER, self.codes[np.maximum(survivors, 0)])
+        pairs, counts = np.unique(np.stack([sources, codes[twice]], axis=1), axis=0, return_counts=True)
         for (survivor, removed), count in zip(pairs.tolist(), counts.tolist(), strict=True):
             self.pairs[survivor, removed] = self.pairs.get((survivor, removed), 0) + count
 
@@ -118,7 +123,10 @@ class Tally:
         if len(self.names) > MOST_SOURCES:
             self.names, self.sums = {MANY_SOURCES: 0}, self.sums.sum(1, keepdims=True)
             self.codes[:] = 0
-            self.pairs = {(0, 0): sum(self.pairs.values())}
+            pairs, self.pairs = self.pairs, {(0, 0): 0}
+            for (survivor, _), count in pairs.items():
+                both = min(survivor, 0), 0
+                self.pairs[both] = self.pairs.get(both, 0) + count
         return np.array([self.names.get(name, 0) for name in names])
 
     def by_source(self) -> dict[str, dict[str, int]]:
@@ -128,7 +136,7 @@ class Tally:
 
     def matrix(self) -> dict[str, dict[str, int]]:
         """Maps the survivor's source to the removed duplicate's source to the number of documents, without zeros."""
-        names = list(self.names)
+        names = [*self.names, EARLIER_RUNS]  # _OF_EARLIER is the last place
         found: dict[str, dict[str, int]] = {}
         for (survivor, removed), count in sorted(self.pairs.items()):
             found.setdefault(names[survivor], {})[names[removed]] = count

@@ -62,7 +62,7 @@ def shown(
     between: dict[tuple[str, str], int] = {}
     for survivor, row in pairs.items():
         for removed, count in row.items():
-            key_ = (place[survivor], place[removed])
+            key_ = (place.get(survivor, survivor), place[removed])  # a survivor may be of an earlier run
             between[key_] = between.get(key_, 0) + count
     return sums, between
 
@@ -113,9 +113,10 @@ def edges(place: int) -> str:
 
 
 def heat(axes: Any, names: list[str], pairs: dict[tuple[str, str], int]) -> None:
-    """Draw how many documents of each source were removed in favour of each source."""
-    table = np.array([[pairs.get((survivor, removed), 0) for removed in names] for survivor in names], float)
-    table = table.reshape(len(names), len(names))
+    """Draw how many documents of each source were removed in favour of each source, and of earlier runs if any."""
+    survivors = [*names, *sorted({survivor for survivor, _ in pairs} - set(names))]
+    table = np.array([[pairs.get((survivor, removed), 0) for removed in names] for survivor in survivors], float)
+    table = table.reshape(len(survivors), len(names))
     axes.set_title("Duplicates removed, by source")
     if not table.any():
         axes.text(0.5, 0.5, "no duplicates", ha="center", va="center", transform=axes.transAxes)
@@ -129,7 +130,7 @@ def heat(axes: Any, names: list[str], pairs: dict[tuple[str, str], int]) -> None
                 axes.text(column, row, f"{count:,.0f}", ha="center", va="center", fontsize=9)
     places = range(len(names))
     axes.set_xticks(places, [short(name) for name in names], rotation=35 if len(names) <= 6 else 90, ha="right")
-    axes.set_yticks(places, [short(name) for name in names])
+    axes.set_yticks(range(len(survivors)), [short(name) for name in survivors])
     axes.set_xlabel("source of the removed document")
     axes.set_ylabel("source of the one kept")
 

@@ -9,6 +9,7 @@ of index and header, uint64; the magic again.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,8 @@ class SignatureFile:
     the texts."""
     index: NDArray[np.void]
     """The index, (runs, ranges + 1) of SEGMENT."""
+    digest: str
+    """The xxh3-64 of index and header, in hexadecimal. It stands for the content, whose checksums the index holds."""
 
     @classmethod
     def open(cls, path: Path) -> SignatureFile:
@@ -64,7 +67,7 @@ class SignatureFile:
                 intact = False
         if not intact or size != expected:
             raise UserError(f"{path} is not a signature file, or is cut off or damaged; run dedup signatures again")
-        return cls(path, meta, index)
+        return cls(path, meta, index, f"{digest:016x}")
 
     def records(self, part: int) -> int:
         """The number of records in a range."""
@@ -144,38 +147,77 @@ def cut_ranges(records: NDArray[np.void], ranges: int) -> list[NDArray[np.void]]
 
 @dataclass(frozen=True)
 class Corpus:
-    """The signature files of all shards, checked against each other."""
+    """The signature files of all shards, checked against each other; those of earlier runs come first."""
 
     files: tuple[SignatureFile, ...]
     bases: Numbers
     """The number of each shard's first document, (S + 1,); the last entry is the number of all documents."""
     digest: str
     """A digest that identifies the texts, the parameters, and how they are cut into shards and ranges."""
+    earlier: int = 0
+    """The number of shards of earlier runs."""
 
     @classmethod
-    def open(cls, folder: Path, shards: int) -> Corpus:
-        """Open the signature files of all shards.
+    def open(cls, folder: Path, shards: int, earlier: Sequence[SignatureFile] = ()) -> Corpus:
+        """Open the signature files of all shards, and put them after those of earlier runs.
 
         Raises InputsMissing if a shard is absent, UserError if there are too many files or they have different
         parameters.
         """
-        files = tuple(SignatureFile.open(path) for path in numbered(folder, "shard", ".sig", shards, "--shards"))
-        first = files[0]
-        for file in files:
+        own = [SignatureFile.open(path) for path in numbered(folder, "shard", ".sig", shards, "--shards")]
+        first = own[0]
+        for file in own:
             for key in ("parameters", "ranges"):
                 if file.header[key] != first.header[key]:
                     raise UserError(
                         f"{first.path} and {file.path} were made with different {key}: {first.header[key]} and "
                         f"{file.header[key]}; run dedup signatures again for all shards with the same flags"
                     )
+        refuse_others(earlier, first.header, "--against")
+        files = (*earlier, *own)
         bases = np.cumsum([0, *(file.header["documents"] for file in files)], dtype=np.int64)
         digest = xxhash.xxh3_128_hexdigest(json.dumps([file.header for file in files], sort_keys=True).encode())
-        return cls(files, bases, digest)
+        return cls(files, bases, digest, len(earlier))
+
+    @property
+    def own(self) -> tuple[SignatureFile, ...]:
+        """The signature files of this run, without those of earlier runs."""
+        return self.files[self.earlier :]
+
+    @property
+    def first(self) -> int:
+        """The number of this run's first document, which is the number of all documents of earlier runs."""
+        return int(self.bases[self.earlier])
+
+    @property
+    def own_bases(self) -> Numbers:
+        """The number of each of this run's shards' first document, if only this run's documents are numbered."""
+        return self.bases[self.earlier :] - self.first
 
     @property
     def ranges(self) -> int:
         """The number of ranges into which the files are cut."""
         return int(self.files[0].header["ranges"])
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The parameters and the number of ranges in which two headers differ, with both values; empty if they agree."""
+    pairs = [{**header["parameters"], "ranges": header["ranges"]} for header in (one, other)]
+    names = [name for name in {**pairs[0], **pairs[1]} if pairs[0].get(name) != pairs[1].get(name)]
+    return ", ".join(f"{name}: {pairs[0].get(name)} and {pairs[1].get(name)}" for name in names)
+
+
+def refuse_others(files: Sequence[SignatureFile], header: Mapping[str, Any], key: str) -> None:
+    """Raise UserError if a signature file of an earlier run was made with other parameters than those in a header.
+
+    `key` is the flag or the key of the recipe that names the earlier run.
+    """
+    for file in files:
+        if found := difference(file.header, header):
+            raise UserError(
+                f"{key}: {file.path} was made with different parameters than this run's signatures. Different are, "
+                f"there and here, {found}. Give this run the same, or do the earlier run again with these"
+            )
 
 
 def numbered(folder: Path, stem: str, suffix: str, count: int, flag: str) -> list[Path]:

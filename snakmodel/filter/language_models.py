@@ -17,17 +17,11 @@ from numpy.typing import NDArray
 
 from run_contract.errors import UserError
 from snakmodel.filter.fasttext_file import HIERARCHICAL, PREFIX, SOFTMAX, ModelFile, read_model
-from snakmodel.filter.fasttext_kernel import (
-    Rows,
-    Tables,
-    best_in_tree,
-    best_of_all,
-    fill_slots,
-    fill_subwords,
-    hidden_vectors,
-    sigmoid_table,
-    tree,
-)
+from snakmodel.filter.fasttext_kernel.dictionary import fill_slots
+from snakmodel.filter.fasttext_kernel.labels import best_in_tree, best_of_all, sigmoid_table, tree
+from snakmodel.filter.fasttext_kernel.subwords import fill_subwords
+from snakmodel.filter.fasttext_kernel.tables import Rows, Tables
+from snakmodel.filter.fasttext_kernel.vectors import hidden_vectors
 
 Found = tuple[NDArray[np.int32], NDArray[np.float32]]
 """For each text the position of its label in `labels`, or -1, and the label's probability or confidence."""

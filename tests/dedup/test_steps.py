@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -11,14 +12,28 @@ import pytest
 
 from run_contract.errors import InputsMissing, UserError
 from run_contract.publish import write_json
+from snakmodel.dedup.components import DROPPED
 from snakmodel.dedup.filter import filter_shard
 from snakmodel.dedup.minhash.parameters import Parameters
 from snakmodel.dedup.signature_file import write_array
 from snakmodel.dedup.signatures import signatures
 from snakmodel.export_text import export_shard, read_counts
-from snakmodel.shards.arrow_stream import NO_SOURCE, SCHEMA, Rows, write_stream
+from snakmodel.shards.arrow_stream import NO_SOURCE, SCHEMA, Rows, open_stream, write_stream
 from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES, Amounts
-from tests.dedup_run import ENVIRONMENT, arrow_shards, corpus, join, keep, kept, labels, link, sign, whole, write_shards
+from tests.dedup_run import (
+    ENVIRONMENT,
+    arrow_shards,
+    corpus,
+    join,
+    keep,
+    kept,
+    kept_sizes,
+    labels,
+    link,
+    sign,
+    whole,
+    write_shards,
+)
 
 
 def test_results_depend_neither_on_shards_nor_on_ranges(tmp_path: Path) -> None:
@@ -88,6 +103,100 @@ def test_filter_keeps_all_columns(tmp_path: Path) -> None:
     found = datasets.Dataset.from_file(str(tmp_path / "dedup/kept/shard-00000.arrow"))
     assert found.features == data.features
     assert found["url"][:] == ["u", "w"]
+
+
+def rich_table(texts: list[str]) -> pa.Table:
+    """Documents with an id and further columns of many types, some of which Arrow itself cannot filter."""
+    numbers = list(range(len(texts)))
+    nested = [{"url": f"u{n}", "tags": [f"t{n}", None] if n % 3 else None} if n % 5 else None for n in numbers]
+    columns = {
+        "id": pa.array([f"id-{n}" for n in numbers]),
+        "text": pa.array(texts, pa.large_string()),
+        "source": pa.array(["s" if n % 2 else "t" for n in numbers]),
+        "nested": pa.array(nested),
+        "map": pa.array([[("k", n)] for n in numbers], pa.map_(pa.string(), pa.int64())),
+        "when": pa.array(numbers, pa.timestamp("ns", "UTC")),
+        "category": pa.array([f"c{n % 3}" for n in numbers]).dictionary_encode(),
+        "bytes": pa.array([bytes([n % 256]) for n in numbers]),
+    }
+    return pa.table(columns, metadata={"owner": "tests"})
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_filter_keeps_columns_of_any_type(tmp_path: Path, view: bool) -> None:
+    """Nested columns, an id and the schema's metadata survive, with cluster sizes and without."""
+    table = rich_table([*corpus(12), *["aldrig set før i denne tekst"] * 3])
+    if view:
+        table = table.append_column(
+            "view", pa.array([f"a long string {n}" for n in range(len(table))], pa.string_view())
+        )
+    for shard in range(2):
+        (tmp_path / "arrow").mkdir(exist_ok=True)
+        part = table.slice(shard * 40, 40)
+        write_stream(tmp_path / f"arrow/shard-{shard:05d}.arrow", table.schema, part.to_batches(9))
+    sign(tmp_path, 2, 2, Parameters())
+    link(tmp_path, 2, 2)
+    join(tmp_path, 2, 2, with_sizes=True)
+    chosen = [label == number for number, label in enumerate(labels(tmp_path))]
+    expected = [row for row, wanted in zip(table.to_pylist(), chosen, strict=True) if wanted]
+    assert 10 < len(expected) < 50
+    for with_sizes in (False, True):
+        found = []
+        for shard in range(2):
+            keep(tmp_path, shard, with_sizes)
+            with open_stream(tmp_path / f"dedup/kept/shard-{shard:05d}.arrow") as reader:
+                assert reader.schema.metadata == table.schema.metadata
+                found += reader.read_all().to_pylist()
+        sizes = [row.pop("cluster_size", None) for row in found]
+        assert found == expected
+        assert (None in sizes) is not with_sizes
+
+
+def test_cluster_sizes_are_those_of_a_plain_count(tmp_path: Path) -> None:
+    """Whatever the shards, ranges and policy; what nothing resembles has 1, and other bytes stay as they are."""
+    documents = corpus(30)
+    for policy in ("exact", "drop"):
+        found = []
+        for shards, ranges in ((1, 1), (4, 3)):
+            run = tmp_path / f"{policy}-{shards}"
+            whole(run, documents, shards, ranges, Parameters(short_docs=policy), with_sizes=True)
+            counts = Counter(label for label in labels(run) if label != DROPPED)
+            found.append(kept_sizes(run))
+            assert found[-1] == [counts[number] for number in sorted(counts)]
+            assert len(kept(run)) == len(counts)
+            plain = tmp_path / f"{policy}-{shards}-plain"
+            whole(plain, documents, shards, ranges, Parameters(short_docs=policy))
+            for path in plain.rglob("*"):
+                if path.is_file() and path.parent.name != "kept":
+                    assert path.read_bytes() == (run / path.relative_to(plain)).read_bytes(), path
+            assert not (plain / "dedup/components/sizes").exists()
+        assert found[0] == found[1]
+        assert {1, 2} < set(found[0])
+
+
+def test_a_column_cluster_size_and_foreign_sizes_are_refused(run: Path) -> None:
+    """A column of that name is not overwritten; sizes that are missing, foreign or of another number are named."""
+    join(run, 3, 4, with_sizes=True)
+    sizes = run / "dedup/components/sizes"
+    shutil.copy(sizes / "shard-00001.json", sizes / "saved.json")
+    shutil.copy(sizes / "shard-00000.json", sizes / "shard-00001.json")
+    with pytest.raises(UserError, match=r"sizes/shard-00001\.npy was made for other texts than"):
+        keep(run, 1, with_sizes=True)
+    shutil.move(sizes / "saved.json", sizes / "shard-00001.json")
+    write_array(sizes / "shard-00001.npy", np.array([1, 1]))
+    with pytest.raises(UserError, match=r"holds 2 sizes for the \d+ documents kept; run dedup components again"):
+        keep(run, 1, with_sizes=True)
+    (sizes / "shard-00002.npy").unlink()
+    with pytest.raises(InputsMissing, match=r"shard-00002\.npy missing"):
+        keep(run, 2, with_sizes=True)
+    table = pa.table({"text": ["en tekst"], "cluster_size": [4]})
+    write_stream(run / "arrow/shard-00000.arrow", table.schema, table.to_batches())
+    sign(run, 3, 4, Parameters())
+    link(run, 3, 4)
+    join(run, 3, 4, with_sizes=True)
+    with pytest.raises(UserError, match=r"shard-00000\.arrow has a column 'cluster_size' already"):
+        keep(run, 0, with_sizes=True)
+    assert keep(run, 0)["documents"] == 1
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_contract.errors import InputsMissing, UserError
+from snakmodel.dedup.minhash.compile_cache import cache_folder
 from snakmodel.filter import language_models
 from snakmodel.filter.fasttext_file import read_model
+from snakmodel.filter.fasttext_kernel import cache
 from snakmodel.filter.language_codes import known_labels, nearest
 from snakmodel.filter.language_models import FastTextModel, HeliportModel, LibraryModel, open_model, shipped_model
 from tests.filter.fasttext_files import write_model
@@ -187,3 +190,20 @@ def test_codes_of_languages() -> None:
     assert nearest("dan_Latm", ["dan_Latn"]) == ["dan_Latn"]
     with pytest.raises(UserError, match="it has 3 labels, such as da, de, en"):
         known_labels(["qqqqq"], labels, "M")
+
+
+def test_the_kernels_cache_follows_its_sources(tmp_path: Path) -> None:
+    """Compiled code lies in a folder of the kernel's own, which another one follows when any of its sources changes."""
+    here = Path(cache.__file__).parent
+    own = cache_folder([tmp_path], "fasttext", here)
+    assert own is not None
+    assert cache._FOLDER is not None
+    assert cache._FOLDER.name == own.name
+    package = shutil.copytree(here, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    seen = {cache_folder([tmp_path], "fasttext", package)}
+    sources = sorted(package.glob("*.py"))
+    assert {"dictionary.py", "subwords.py", "vectors.py", "labels.py", "tables.py"} <= {path.name for path in sources}
+    for source in sources:
+        source.write_text(source.read_text() + "\n")
+        seen.add(cache_folder([tmp_path], "fasttext", package))
+    assert len(seen) == 1 + len(sources)

@@ -59,6 +59,44 @@ def room(data: Bytes, offsets: Numbers, table: Bytes) -> tuple[int, int]:
 
 
 @inner
+def count_word(row: Numbers, any_flags: int, all_flags: int, size: int) -> None:
+    """Count a word of `size` characters, of which any has the first flags, and all have the second ones."""
+    row[LETTER_WORDS] += any_flags & LETTER != 0
+    if not all_flags & SYMBOL:
+        row[CONTENT_WORDS] += 1
+        row[CONTENT_CHARACTERS] += size
+
+
+@inner
+def new_stop_word(key: np.uint64, stop_keys: Longs, stop_seen: Bytes) -> int:
+    """1 if the key is that of a stop word which the document did not have before, which is then noted, and else 0."""
+    slot = np.int64(key >> np.uint64(20)) & (len(stop_keys) - 1)
+    while stop_keys[slot]:
+        if stop_keys[slot] == key:
+            new = 1 - np.int64(stop_seen[slot])
+            stop_seen[slot] = 1
+            return new
+        slot = (slot + 1) & (len(stop_keys) - 1)
+    return 0
+
+
+@inner
+def count_line(row: Numbers, bullet: int, tail: int) -> None:
+    """Count a line, and whether it begins with a bullet and ends in an ellipsis."""
+    row[LINES] += 1
+    row[BULLETS] += bullet
+    row[TAILS] += tail
+
+
+@inner
+def count_text_line(row: Numbers, last: int, short: bool) -> None:
+    """Count a line that is not blank: `last` holds the flags of its last character."""
+    row[TEXT_LINES] += 1
+    row[STOPPED] += last & STOP != 0
+    row[SHORT] += short
+
+
+@inner
 def scan(
     data: Bytes,
     begin: int,
@@ -120,22 +158,11 @@ def scan(
                 sizes[words, FIRST_CHARACTER] = inked
                 key = between(hashes, sizes, words - 1, words, powers)
                 hashes[words - 1, OWN] = key
-                row[LETTER_WORDS] += word_any & LETTER != 0
-                if not word_all & SYMBOL:
-                    row[CONTENT_WORDS] += 1
-                    row[CONTENT_CHARACTERS] += word_size
-                slot = np.int64(key >> np.uint64(20)) & (len(stop_keys) - 1)
-                while stop_keys[slot]:
-                    if stop_keys[slot] == key:
-                        row[STOP_WORDS] += 1 - stop_seen[slot]
-                        stop_seen[slot] = 1
-                        break
-                    slot = (slot + 1) & (len(stop_keys) - 1)
+                count_word(row, word_any, word_all, word_size)
+                row[STOP_WORDS] += new_stop_word(key, stop_keys, stop_seen)
             if flags & BREAK:
                 if not (point == _NEWLINE and at > begin and data[at - 1] == _RETURN):
-                    row[LINES] += 1
-                    row[BULLETS] += bullet
-                    row[TAILS] += tail
+                    count_line(row, bullet, tail)
                     head, bullet, tail = True, 0, 0
                 fresh = at + size
             if point == _NEWLINE or at == end:
@@ -145,18 +172,14 @@ def scan(
                     spans[count, SIZE], spans[count, BLANK] = span_characters, span_blank
                     count += 1
                     if not span_blank:
-                        row[TEXT_LINES] += 1
-                        row[STOPPED] += last & STOP != 0
-                        row[SHORT] += span_characters <= short_line
+                        count_text_line(row, last, span_characters <= short_line)
                 row[CHARACTERS] += span_characters
                 span, span_characters, span_blank = at + 1, -1, 1
         last = flags
         span_characters += 1
         at += size
     if fresh < end:
-        row[LINES] += 1
-        row[BULLETS] += bullet
-        row[TAILS] += tail
+        count_line(row, bullet, tail)
     row[WORDS] = words
     row[INK] = row[CHARACTERS]
     row[CHARACTERS] += row[NEWLINES]

@@ -19,6 +19,8 @@ SENTENCES, LOREM, CURLY = COLUMN["sentences"], COLUMN["lorem_ipsum_lines"], COLU
 SEEN, LONG_WORD, NOT_STOPPED, FEW_WORDS, JAVASCRIPT, POLICY, KEPT = range(len(LINE_NAMES))
 LOREM_IPSUM, JAVASCRIPT_WORD, EDIT, CITATION, FIRST_POLICY = range(5)
 """The places of the fixed phrases among the phrases, see `phrases`; those of policies follow."""
+LONGEST_WORD, FEWEST_WORDS, STOPPED_ONLY, NO_JAVASCRIPT, NO_CITATIONS = range(5)
+"""The places of the settings of `clean`."""
 _FIXED = ("lorem ipsum", "javascript", "[edit]", "[citation needed]")
 _NEWLINE, _RETURN, _CURLY, _OPEN, _CLOSE, _DOT = 0x0A, 0x0D, 0x7B, 0x5B, 0x5D, 0x2E
 _KELVIN, _ELLIPSIS = 0x212A, 0x2026
@@ -146,6 +148,53 @@ def ends_in_stop(line: Bytes, size: int) -> bool:
     return not dots and (last == _DOT or last == 0x3F or last == 0x21 or last == 0x22 or last == 0x27)
 
 
+@inner
+def next_line(data: Bytes, at: int, end: int, table: Bytes) -> tuple[int, int, int]:
+    """The line that begins at data[at], without white space around it: its begin and end, and where the next begins."""
+    stop, ink_begin, ink_end, after = end, -1, at, end
+    while at < end:
+        point, size = decode(data, at)
+        flags = np.int64(table[point])
+        if flags & BREAK:
+            stop = at
+            after = at + size
+            if point == _RETURN and after < end and data[after] == _NEWLINE:
+                after += 1
+            break
+        at += size
+        if not flags & SPACE:
+            ink_begin = at - size if ink_begin < 0 else ink_begin
+            ink_end = at
+    return (stop, stop, after) if ink_begin < 0 else (ink_begin, ink_end, after)
+
+
+@inner
+def judged(
+    line: Bytes, size: int, words: int, settings: Numbers, wanted: Bytes, starts: Numbers, low: Bytes, row: Numbers
+) -> int:
+    """The rule that removes a line whose words are not too long, as the place of its count, or KEPT.
+
+    The line is line[:size], and `low` is room for it in lower case. Counts what `row` has of lines that got so far.
+    """
+    if settings[STOPPED_ONLY] and not ends_in_stop(line, size):
+        return NOT_STOPPED
+    if words < settings[FEWEST_WORDS]:
+        return FEW_WORDS
+    length = lowered(line, 0, size, low)
+    row[LOREM] += contains(low, length, wanted, starts[LOREM_IPSUM], starts[LOREM_IPSUM + 1])
+    javascript = starts[JAVASCRIPT_WORD], starts[JAVASCRIPT_WORD + 1]
+    if settings[NO_JAVASCRIPT] and contains(low, length, wanted, javascript[0], javascript[1]):
+        return JAVASCRIPT
+    for place in range(size):
+        if line[place] == _CURLY:
+            row[CURLY] += 1
+            break
+    for phrase in range(FIRST_POLICY, len(starts) - 1):
+        if contains(low, length, wanted, starts[phrase], starts[phrase + 1]):
+            return POLICY
+    return KEPT
+
+
 @compiled
 def clean(
     data: Bytes,
@@ -165,8 +214,7 @@ def clean(
     stopped lines, javascript and citations. `wanted` and `starts` come from `phrases`. `counts`, (n, len(LINE_NAMES)),
     is zero before. `text` has room for all documents.
     """
-    longest_word, fewest_words = settings[0], settings[1]
-    stopped_only, no_javascript, no_citations = settings[2], settings[3], settings[4]
+    longest_word, no_citations = settings[LONGEST_WORD], settings[NO_CITATIONS]
     top, most = 0, 0
     for document in range(len(offsets) - 1):
         most = max(most, offsets[document + 1] - offsets[document])
@@ -176,22 +224,7 @@ def clean(
         row, lines = found[document], counts[document]
         end, at, first = offsets[document + 1], offsets[document], top
         while at < end:
-            begin, stop, ink_begin, ink_end, after = at, end, -1, at, end
-            while at < end:
-                point, size = decode(data, at)
-                flags = np.int64(table[point])
-                if flags & BREAK:
-                    stop = at
-                    after = at + size
-                    if point == _RETURN and after < end and data[after] == _NEWLINE:
-                        after += 1
-                    break
-                at += size
-                if not flags & SPACE:
-                    ink_begin = at - size if ink_begin < 0 else ink_begin
-                    ink_end = at
-            at = after
-            begin, stop = (stop, stop) if ink_begin < 0 else (ink_begin, ink_end)
+            begin, stop, at = next_line(data, at, end, table)
             lines[SEEN] += 1
             words, longest = line_words(data, begin, stop, table)
             if longest_word >= 0 and longest > longest_word:
@@ -202,28 +235,10 @@ def clean(
             else:
                 size = stop - begin
                 line[:size] = data[begin:stop]
-            if stopped_only and not ends_in_stop(line, size):
-                lines[NOT_STOPPED] += 1
+            outcome = judged(line, size, words, settings, wanted, starts, low, row)
+            lines[outcome] += 1
+            if outcome != KEPT:
                 continue
-            if words < fewest_words:
-                lines[FEW_WORDS] += 1
-                continue
-            length = lowered(line, 0, size, low)
-            row[LOREM] += contains(low, length, wanted, starts[LOREM_IPSUM], starts[LOREM_IPSUM + 1])
-            if no_javascript and contains(low, length, wanted, starts[JAVASCRIPT_WORD], starts[JAVASCRIPT_WORD + 1]):
-                lines[JAVASCRIPT] += 1
-                continue
-            for place in range(size):
-                if line[place] == _CURLY:
-                    row[CURLY] += 1
-                    break
-            policy = False
-            for phrase in range(FIRST_POLICY, len(starts) - 1):
-                policy = policy or contains(low, length, wanted, starts[phrase], starts[phrase + 1])
-            if policy:
-                lines[POLICY] += 1
-                continue
-            lines[KEPT] += 1
             row[SENTENCES] += sentences_in(line, 0, size, table)
             if lines[KEPT] > 1:
                 text[top] = _NEWLINE
