@@ -13,6 +13,8 @@ from pathlib import Path
 
 from run_contract.entry_point import run_main
 from snakmodel.filter import language, pii
+from snakmodel.filter.decontaminate import report as contamination
+from snakmodel.filter.decontaminate import step as decontaminate
 from snakmodel.filter.quality import calibrate
 from snakmodel.filter.quality import step as quality
 from snakmodel.filter.shard import Step, filter_shard
@@ -21,11 +23,13 @@ STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
     "language": ("Keeps documents or lines of some languages.", language.add_flags, language.make_step),
     "pii": ("Replaces personal data by placeholders.", pii.add_flags, pii.make_step),
     "quality": (quality.HELP, quality.add_flags, quality.make),
+    "decontaminate": (decontaminate.HELP, decontaminate.add_flags, decontaminate.make),
 }
 """Name of a step -> what it does, what adds its flags to a parser, and what makes the step of the parsed flags."""
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "calibrate": (calibrate.HELP, calibrate.add_flags, calibrate.run),
+    "contamination": (contamination.HELP, contamination.add_flags, contamination.run),
 }
 """Name of a command that is no step -> what it does, what adds its flags to a parser, and what runs it."""
 
