@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from run_contract.entry_point import run_main
-from snakmodel.filter import language, pii
+from snakmodel.filter import language, lines, pii
 from snakmodel.filter.decontaminate import report as contamination
 from snakmodel.filter.decontaminate import step as decontaminate
 from snakmodel.filter.quality import calibrate
@@ -24,6 +24,7 @@ STEPS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
     "pii": ("Replaces personal data by placeholders.", pii.add_flags, pii.make_step),
     "quality": (quality.HELP, quality.add_flags, quality.make),
     "decontaminate": (decontaminate.HELP, decontaminate.add_flags, decontaminate.make),
+    "lines": (lines.HELP, lines.add_flags, lines.make),
 }
 """Name of a step -> what it does, what adds its flags to a parser, and what makes the step of the parsed flags."""
 

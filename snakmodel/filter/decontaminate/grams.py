@@ -85,6 +85,7 @@ class Grams:
         matches, spans = np.empty((0, 3), np.int64), np.empty((0, 5), np.int64)
         if len(self._widths):
             data, offsets = buffers(texts)
+            data.setflags(write=False)  # otherwise the kernel is compiled once for each of the two
             count = _ROOM
             while count > len(matches):
                 matches, spans = np.empty((count, 3), np.int64), np.empty((count, 5), np.int64)
