@@ -1,8 +1,9 @@
 """Declares the chain of a run: every stage, its commands, and what each command reads and writes, in order.
 
 (collect) -> prepare -> (filter -> custom-…) -> dedup-signatures
-dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter -> export-text -> join-text
-                                          \\-> dedup-report   \\-> tokenize -> merge-tokens -> index -------------\\
+dedup-signatures -> dedup-buckets -> dedup-components -> dedup-filter
+dedup-filter -> (count-lines -> frequent-lines -> final-filter) -> export-text -> join-text
+dedup-components -> dedup-report      (-> contamination-report)\\-> tokenize -> merge-tokens -> index ------------\\
 convert -> verify -> shard --------------------------------------------------------------------------------> train
 train -> merge -> export-hf -> verify-export -> push, with one task per exported iteration
 
@@ -23,7 +24,14 @@ from snakmodel.chain.card_stage import DATA_CARD
 from snakmodel.chain.collect_stage import COLLECT, collect
 from snakmodel.chain.context import Context
 from snakmodel.chain.data_stages import TEXT_EXPORT, text_stages, token_stages
-from snakmodel.chain.filter_stages import FILTER
+from snakmodel.chain.filter_stages import (
+    CONTAMINATION,
+    COUNT_LINES,
+    FILTER,
+    FINAL_FILTER,
+    FREQUENT_LINES,
+    has_final_filter,
+)
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.model_stages import export_stages, train_stages, weight_stages
 from snakmodel.chain.stage import Chain
@@ -43,6 +51,10 @@ STAGES = [
     "dedup-components",
     "dedup-filter",
     "dedup-report",
+    COUNT_LINES,
+    FREQUENT_LINES,
+    FINAL_FILTER,
+    CONTAMINATION,
     "export-text",
     "join-text",
     "tokenize",
@@ -74,6 +86,12 @@ def left_out(recipe: Recipe) -> dict[str, str]:
         reasons[COLLECT] = "a key `data.collect`"
     if not recipe.filter.any:
         reasons[FILTER] = "a section `filter` with a step"
+    if recipe.dedup.lines is None:
+        reasons |= dict.fromkeys((COUNT_LINES, FREQUENT_LINES), "a key `dedup.lines`")
+    if not has_final_filter(recipe):
+        reasons[FINAL_FILTER] = "a key `dedup.lines` or a section `decontaminate`"
+    if recipe.decontaminate is None:
+        reasons[CONTAMINATION] = "a section `decontaminate`"
     if recipe.data_card is None:
         reasons[DATA_CARD] = "a section `data_card`"
     return reasons

@@ -14,12 +14,14 @@ FILES = ("data-card.md", "croissant.json", "funnel.json")
 
 def data_card(c: Context) -> Stage:
     """Declare the stage of the data card."""
-    words = flags(run_dir=str(c.root), shards=len(c.shards), documents="dedup/kept", output=c.path(CARD))
+    final, folder = c.final
+    words = flags(run_dir=str(c.root), shards=len(c.shards), documents=folder, output=c.path(CARD))
     before = ("--before", *(folder for _, folder in c.passes)) if c.passes else ()
-    stages = ("prepare", *(stage for stage, _ in c.passes), "dedup-filter", "dedup-report", "merge-tokens")
+    after = ("--after", folder) if final != "dedup-filter" else ()
+    stages = ("prepare", *(stage for stage, _ in c.passes), final, "dedup-report", "merge-tokens")
     reads = tuple(Input(stage, full=False) for stage in stages)
     outputs = tuple(f"{CARD}/{name}" for name in FILES)
-    argv = ("python", "-m", "snakmodel.register", *words, *before)
+    argv = ("python", "-m", "snakmodel.register", *words, *before, *after)
     return c.stage(DATA_CARD, [Task(argv, outputs, reads, f"{CARD}/funnel.json", outside=_told(c))])
 
 

@@ -47,6 +47,8 @@ class Context:
         self.kept = kept
         self.documents = "prepare", "arrow"
         """The stage that made the documents as they are before deduplication, and the folder of its shards."""
+        self.final = "dedup-filter", "dedup/kept"
+        """The stage that made the documents as they are tokenised, and the folder of its shards."""
         self.passes: list[tuple[str, str]] = []
         """The stages between `prepare` and deduplication, and the folders of their shards."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from snakmodel.chain.card_stage import data_card
 from snakmodel.chain.collect_stage import collect
 from snakmodel.chain.context import CORPUS, INDEX, Context, flags, shard_task, token_files
-from snakmodel.chain.filter_stages import filter_stages
+from snakmodel.chain.filter_stages import filter_stages, final_stages
 from snakmodel.chain.stage import Input, Stage, Task
 from snakmodel.run.paths import shard_name
 
@@ -37,6 +37,7 @@ def text_stages(c: Context) -> list[Stage]:
         dedup_components(c),
         dedup_filter(c),
         dedup_report(c),
+        *final_stages(c),
         *([export_text(c), join_text(c)] if c.recipe.text.export else []),
     ]
 
@@ -186,9 +187,10 @@ def export_text(c: Context) -> Stage:
     def task(index: int) -> Task:
         name = shard_name(index)
         prefix = f"text/shards/{name}"
-        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output=c.path(prefix))
+        stage, folder = c.final
+        paths = flags(input=c.path(f"{folder}/{name}.arrow"), output=c.path(prefix))
         argv = (*_EXPORT_TEXT, "shard", *paths)
-        return shard_task(argv, prefix, ".jsonl", ".txt", inputs=(Input("dedup-filter", index),))
+        return shard_task(argv, prefix, ".jsonl", ".txt", inputs=(Input(stage, index),))
 
     return c.stage("export-text", [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -210,9 +212,10 @@ def tokenize(c: Context) -> Stage:
     def task(index: int) -> Task:
         name = shard_name(index)
         prefix = f"tokens/shards/{name}_text_document"
-        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output_prefix=c.path(f"tokens/shards/{name}"))
+        stage, folder = c.final
+        paths = flags(input=c.path(f"{folder}/{name}.arrow"), output_prefix=c.path(f"tokens/shards/{name}"))
         argv = (*_PREPROCESS, *paths, *c.tokenizer_flags(), *settings)
-        reads = (Input("dedup-filter", index),)
+        reads = (Input(stage, index),)
         return Task(argv, token_files(prefix, columns=keep), reads, f"{prefix}.json", workers, c.vocabulary)
 
     return c.stage("tokenize", [task(i) for i in range(len(c.shards))], per_shard=True)

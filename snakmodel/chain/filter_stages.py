@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from snakmodel.prepare.kept_columns import KeptColumn
 
 FILTER = "filter"
+COUNT_LINES, FREQUENT_LINES = "count-lines", "frequent-lines"
+FINAL_FILTER, FINAL_FOLDER = "final-filter", "filtered"
+CONTAMINATION = "contamination-report"
 _COMMAND = ("python", "-m", "snakmodel.filter")
+_LINES = ("python", "-m", "snakmodel.dedup", "lines")
+LINE_KEYS = ".lines"
+"""The suffix of the files with the keys of lines."""
 _THEN = "+"
 """The word before each step in the command line of several steps."""
 
@@ -113,17 +119,108 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
 
 
 def check_filter(recipe: Recipe, kept: Sequence[KeptColumn]) -> None:
-    """Raise UserError if a step of the recipe's `filter` could not be made, or could not work on the documents.
+    """Raise UserError if a step of the recipe could not be made, or could not work on the documents.
 
     `kept` are the columns that the shards have because of `data.keep`.
     """
     from snakmodel.filter.steps import check_steps  # imports pyarrow, as the next module does
     from snakmodel.prepare.shard_writer import schema_of
 
-    try:
-        check_steps(step_words(recipe), schema_of(None if recipe.data.keep is None else kept))
-    except UserError as error:
-        raise UserError(f"filter: {error}") from error
+    schema = schema_of(None if recipe.data.keep is None else kept)
+    for key, words in (("filter", step_words(recipe)), ("decontaminate", decontaminate_words(recipe))):
+        try:
+            schema = check_steps(words, schema)
+        except UserError as error:
+            raise type(error)(f"{key}: {error}") from error
+
+
+def final_stages(c: Context) -> list[Stage]:
+    """The optional stages after deduplication, in order: frequent lines are found, and one pass takes all steps.
+
+    `c.final` then names the last one.
+    """
+    if not has_final_filter(c.recipe):
+        return []
+    found = [count_lines(c), find_frequent_lines(c)] if c.recipe.dedup.lines else []
+    found.append(final_filter(c))
+    c.final = FINAL_FILTER, FINAL_FOLDER
+    return [*found, *([contamination_report(c)] if c.recipe.decontaminate else [])]
+
+
+def has_final_filter(recipe: Recipe) -> bool:
+    """Whether there is a pass over the documents after deduplication."""
+    return recipe.dedup.lines is not None or recipe.decontaminate is not None
+
+
+def count_lines(c: Context) -> Stage:
+    """Declare the stage that counts the lines of each deduplicated shard."""
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix = f"dedup/lines/counts/{name}"
+        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), ranges=c.recipe.dedup.ranges, output=c.path(prefix))
+        argv = (*_LINES, "count", *paths)
+        return shard_task(argv, prefix, LINE_KEYS, inputs=(Input("dedup-filter", index),))
+
+    return c.stage(COUNT_LINES, [task(i) for i in range(len(c.shards))], per_shard=True)
+
+
+def find_frequent_lines(c: Context) -> Stage:
+    """Declare the stage that finds the frequent lines, with one task per range of the key space."""
+
+    def task(index: int) -> Task:
+        prefix = f"dedup/lines/frequent/range-{index:05d}"
+        least = (c.recipe.dedup.lines or 0) + 1
+        counts = flags(counts=c.path("dedup/lines/counts"), shards=len(c.shards), range=index, min=least)
+        argv = (*_LINES, "frequent", *counts, "--output", c.path(prefix))
+        return shard_task(argv, prefix, LINE_KEYS, inputs=(Input(COUNT_LINES, full=False),))
+
+    return c.stage(FREQUENT_LINES, [task(i) for i in range(c.recipe.dedup.ranges)])
+
+
+def final_filter(c: Context) -> Stage:
+    """Declare the stage that passes each deduplicated shard through all steps after deduplication, in one pass."""
+    recipe = c.recipe
+    places = flags(frequent=c.path("dedup/lines/frequent"), ranges=recipe.dedup.ranges)
+    lines = (_THEN, "lines", *places) if recipe.dedup.lines else ()
+    outside = _evaluation_files(c)
+
+    def task(index: int) -> Task:
+        name = shard_name(index)
+        prefix = f"{FINAL_FOLDER}/{name}"
+        paths = flags(input=c.path(f"dedup/kept/{name}.arrow"), output=c.path(prefix))
+        argv = (*_COMMAND, "steps", *paths, *lines, *decontaminate_words(recipe))
+        reads = (Input("dedup-filter", index), *([Input(FREQUENT_LINES, full=False)] if recipe.dedup.lines else []))
+        return shard_task(argv, prefix, ".arrow", inputs=reads, outside=outside)
+
+    return c.stage(FINAL_FILTER, [task(i) for i in range(len(c.shards))], per_shard=True)
+
+
+def contamination_report(c: Context) -> Stage:
+    """Declare the stage that reports which evaluation items were found, in which source and how often."""
+    counts = [c.path(f"{FINAL_FOLDER}/{shard_name(index)}.json") for index in range(len(c.shards))]
+    argv = (*_COMMAND, "contamination", "--counts", *counts, "--output", c.path(f"{FINAL_FOLDER}/contamination"))
+    task = shard_task(argv, f"{FINAL_FOLDER}/contamination", ".md", inputs=(Input(FINAL_FILTER, full=False),))
+    return c.stage(CONTAMINATION, [task])
+
+
+def decontaminate_words(recipe: Recipe) -> tuple[str, ...]:
+    """The step `decontaminate` of a recipe in the words of the command line, after a `+`; nothing without it."""
+    d = recipe.decontaminate
+    if d is None:
+        return ()
+    fields = ("--fields", *d.fields) if d.fields else ()
+    return (_THEN, "decontaminate", "--against", *map(str, d.against), *fields, *flags(ngram=d.ngram, mode=d.mode))
+
+
+def _evaluation_files(c: Context) -> Any:
+    """What stands in the keys for the evaluation files. Raises UserError if one is not there."""
+    if c.recipe.decontaminate is None:
+        return None
+    for path in c.recipe.decontaminate.against:
+        if not path.is_file():
+            raise UserError(f"decontaminate.against: there is no file {path}. Correct the path, or leave it out.")
+    return [c.inputs.whole(path) for path in c.recipe.decontaminate.against]
 
 
 def _files_of(c: Context) -> Any:

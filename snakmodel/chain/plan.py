@@ -24,7 +24,7 @@ from snakmodel.chain.collect_stage import COLLECT, refuse_what_is_not_there, unc
 from snakmodel.chain.containers import container_spec, srun_flags
 from snakmodel.chain.context import check_set
 from snakmodel.chain.engine_check import Facts, ask_engine
-from snakmodel.chain.filter_stages import FILTER, check_filter
+from snakmodel.chain.filter_stages import FILTER, FINAL_FILTER, check_filter
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Chain, Stage, meaning
 from snakmodel.collect.sources import Source
@@ -154,7 +154,7 @@ def make_plan(
     again = [name for name in downstream(chain, restart_from) if name not in touched]
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
     missing, notes = _missing(chain, packs, selected, again)
-    if missing.get(FILTER) and not _in_container(config, chain, root):
+    if any(missing.get(name) and not _in_container(config, chain[name], root) for name in (FILTER, FINAL_FILTER)):
         check_filter(config.recipe, kept)
     facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
     if not dry:
@@ -222,9 +222,9 @@ def _shards(
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
 
 
-def _in_container(config: Config, chain: Chain, root: Path) -> bool:
-    """Whether the filter's steps run in a container, where other packages are installed than here."""
-    return container_spec(config, root, config.cluster.with_defaults(chain[FILTER].resources)) is not None
+def _in_container(config: Config, stage: Stage, root: Path) -> bool:
+    """Whether a stage runs in a container, where other packages may be installed than here."""
+    return container_spec(config, root, config.cluster.with_defaults(stage.resources)) is not None
 
 
 def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:

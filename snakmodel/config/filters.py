@@ -85,6 +85,19 @@ class Filter(Section):
         return any(value is not None for value in (self.language, self.quality, self.pii, self.where))
 
 
+class Decontaminate(Section):
+    """The step `decontaminate`: documents that share words with evaluation items, after deduplication."""
+
+    against: list[ProjectPath] = Field(min_length=1)
+    """The evaluation files: .jsonl, .jsonl.gz or .parquet, with an item per line or row."""
+    fields: list[str] = Field(default=[])
+    """The fields that hold an item's text, such as [question, choices, answer]; all strings of an item if empty."""
+    ngram: int = Field(default=13, ge=1, le=100)
+    """The number of words in a row that have to be shared; the published check took 8."""
+    mode: Literal["mark", "remove", "cut"] = "mark"
+    """Whether documents are kept with the column `contaminated`, are removed, or lose the shared words."""
+
+
 class Custom(Section):
     """A user's own command, which reads one Arrow shard and writes another."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from snakmodel.config.data_card import DataCard
-from snakmodel.config.filters import Custom, Filter
+from snakmodel.config.filters import Custom, Decontaminate, Filter
 from snakmodel.config.kept_columns import KeptColumns
 from snakmodel.config.sections import ProjectPath, Section
 
@@ -139,6 +139,9 @@ class Dedup(Section):
     cluster_size: bool = False
     """Whether the kept shards get a column `cluster_size` (int64): the number of documents in the cluster of a kept
     document, itself included, and 1 if nothing resembles it. Each shard needs 8 bytes more per document."""
+
+    lines: int | None = Field(default=None, ge=1)
+    """If given, lines that occur more often than this in the whole deduplicated corpus are removed, all of them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Dedup:
@@ -309,6 +312,7 @@ class Recipe(Section):
     data: Data
     filter: Filter = Filter()
     dedup: Dedup = Dedup()
+    decontaminate: Decontaminate | None = None
     text: Text = Text()
     tokenizer: Tokenizer
     model: Model

@@ -10,7 +10,8 @@ Documents are numbered through all shards in order. The document with the lowest
 result depends neither on the number of shards nor on the number of ranges. Every file names the texts and the
 parameters from which it was made. With `--against`, buckets and components number the documents of earlier runs before
 this run's, and only this run's documents are removed: see earlier_runs.py. Without the name of a step, the command
-takes text-dedup's flags and does the first four steps itself: see one_machine.py.
+takes text-dedup's flags and does the first four steps itself: see one_machine.py. Lines that occur often are found by
+`lines count` and `lines frequent`: see lines/commands.py.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """python -m snakmodel.dedup signatures|buckets|components|filter|report --output PATH …
+    python -m snakmodel.dedup lines count|frequent --output PATH …
     python -m snakmodel.dedup --path DATASET --local --split train --output PATH --column text …
 
     Runs one step for one shard or range and prints its counts, or all of them on one machine.
@@ -106,6 +108,11 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and argv[0] in STEPS:
         print(json.dumps(run_step(parse_arguments(argv)), ensure_ascii=False))
+        return
+    if argv and argv[0] == "lines":
+        from snakmodel.dedup.lines.commands import run
+
+        print(json.dumps(run(argv[1:]), ensure_ascii=False))
         return
     from snakmodel.dedup.one_machine import deduplicate
 

@@ -18,12 +18,14 @@ from pathlib import Path
 from run_contract.entry_point import run_main
 from run_contract.errors import UserError
 from snakmodel.filter import custom
+from snakmodel.filter.decontaminate import report as contamination
 from snakmodel.filter.quality import calibrate
 from snakmodel.filter.shard import filter_shard
 from snakmodel.filter.steps import STEPS, THEN, make_steps
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "calibrate": (calibrate.HELP, calibrate.add_flags, calibrate.run),
+    "contamination": (contamination.HELP, contamination.add_flags, contamination.run),
     "custom": (custom.HELP, custom.add_flags, custom.run),
 }
 """Name of a command that is no step -> what it does, what adds its flags to a parser, and what runs it."""

@@ -53,6 +53,15 @@ class RejectingStep(Step, Protocol):
         ...
 
 
+@runtime_checkable
+class FinishingStep(Step, Protocol):
+    """A step that gives its own counts their last form, once those of all batches of a shard have been added."""
+
+    def finished(self, counts: dict[str, Any]) -> dict[str, Any]:
+        """The counts of a shard in their last form; they are empty if the shard has no documents."""
+        ...
+
+
 @dataclass
 class StepCounts:
     """The counts of one step over a whole shard."""
@@ -114,6 +123,9 @@ def filter_shard(source: Path, output: Path, steps: Sequence[Step]) -> dict[str,
                     batch = after
                 if batch.num_rows:
                     writer.write_batch(batch)
+        for step, counts in zip(steps, found, strict=True):
+            if isinstance(step, FinishingStep):
+                counts.counts = step.finished(counts.counts)
         total = {
             "documents": found[-1].kept,
             "steps": {step.name: counts.as_json() for step, counts in zip(steps, found, strict=True)},

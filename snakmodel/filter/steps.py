@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from snakmodel.filter import language, pii, where
+from snakmodel.filter import language, lines, pii, where
+from snakmodel.filter.decontaminate import step as decontaminate
 from snakmodel.filter.quality import step as quality
 from snakmodel.filter.shard import Step
 
@@ -35,6 +36,8 @@ class StepKind:
 
 
 STEPS = {
+    "decontaminate": StepKind(decontaminate.HELP, decontaminate.add_flags, decontaminate.make, decontaminate.check),
+    "lines": StepKind(lines.HELP, lines.add_flags, lines.make, lines.check),
     "language": StepKind(language.HELP, language.add_flags, language.make_step, language.check),
     "pii": StepKind(pii.HELP, pii.add_flags, pii.make_step, pii.check),
     "quality": StepKind(quality.HELP, quality.add_flags, quality.make, quality.check),
@@ -47,10 +50,14 @@ def make_steps(words: Sequence[str]) -> list[Step]:
     return [STEPS[args.step].make(args) for args in _parsed(words)]
 
 
-def check_steps(words: Sequence[str], schema: Any) -> None:
-    """Raise UserError if the steps of the words could not be made, or could not work on documents of a schema."""
+def check_steps(words: Sequence[str], schema: Any) -> Any:
+    """The schema of the documents that steps make of documents of a schema.
+
+    Raises UserError if a step could not be made, or could not work on such documents.
+    """
     for args in _parsed(words):
         schema = STEPS[args.step].check(args, schema)
+    return schema
 
 
 def _parsed(words: Sequence[str]) -> list[argparse.Namespace]:

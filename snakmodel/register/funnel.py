@@ -68,7 +68,7 @@ def read_flows(run: Path, shards: int, folders: Sequence[str], after: Sequence[s
         flows += _filtered(folder.split("/")[0], _sum(run / folder, shards))
     flows.append(_deduplicated(_read(run / "dedup" / "report.json")))
     for folder in after:
-        flows += _filtered(folder.split("/")[0], _sum(run / folder, shards))
+        flows += _filtered("final-filter", _sum(run / folder, shards))
     flows.append(_tokenised(_read(run / "tokens" / "corpus_text_document.json")))
     return flows
 

@@ -1,0 +1,1 @@
+"""Lines that occur often in a whole corpus: their keys, their counts per shard, and those above a limit."""

@@ -1,0 +1,1 @@
+"""The step `decontaminate`: documents that share a run of words with items of evaluation files."""
