@@ -185,6 +185,9 @@ def _plan_collection(
             "--only), and leave --restart-from out: other stages are planned when the text is there"
         )
     refuse_what_is_not_there(config.recipe.data.path, absent)
+    build(config, paths.root, [[]], Inputs.read(paths.root), selected)  # refuses now what it would refuse later
+    if not config.recipe.data.keep:
+        check_filter(config.recipe, [])
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:

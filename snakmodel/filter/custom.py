@@ -12,6 +12,7 @@ import json
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ HELP = "Runs a command of your own over a shard, and checks what it wrote."
 def run_command(name: str, command: str, source: Path, output: Path) -> dict[str, Any]:
     """Write what a command makes of a shard as `output`.arrow, and the counts as `output`.json; returns the counts.
 
-    `command` holds {input} and {output}, which become the paths of the two shards. Nothing is published if the command
+    `command` holds {input} and {output}, which become the paths of the two shards; `python` as its first word stands
+    for the Python that runs this. Nothing is published if the command
     fails. Raises UserError if it cannot be started, exits with an error, or does not write the shard that is expected.
     """
     before = _documents(source)
     check_inflow(source, sum(before[1].values()))
     with publishing(Path(f"{output}.arrow"), Path(f"{output}.json")) as (arrow, report):
         words = [word.replace("{input}", str(source)).replace("{output}", str(arrow)) for word in shlex.split(command)]
+        if words[0] == "python":
+            words[0] = sys.executable
         _run(name, words)
         if not arrow.is_file():
             raise UserError(

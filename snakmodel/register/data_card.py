@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -122,16 +123,26 @@ def _some(rows: Sequence[Sequence[object]]) -> Sequence[Sequence[object]]:
 
 
 def _settings(recipe: Recipe) -> str:
-    shown = recipe.model_dump(mode="json", include={"data": True, "filter": True, "dedup": True})
+    """The sections of the recipe that decide about documents, as YAML, with only the last part of each path.
+
+    The thresholds of the rules of quality are those in their file.
+    """
+    shown = recipe.model_dump(mode="json", include=dict.fromkeys(("data", "filter", "dedup", "decontaminate"), True))
     shown["data"].pop("path")
+    if (quality := recipe.filter.quality) and quality.thresholds and quality.thresholds.is_file():
+        shown["filter"]["quality"]["thresholds"] = yaml.safe_load(quality.thresholds.read_text(encoding="utf-8"))
     return yaml.safe_dump({key: _set(value) for key, value in shown.items()}, sort_keys=False, allow_unicode=True)
 
 
 def _set(value: Any) -> Any:
-    """The settings without those that are not set."""
-    if not isinstance(value, dict):
+    """The settings without those that are not set, and without the folders of this machine."""
+    if isinstance(value, dict):
+        return {key: _set(one) for key, one in value.items() if one not in (None, [], {})}
+    if isinstance(value, list):
+        return [_set(one) for one in value]
+    if not isinstance(value, str):
         return value
-    return {key: _set(one) for key, one in value.items() if one not in (None, [], {})}
+    return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
 
 
 def _limits(recipe: Recipe) -> str:
