@@ -25,7 +25,6 @@ from run_contract.publish import free_bytes, remove, write_json
 from snakmodel.collect.report import Report
 
 USER_AGENT = f"snakmodel-toolkit/{version('snakmodel-toolkit')} (python -m snakmodel.collect; httpx2)"
-_CHUNK = 1 << 17
 _LATER = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed later."""
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
@@ -170,7 +169,7 @@ def _write(
     """Append what the server sends, at most at the given speed."""
     start, received = patience.clock(), 0
     with report.counting(partial.name, answer.total, have) as advance, partial.open("ab") as file:
-        for chunk in response.iter_raw(_CHUNK):
+        for chunk in response.iter_raw():  # with a size of chunks, the last bytes before a drop would be lost
             if have + received == 0:
                 _refuse_page(response, chunk, answer.url)
             file.write(chunk)

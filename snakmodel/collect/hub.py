@@ -29,7 +29,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 def parquet_files(source: Source, listing: Path) -> dict[str, str]:
     """Maps the path of each Parquet file of the source in its repository to the file's address.
 
-    The commit and the paths are kept in the file `listing`, so that an interrupted download goes on with the same commit.
+    The commit and the paths are kept in the file `listing`, so that an interrupted download keeps to one commit.
     Raises UserError if there is no such dataset, if it is gated or has a script instead of files, and NotNow if
     the Hub does not answer.
     """

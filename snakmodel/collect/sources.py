@@ -181,7 +181,7 @@ def file_name(url: str) -> str:
 
 
 def read_sources(path: Path) -> dict[str, Source]:
-    """The sources in a file, by name. Raises UserError that names the file, the key, and what was found and is valid."""
+    """The sources in a file, by name. Raises UserError that names the file, the key, what was found and what to do."""
     try:
         raw = read_yaml(path)
     except FileNotFoundError:
