@@ -113,5 +113,6 @@ def _ask(source: Source) -> tuple[str, list[str]]:
             "has been put in place"
         ) from error
     except (HfHubHTTPError, httpx2.TransportError) as error:
-        raise NotNow(f"{name}: the Hub did not answer ({error}). Type the same command again later") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NotNow(f"{name}: the Hub did not answer ({reason}). Type the same command again later") from error
     return str(info.sha), sorted(sibling.rfilename for sibling in info.siblings or [])

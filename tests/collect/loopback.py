@@ -108,12 +108,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Print nothing about clients that go away."""
+
+
 @contextmanager
 def serving() -> Iterator[Site]:
     """Run a server while the body runs."""
     handler = type("Handler", (_Handler,), {"lock": threading.Lock()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     site = Site(f"http://127.0.0.1:{server.server_address[1]}")
     handler.site = site  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

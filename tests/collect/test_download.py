@@ -236,6 +236,18 @@ def test_redirects_and_proxies(site: Site, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "g").read_bytes() == CONTENT
 
 
+def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that is no number, redirects without end, other protocols, and a proxy of an unknown kind."""
+    circle = site.add("/circle", b"", statuses=[(302, {"Location": "/circle"})] * 50)
+    other = site.add("/other", b"", statuses=[(302, {"Location": "ftp://host.invalid/f"})])
+    for url in ("http://host.invalid:x/f", circle, other):
+        with pytest.raises(UserError, match="is not the address of a file"):
+            get(url, tmp_path / "f")
+    monkeypatch.setenv("all_proxy", "magic://host.invalid:1")
+    with pytest.raises(UserError, match="a proxy that the environment names cannot be used"):
+        get(circle, tmp_path / "f")
+
+
 def test_a_client_of_its_own_kind(site: Site) -> None:
     """The library's exception for a connection that was cut is one of those that are tried again."""
     url = site.add("/f", CONTENT, drops=[10])

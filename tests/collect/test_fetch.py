@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pyarrow as pa
 import pytest
 
 from run_contract import publish
@@ -30,7 +31,9 @@ from snakmodel.collect.fetch import fetch
 from snakmodel.collect.places import Place
 from snakmodel.collect.record import Record, records
 from snakmodel.collect.sources import Source
-from snakmodel.prepare.input_files import selection
+from snakmodel.prepare.input_files import plan_shards, selection
+from snakmodel.prepare.readers import Reading
+from snakmodel.prepare.shard_writer import Cleaning, write_shard
 from tests.collect.loopback import Site
 from tests.conftest import PATIENCE
 
@@ -175,6 +178,21 @@ def test_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(record["outputs"]) > 5
     assert texts(tmp_path, record) == LINES
     assert sum(one["documents"] for one in record["outputs"]) == record["documents"] == 4000
+
+
+def test_prepare_reads_what_was_written(tmp_path: Path) -> None:
+    """The documents of the shards are those of the source: lines as they are, and texts of several lines from JSON."""
+    odd = ["en\u2028to", " mellemrum ", "\u0085x", "tab\tog \x0b", "æ" * 5000]
+    put(tmp_path, "a", {"f": "\r\n".join(odd).encode()})
+    put(tmp_path, "b", {"f": "\n".join(json.dumps({"text": f"{one}\nmere\r\n"}) for one in odd).encode()})
+    fetch(Place(tmp_path, "a"), source(ask="me", files=["f"]))
+    fetch(Place(tmp_path, "b"), source(ask="me", files=["f"], format="jsonl"))
+    (parts,) = plan_shards(tmp_path, None, 1, 1)
+    write_shard(parts, tmp_path / ".shard.arrow", Reading("line", "error", "text", "utf-8"), Cleaning())
+    with pa.OSFile(str(tmp_path / ".shard.arrow")) as file, pa.ipc.open_stream(file) as reader:
+        rows = reader.read_all()
+    assert rows["text"].to_pylist() == [*odd, *(f"{one}\nmere\r\n" for one in odd)]
+    assert rows["source"].to_pylist() == ["a"] * 5 + ["b"] * 5
 
 
 def _killed_at(number: int, place: Place, asked: Source) -> bool:

@@ -47,6 +47,7 @@ def test_the_entry_is_what_was_written(tmp_path: Path) -> None:
     [
         ("", "found NoneType, expected sources"),
         ("a: 3", r"a: found 3, expected keys such as url"),
+        (f"a.json:\n  {GOOD}", r"found the source name 'a\.json'"),
         (f"../a:\n  {GOOD}", r"found the source name '../a'; a name begins"),
         (
             "a:\n  url: https://h.invalid/f\n  format: lines\n",
