@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from run_contract.errors import UserError
 from run_contract.publish import fsync, remove, write_json
 from snakmodel.collect.documents import documents
-from snakmodel.collect.parts import Part, PartWriter, as_json, sha256
+from snakmodel.collect.parts import PART_BYTES, Part, PartWriter, as_json, sha256
 from snakmodel.collect.places import Place
 from snakmodel.collect.report import Report
 from snakmodel.collect.sources import Source
@@ -92,7 +92,7 @@ def _write_parts(
     left_out: Counter[str],
 ) -> None:
     suffix = _SUFFIXES.get(source.format, ".jsonl")
-    writer = PartWriter(place.parts, suffix, parts)
+    writer = PartWriter(place.parts, suffix, parts, PART_BYTES)
     number = sum(part.documents for part in parts)
     try:
         for place_of, one in enumerate(downloads[done:], done + 1):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import httpx2
@@ -24,8 +24,17 @@ from run_contract.errors import NoRoom, UserError
 from run_contract.publish import free_bytes, remove, write_json
 from snakmodel.collect.report import Report
 
-USER_AGENT = f"snakmodel-toolkit/{version('snakmodel-toolkit')} (python -m snakmodel.collect; httpx2)"
-_CHUNK = 1 << 17
+
+def _version() -> str:
+    """The toolkit's version, if it is installed and not only on the path."""
+    try:
+        return version("snakmodel-toolkit")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+USER_AGENT = f"snakmodel-toolkit/{_version()} (python -m snakmodel.collect; httpx2/{httpx2.__version__})"
+"""What servers are told about who downloads."""
 _LATER = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed later."""
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
@@ -80,10 +89,19 @@ class Answer:
 
 @contextmanager
 def http_client() -> Iterator[httpx2.Client]:
-    """A client that follows redirects, and uses the proxies that the environment names."""
+    """A client that follows redirects, and uses the proxies that the environment names.
+
+    Raises UserError if a proxy's address cannot be used.
+    """
     headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     timeout = httpx2.Timeout(60.0, connect=30.0)
-    with httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True) as client:
+    try:
+        client = httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True)
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:
+        raise UserError(
+            f"a proxy that the environment names cannot be used ({error}); correct http_proxy, https_proxy or all_proxy"
+        ) from error
+    with client:
         yield client
 
 
@@ -107,6 +125,10 @@ def download(
     while True:
         try:
             return _receive(client, url, partial, report, headers or {}, max_mb_per_second, patience)
+        except (httpx2.InvalidURL, httpx2.TooManyRedirects, httpx2.UnsupportedProtocol) as error:
+            raise UserError(
+                f"{url}: is not the address of a file ({error}); correct it in the file of sources"
+            ) from error
         except (NotNow, httpx2.TransportError) as error:
             attempt = 1 if _size(partial) > furthest else attempt + 1
             furthest = max(furthest, _size(partial))
@@ -170,7 +192,7 @@ def _write(
     """Append what the server sends, at most at the given speed."""
     start, received = patience.clock(), 0
     with report.counting(partial.name, answer.total, have) as advance, partial.open("ab") as file:
-        for chunk in response.iter_raw(_CHUNK):
+        for chunk in response.iter_raw():  # with a size of chunks, the last bytes before a drop would be lost
             if have + received == 0:
                 _refuse_page(response, chunk, answer.url)
             file.write(chunk)

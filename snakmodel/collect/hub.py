@@ -29,7 +29,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 def parquet_files(source: Source, listing: Path) -> dict[str, str]:
     """Maps the path of each Parquet file of the source in its repository to the file's address.
 
-    The commit and the paths are kept in the file `listing`, so that an interrupted download goes on with the same commit.
+    The commit and the paths are kept in the file `listing`, so that an interrupted download keeps to one commit.
     Raises UserError if there is no such dataset, if it is gated or has a script instead of files, and NotNow if
     the Hub does not answer.
     """
@@ -113,5 +113,6 @@ def _ask(source: Source) -> tuple[str, list[str]]:
             "has been put in place"
         ) from error
     except (HfHubHTTPError, httpx2.TransportError) as error:
-        raise NotNow(f"{name}: the Hub did not answer ({error}). Type the same command again later") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NotNow(f"{name}: the Hub did not answer ({reason}). Type the same command again later") from error
     return str(info.sha), sorted(sibling.rfilename for sibling in info.siblings or [])

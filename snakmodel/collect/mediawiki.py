@@ -22,6 +22,9 @@ _READ = 1 << 16
 _DROPPED_TAGS = ("ref", "references", "table", "gallery", "math", "timeline", "syntaxhighlight", "source", "score")
 _MEDIA = (-2, 6, 14)
 """The namespaces of media, files and categories, whose links are no prose."""
+_EMPTY_BRACKETS = re.compile(r" ?\([\s,;:]*\)")
+"""What a template leaves that was all that is in brackets."""
+_SPACES = re.compile(r"  +")
 _MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
 _INTERWIKI = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _MOST_CHARACTERS = 1 << 27
@@ -143,6 +146,7 @@ def prose(code: Any, media: set[str]) -> str:
     for tag in code.filter_tags(matches=lambda node: str(node.tag).strip().lower() in _DROPPED_TAGS):
         _remove(code, tag)
     text = _MAGIC_WORD.sub("", code.strip_code(normalize=True, collapse=True))
+    text = _SPACES.sub(" ", _EMPTY_BRACKETS.sub("", text))
     return "\n".join(stripped for line in text.split("\n") if (stripped := line.strip()))
 
 
@@ -171,5 +175,5 @@ def _markup_parser() -> Any:
 def _no_dump(where: str, reason: str) -> UserError:
     return UserError(
         f"{where}: is not a whole dump of MediaWiki, as {reason}. Give the address of a file such as "
-        "…-pages-articles.xml.bz2, or correct `format` of the source; a damaged file has to be deleted and fetched again"
+        "…-pages-articles.xml.bz2, or correct `format` of the source; if the file is damaged, delete it"
     )

@@ -46,7 +46,7 @@ class PartWriter:
     Where a part ends depends on the lines and the borders of the inputs only, and not on interruptions.
     """
 
-    def __init__(self, folder: Path, suffix: str, parts: list[Part], part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, folder: Path, suffix: str, parts: list[Part], part_bytes: int) -> None:
         self.parts = parts
         """The finished parts; the next one follows them."""
         self._folder, self._suffix, self._part_bytes = folder, suffix, part_bytes

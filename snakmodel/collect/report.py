@@ -49,11 +49,7 @@ class Report:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self.now_and_then(
-                lambda: (
-                    f"{file}: {decimal(done)}{f' of {decimal(total)}' if total else ''}, "
-                    f"{decimal(int((done - begun) / max(time.monotonic() - start, 1e-9)))}/s"
-                )
-            )
+            speed = decimal(int((done - begun) / max(time.monotonic() - start, 1e-9)))
+            self.now_and_then(f"{file}: {decimal(done)}{f' of {decimal(total)}' if total else ''}, {speed}/s")
 
         yield advance

@@ -181,7 +181,7 @@ def file_name(url: str) -> str:
 
 
 def read_sources(path: Path) -> dict[str, Source]:
-    """The sources in a file, by name. Raises UserError that names the file, the key, and what was found and is valid."""
+    """The sources in a file, by name. Raises UserError that names the file, the key, what was found and what to do."""
     try:
         raw = read_yaml(path)
     except FileNotFoundError:
@@ -189,10 +189,10 @@ def read_sources(path: Path) -> dict[str, Source]:
     if not isinstance(raw, dict) or not raw:
         raise UserError(f"{path}: found {type(raw).__name__}, expected sources: NAME: and its keys below it")
     for name, entry in raw.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith(".json"):
             raise UserError(
                 f"{path}: found the source name {name!r}; a name begins with a letter or digit and holds only those, "
-                "dots, dashes and underscores, because it becomes the name of a folder"
+                "dots, dashes and underscores, without .json at the end, because it becomes the name of a folder"
             )
         if not isinstance(entry, dict):
             raise UserError(f"{path}: {name}: found {entry!r}, expected keys such as {', '.join(Source.model_fields)}")

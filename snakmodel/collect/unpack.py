@@ -139,7 +139,7 @@ def _members(
         yield name, content
     if not found:
         raise UserError(
-            f"{path}: no member is one of {', '.join(source.members) or '*'} and none of {', '.join(source.skip) or '-'}; "
+            f"{path}: no member is {' or '.join(source.members) or '*'}, without {', '.join(source.skip) or 'any'}; "
             "`unzip -l` or `tar tf` show its members; correct `members` and `skip` of the source"
         )
 
@@ -195,7 +195,7 @@ def _unpacked(file: Any, limits: Limits) -> tuple[io.BufferedReader, _Counted]:
 
 def _is_tar(content: Any) -> bool:
     at, magic = _TAR_MAGIC
-    return content.peek(_TAR_BLOCK)[at : at + len(magic)] == magic
+    return bytes(content.peek(_TAR_BLOCK)[at : at + len(magic)]) == magic
 
 
 def _refuse_archive(content: Any, where: str, name: str) -> None:
