@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -113,7 +113,7 @@ def plain_hits(texts: list[str], grams: set[str]) -> list[bool]:
     return found
 
 
-def rates(runs: dict[str, Callable[[int], tuple[float, float]]]) -> dict[str, Any]:
+def rates(runs: dict[str, Callable[[int], tuple[float, float]]], ours: str, others: Sequence[str]) -> dict[str, Any]:
     """Megabytes per second of processor time, the median of rounds in turns, and how many times as fast ours is."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(ROUNDS):
@@ -121,9 +121,8 @@ def rates(runs: dict[str, Callable[[int], tuple[float, float]]]) -> dict[str, An
             megabytes, seconds = run(round_)
             found[name].append(megabytes / seconds)
     result: dict[str, Any] = {"mb_per_second": {name: round(median(values), 2) for name, values in found.items()}}
-    ours = found["ours"]
-    for name in list(runs)[1:]:
-        ratios = [one / other for one, other in zip(ours, found[name], strict=True)]
+    for name in others:
+        ratios = [one / other for one, other in zip(found[ours], found[name], strict=True)]
         result[f"ratio_to_{name}"] = [round(number, 1) for number in (median(ratios), min(ratios), max(ratios))]
     return result
 
@@ -174,13 +173,15 @@ def decontaminate(texts: list[str], folder: Path, python: str) -> dict[str, Any]
     ask(True, 0, 1)
     found = rates(
         {
-            "ours": ours("mark"),
-            "ours_remove": ours("remove"),
-            "ours_cut": ours("cut"),
+            "mark": ours("mark"),
+            "remove": ours("remove"),
+            "cut": ours("cut"),
             "plain_python": plain,
             "datatrove_split": datatrove(False, SAMPLE),
             "datatrove_spacy": datatrove(True, SPACY_SAMPLE),
-        }
+        },
+        "remove",
+        ("plain_python", "datatrove_split", "datatrove_spacy"),
     )
     with open_stream(folder / "mark.arrow") as reader:
         marked = [bool(names) for names in reader.read_all().column("contaminated").to_pylist()]
@@ -222,8 +223,9 @@ def remove_lines(texts: list[str], folder: Path, python: str) -> dict[str, Any]:
 
     for one in (work, find, filtered):
         one()
-    runs = {"ours": work, "frequent": find, "step": filtered, "counter_in_python": plain}
-    found = rates({name: lambda _, run=run: timed(run, size) for name, run in runs.items()})  # type: ignore[misc]
+    runs = {"count": work, "frequent": find, "step": filtered, "counter_in_python": plain}
+    timers = {name: lambda _, run=run: timed(run, size) for name, run in runs.items()}  # type: ignore[misc]
+    found = rates(timers, "count", ["counter_in_python"])
     told = json.loads((folder / "out.json").read_text())["steps"]["lines"]
     return {
         "megabytes": round(size, 1),
@@ -234,7 +236,7 @@ def remove_lines(texts: list[str], folder: Path, python: str) -> dict[str, Any]:
 
 
 def memory(texts: list[str], folder: Path, python: str) -> dict[str, Any]:
-    """The peak of memory of `count` and of `frequent`, without mapped files, by the lines of a shard."""
+    """The peak of memory of `count` and `frequent` in megabytes, without mapped files, by the number of lines."""
 
     def peak(*words: str) -> float:
         done = subprocess.run([sys.executable, "-c", MEASURED, *words], check=True, capture_output=True, text=True)
@@ -249,6 +251,12 @@ def memory(texts: list[str], folder: Path, python: str) -> dict[str, Any]:
         found["count_mb_by_lines"][f"{million}M"] = peak("count", *flags)
         flags = ("--counts", str(counts), "--shards", "1", "--range", "0", "--min", "2")
         found["frequent_mb_by_lines"][f"{million}M"] = peak("frequent", *flags, "--output", f"{folder}/range-00000")
+    (one,) = (folder / "counts-1").glob("*.lines")
+    for shard in range(1, 50):
+        for suffix in (".lines", ".json"):
+            one.with_name(f"shard-{shard:05d}{suffix}").hardlink_to(one.with_suffix(suffix))
+    flags = ("--counts", str(one.parent), "--shards", "50", "--range", "0", "--min", "51")
+    found["frequent_mb_by_lines"]["50 shards of 1M"] = peak("frequent", *flags, "--output", f"{folder}/range-00000")
     return found
 
 

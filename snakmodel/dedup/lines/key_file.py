@@ -23,7 +23,7 @@ COUNTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("count", "<u8")])
 """A key in two halves, and how often the line occurs."""
 SUFFIX = ".lines"
 HELD = 1 << 21
-"""The number of records that are added at a time: 50 MB, and some 150 MB with what sorting takes."""
+"""The number of records that are added at a time: 50 MB, and some 300 MB with what sorting takes."""
 _LEAST = 256
 """The fewest records that are read from a file at a time."""
 
