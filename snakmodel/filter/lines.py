@@ -31,7 +31,7 @@ SAMPLES, SAMPLE_CHARACTERS = 20, 200
 
 
 class FrequentLines:
-    """The frequent lines of a corpus: 18 bytes of memory per line, and 40 while they are read.
+    """The frequent lines of a corpus: some 20 bytes of memory per line, and 40 more for those of the range being read.
 
     Raises InputsMissing or UserError if the files of the ranges are not complete, or not of one run.
     """

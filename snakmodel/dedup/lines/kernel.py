@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from snakmodel.dedup.lines.cache import compiled, inner
-from snakmodel.dedup.minhash.compile_cache import Bytes, Longs, Numbers
-from snakmodel.dedup.minhash.kernel import decode, text_key
+from snakmodel.dedup.minhash.compile_cache import Bytes, Longs, Numbers, long_at
+from snakmodel.dedup.minhash.kernel import decode, extended, mixed
 
 DOCUMENT, BEGIN, INK, INK_END = range(4)
 """Columns of a table of lines: the document, the first byte, and the range without white space at its ends."""
 _NEWLINE = 0x0A
+_SEVEN_BYTES = np.uint64((1 << 56) - 1)
 
 
 @inner
@@ -31,6 +32,43 @@ def is_space(point: int) -> bool:
     )
 
 
+@inner
+def line_key(data: Bytes, begin: int, end: int, points: Longs) -> tuple[np.uint64, np.uint64]:
+    """Both halves of the key of a line.
+
+    The coefficients are 1, the bytes in groups of seven (little-endian, filled up with zeros), and their number.
+    """
+    high, low, at = np.uint64(1), np.uint64(1), begin
+    while at + 8 <= end:
+        word = long_at(data, at) & _SEVEN_BYTES
+        high, low = extended(high, points[0], word), extended(low, points[1], word)
+        at += 7
+    word = np.uint64(0)
+    for place in range(end - at):
+        word |= np.uint64(data[at + place]) << np.uint64(8 * place)
+    high, low = extended(high, points[0], word), extended(low, points[1], word)
+    size = np.uint64(end - begin)
+    return mixed(extended(high, points[0], size)), mixed(extended(low, points[1], size))
+
+
+@inner
+def stripped(data: Bytes, begin: int, end: int) -> tuple[int, int]:
+    """A range without white space at its ends."""
+    while begin < end:
+        point, size = decode(data, begin)
+        if not is_space(point):
+            break
+        begin += size
+    while end > begin:
+        last = end - 1
+        while data[last] & 0xC0 == 0x80:
+            last -= 1
+        if not is_space(decode(data, last)[0]):
+            break
+        end = last
+    return begin, end
+
+
 @compiled
 def find_lines(data: Bytes, offsets: Numbers, points: Longs, lines: Numbers, keys: Longs) -> int:
     """Fill `lines`, (k, 4), and their keys, (k, 2), with the lines that are not blank; returns their number.
@@ -41,21 +79,15 @@ def find_lines(data: Bytes, offsets: Numbers, points: Longs, lines: Numbers, key
     for document in range(len(offsets) - 1):
         end, at = offsets[document + 1], offsets[document]
         while at < end:
-            begin, ink, ink_end = at, -1, at
+            begin = at
             while at < end and data[at] != _NEWLINE:
-                point, size = np.int64(data[at]), 1
-                if point >= 0x80:
-                    point, size = decode(data, at)
-                at += size
-                if not is_space(point):
-                    ink = at - size if ink < 0 else ink
-                    ink_end = at
+                at += 1
+            ink, ink_end = stripped(data, begin, at)
             at += 1
-            if ink >= 0:
+            if ink < ink_end:
                 lines[count, DOCUMENT], lines[count, BEGIN] = document, begin
                 lines[count, INK], lines[count, INK_END] = ink, ink_end
-                keys[count, 0] = text_key(data, ink, ink_end, 0, points[0])
-                keys[count, 1] = text_key(data, ink, ink_end, 0, points[1])
+                keys[count, 0], keys[count, 1] = line_key(data, ink, ink_end, points)
                 count += 1
     return count
 

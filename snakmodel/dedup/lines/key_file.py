@@ -2,8 +2,8 @@
 
 A file PATH.lines holds records of the type COUNTED, little-endian, each key once and in rising order; PATH.json beside
 it holds the number of records and what else is known about them. A key is of 128 bits, of which 122 carry information:
-two polynomials modulo 2⁶¹ - 1. Among 10¹¹ different lines (2⁷² pairs) of 100 bytes, which are 27 coefficients, any two
-agree in both with a probability of about 2⁷² · (27 / 2⁶¹)² = 2⁻⁴⁰. Of keys of 64 bits, hundreds of pairs would agree.
+two polynomials modulo 2⁶¹ - 1. Among 10¹¹ different lines (2⁷² pairs) of 100 bytes, which are 17 coefficients, any two
+agree in both with a probability of about 2⁷² · (17 / 2⁶¹)² = 2⁻⁴². Of keys of 64 bits, hundreds of pairs would agree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COUNTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("count", "<u8")])
 """A key in two halves, and how often the line occurs."""
 SUFFIX = ".lines"
 HELD = 1 << 21
-"""The number of records that are added at a time: 50 MB, and some 150 MB with what sorting takes."""
+"""The number of records that are added at a time: 50 MB, and some 300 MB with what sorting takes."""
 _LEAST = 256
 """The fewest records that are read from a file at a time."""
 
@@ -66,9 +66,9 @@ def merged(runs: Iterable[Run], held: int = HELD) -> Iterator[Records]:
             run.fill(each)
         left = [run for run in left if len(run.held)]
         border = min((run.held["hi"][-1] for run in left if run.at < run.stop), default=None)
-        parts = [run.take(border) for run in left]
-        if any(map(len, parts)):
-            yield summed(np.concatenate(parts))
+        parts = [part for run in left if len(part := run.take(border))]
+        if parts:
+            yield summed(np.concatenate(parts)) if len(parts) > 1 else parts[0]
         else:  # all that is held of a run has the same upper half
             each *= 2
 

@@ -18,6 +18,7 @@ from snakmodel.dedup.lines import count as counting
 from snakmodel.dedup.lines.count import count, lines_of
 from snakmodel.dedup.lines.frequent import frequent
 from snakmodel.dedup.lines.key_file import COUNTED, Records, Run, merged, read, summed
+from snakmodel.dedup.minhash.parameters import KEY_POINTS, PRIME
 from snakmodel.shards.arrow_stream import SCHEMA, Rows, write_stream
 from tests.lines_reference import counted
 
@@ -86,6 +87,32 @@ def test_white_space_is_that_of_strip() -> None:
             continue
         lines, _ = lines_of(pa.array(characters, pa.large_string()))
         assert [characters[row] for row in lines[:, 0]] == [one for one in characters if one.strip()]
+
+
+def test_keys_equal_polynomials_of_whole_numbers() -> None:
+    """The keys of lines of any length, at the end of the buffer too, are what Python's whole numbers give."""
+    texts = ["æ" * (size // 2) + "x" * (size % 2) for size in range(1, 40)]
+    for one in (texts, [f"{text} \n{text}" for text in texts], texts[-1:], texts[6:7]):
+        lines = [line.strip() for text in one for line in text.split("\n")]
+        _, keys = lines_of(pa.array(one, pa.large_string()))
+        assert keys.tolist() == [[spread(polynomial(line.encode(), point)) for point in KEY_POINTS] for line in lines]
+
+
+def polynomial(line: bytes, point: int) -> int:
+    """The polynomial of 1, the groups of seven bytes and the number of bytes, modulo 2⁶¹ - 1."""
+    full = max(0, len(line) - 1) // 7
+    groups = [line[7 * place : 7 * place + 7] for place in range(full)] + [line[7 * full :]]
+    value = 1
+    for word in (*(int.from_bytes(group, "little") for group in groups), len(line)):
+        value = (value * point + word) % PRIME
+    return value
+
+
+def spread(value: int) -> int:
+    """The finaliser of SplitMix64."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % (1 << 64)
+    return value ^ value >> 31
 
 
 @pytest.mark.parametrize(("shards", "ranges", "batch"), [(1, 1, 1000), (1, 4, 3), (5, 1, 7), (4, 3, 2)])
