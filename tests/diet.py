@@ -59,10 +59,10 @@ def write_corpora(folder: Path) -> dict[str, Any]:
     wiki = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="da">\n{pages}</mediawiki>\n'
     (folder / "dawiki.xml.bz2").write_bytes(bz2.compress(wiki.encode()))
     with tarfile.open(folder / "ftspeech.tar.gz", "w:gz") as archive:
-        text = "".join(f"{line}\n" for line in some[2]).encode()
+        speech = "".join(f"{line}\n" for line in some[2]).encode()
         member = tarfile.TarInfo("ftspeech/lm/ft_lm_train_data.txt")
-        member.size = len(text)
-        archive.addfile(member, io.BytesIO(text))
+        member.size = len(speech)
+        archive.addfile(member, io.BytesIO(speech))
     with zipfile.ZipFile(folder / "gigaword.zip", "w") as packed:
         for number, line in enumerate(some[3]):
             packed.writestr(f"dagw/sektioner/retsinfo/retsinfo_{number}", f"{line}\n{BOILERPLATE}\n")
