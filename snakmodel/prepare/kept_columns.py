@@ -128,7 +128,7 @@ def check_condition(where: str | None, kept: Iterable[KeptColumn]) -> None:
 def _lacking(name: str, path: Path, others: Sequence[str]) -> str:
     has = f"its columns are {', '.join(map(repr, others))}" if others else "a text file has no columns"
     return (
-        f"data.keep: {path} has no column {name!r}; {has}. Write {name}? in data.keep if files and documents may lack "
+        f'data.keep: {path} has no column {name!r}; {has}. Write "{name}?" in data.keep if files and documents may lack '
         "it: the value is then null"
     )
 
@@ -242,7 +242,7 @@ def from_json(column: KeptColumn, document: Mapping[str, Any]) -> Any:
         if column.optional:
             return None
         raise Misfit(
-            f"has no key {column.name!r}, which data.keep names; write {column.name}? there if it may be absent"
+            f'has no key {column.name!r}, which data.keep names; write "{column.name}?" there if it may be absent'
         )
     value = document[column.name]
     if value is None:

@@ -85,7 +85,7 @@ def _without_columns(chunk: Chunk, kept: Sequence[KeptColumn], path: Path) -> Ch
     """Documents of a text file with nulls in all columns. Raises UserError if one of the columns is not optional."""
     if needed := [one.name for one in kept if not one.optional]:
         raise UserError(
-            f"{path} is a text file, which has no column {needed[0]!r}; write {needed[0]}? in data.keep if files may "
+            f'{path} is a text file, which has no column {needed[0]!r}; write "{needed[0]}?" in data.keep if files may '
             "lack it"
         )
     return chunk._replace(kept=tuple(pa.nulls(len(chunk.texts), one.type) for one in kept)) if kept else chunk
