@@ -121,12 +121,12 @@ def _matching(place: Place, pattern: str) -> list[str]:
 
 def _downloads(place: Place, source: Source, report: Report, patience: Patience | None) -> Iterator[Download]:
     """Yield the files of the source, each downloaded if it is not there."""
-    headers = {}
-    addresses = {file_name(url): url for url in source.addresses}
+    headers: dict[str, str] = {}
+    addresses = {file_name(url): (url, source.checksum(file_name(url))) for url in source.addresses}
     if source.dataset:
         addresses, headers = hub.parquet_files(source, place.listing), hub.authorization()
     with http_client() as client:
-        for file, url in addresses.items():
+        for file, (url, expected) in addresses.items():
             if (place.downloads / file).is_file() and (receipt := _receipt(place, source, file, url)):
                 yield receipt
                 continue
@@ -146,7 +146,7 @@ def _downloads(place: Place, source: Source, report: Report, patience: Patience 
                 file, url, partial.stat().st_size, sha256(partial), answer.etag, answer.last_modified, _now()
             )
             try:
-                _check_sum(source, one, url)
+                _check_sum(expected, one, url)
             except UserError:
                 forget(partial)
                 raise
@@ -175,7 +175,7 @@ def _receipt(place: Place, source: Source, file: str, url: str | None) -> Downlo
         if one.sha256 != digest:
             same = False
     if same:
-        _check_sum(source, one, str(path))
+        _check_sum(source.checksum(file), one, str(path))
     return one if same else None
 
 
@@ -191,12 +191,11 @@ def _by_hand(place: Place, source: Source, file: str, report: Report) -> Downloa
     return found
 
 
-def _check_sum(source: Source, one: Download, where: str) -> None:
-    expected = source.checksum(one.file)
+def _check_sum(expected: str | None, one: Download, where: str) -> None:
     if expected and one.sha256 != expected:
         raise UserError(
-            f"{where}: has the sha256 {one.sha256}, and the file of sources says {expected}. The file is not the one "
-            "that was meant, or was damaged on its way: fetch it again, or correct `sha256` of the source"
+            f"{where}: has the sha256 {one.sha256}, and not the {expected} that the file of sources or the Hub gives. "
+            "The file is not the one that was meant, or was damaged on its way: fetch it again, or correct `sha256`"
         )
 
 

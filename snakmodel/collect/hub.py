@@ -26,8 +26,8 @@ PARQUET_BRANCH = "refs/convert/parquet"
 """The branch with the Parquet form that the Hub makes of many datasets."""
 
 
-def parquet_files(source: Source, listing: Path) -> dict[str, str]:
-    """Maps the path of each Parquet file of the source in its repository to the file's address.
+def parquet_files(source: Source, listing: Path) -> dict[str, tuple[str, str | None]]:
+    """Maps the path of each Parquet file of the source to its address and, if the Hub knows it, its SHA-256.
 
     The commit and the paths are kept in the file `listing`, so that an interrupted download keeps to one commit.
     Raises UserError if there is no such dataset, if it is gated or has a script instead of files, and NotNow if
@@ -44,8 +44,11 @@ def parquet_files(source: Source, listing: Path) -> dict[str, str]:
         listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, kept)
     return {
-        path: huggingface_hub.hf_hub_url(str(source.dataset), path, repo_type="dataset", revision=kept["commit"])
-        for path in chosen_paths(source, kept["paths"])
+        path: (
+            huggingface_hub.hf_hub_url(str(source.dataset), path, repo_type="dataset", revision=kept["commit"]),
+            kept["paths"][path],
+        )
+        for path in chosen_paths(source, [*kept["paths"]])
     }
 
 
@@ -86,11 +89,11 @@ def chosen_paths(source: Source, paths: list[str]) -> list[str]:
     )
 
 
-def _ask(source: Source) -> tuple[str, list[str]]:
-    """The commit that the revision stands for, and the paths of all files in it."""
+def _ask(source: Source) -> tuple[str, dict[str, str | None]]:
+    """The commit that the revision stands for, and the paths of all files in it with their SHA-256, if it is known."""
     name, api = str(source.dataset), huggingface_hub.HfApi()
     try:
-        info = api.dataset_info(name, revision=source.revision)
+        info = api.dataset_info(name, revision=source.revision, files_metadata=True)
         api.auth_check(name, repo_type="dataset")
     except GatedRepoError as error:
         raise UserError(
@@ -115,4 +118,5 @@ def _ask(source: Source) -> tuple[str, list[str]]:
     except (HfHubHTTPError, httpx2.TransportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NotNow(f"{name}: the Hub did not answer ({reason}). Type the same command again later") from error
-    return str(info.sha), sorted(sibling.rfilename for sibling in info.siblings or [])
+    files = {one.rfilename: one.lfs.sha256 if one.lfs else None for one in info.siblings or []}
+    return str(info.sha), dict(sorted(files.items()))

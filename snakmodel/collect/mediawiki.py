@@ -128,7 +128,11 @@ def pages(content: BufferedReader, where: str, left_out: Counter[str]) -> Iterat
             if reason:
                 left_out[reason] += 1
                 continue
-            text = prose(parser.parse(page.text), dump.media)
+            try:
+                text = prose(parser.parse(page.text), dump.media)
+            except (parser.parser.ParserError, RecursionError):
+                left_out["markup that cannot be parsed"] += 1
+                continue
             yield text, {"title": page.title, "url": _address(dump.base, page.title), "date": page.date}
         dump.pages.clear()
 
@@ -136,26 +140,44 @@ def pages(content: BufferedReader, where: str, left_out: Counter[str]) -> Iterat
 def prose(code: Any, media: set[str]) -> str:
     """The text of parsed markup (`mwparserfromhell.wikicode.Wikicode`), without lines that are empty.
 
-    `media` are the names of the namespaces whose links are dropped. Elements are removed from `code`.
+    `media` are the names of the namespaces whose links are dropped.
     """
-    for link in code.filter_wikilinks():
-        target = str(link.title).strip()
-        prefix = target.split(":", 1)[0].strip().lower() if ":" in target else ""
-        if prefix in media or (_INTERWIKI.match(target) and not link.text):
-            _remove(code, link)
-    for tag in code.filter_tags(matches=lambda node: str(node.tag).strip().lower() in _DROPPED_TAGS):
-        _remove(code, tag)
-    text = _MAGIC_WORD.sub("", code.strip_code(normalize=True, collapse=True))
+    text = _MAGIC_WORD.sub("", _text(code, media))
     text = _SPACES.sub(" ", _EMPTY_BRACKETS.sub("", text))
     return "\n".join(stripped for line in text.split("\n") if (stripped := line.strip()))
 
 
-def _remove(code: Any, node: Any) -> None:
-    """Remove a node, if it is not gone together with another one that held it."""
-    try:
-        code.remove(node)
-    except ValueError:
-        return
+def _text(code: Any, media: set[str]) -> str:
+    """The text of parsed markup with everything in it that is kept.
+
+    The library's own `strip_code` keeps captions and references, and removing them first takes time that grows with the
+    square of their number.
+    """
+    return "".join(_of_node(node, media) for node in code.nodes) if code is not None else ""
+
+
+def _of_node(node: Any, media: set[str]) -> str:
+    match type(node).__name__:
+        case "Text":
+            return str(node.value)
+        case "HTMLEntity":
+            return str(node.normalize())
+        case "Heading" | "ExternalLink":
+            return _text(node.title, media)
+        case "Wikilink":
+            return _of_link(node, media)
+        case "Tag":
+            name = str(node.tag).strip().lower()
+            return "\n" if name == "br" else "" if name in _DROPPED_TAGS else _text(node.contents, media)
+    return ""  # templates, their arguments, comments
+
+
+def _of_link(link: Any, media: set[str]) -> str:
+    target = str(link.title).strip()
+    prefix = target.split(":", 1)[0].strip().lower() if ":" in target else ""
+    if prefix in media or (_INTERWIKI.match(target) and link.text is None):
+        return ""
+    return _text(link.title if link.text is None else link.text, media).removeprefix(":")
 
 
 def _address(base: str, title: str) -> str | None:

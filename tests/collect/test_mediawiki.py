@@ -13,6 +13,7 @@ import pytest
 
 from run_contract.errors import UserError
 from snakmodel.collect.documents import documents
+from snakmodel.collect.mediawiki import prose
 from snakmodel.collect.sources import Source
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="da">
@@ -92,6 +93,41 @@ def test_pages(tmp_path: Path) -> None:
         ("Kort tekst", {"title": "A & B", "url": f"{base}A_&_B", "date": date}),
     ]
     assert left_out == {"another namespace": 1, "a redirect": 1, "empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("[[:Kategori:Lande]] og [[Kategori:Lande|x]] og [[de:Land|Land]]", "Kategori:Lande og og Land"),
+        ("en<br>to<br />tre<hr>", "en\nto\ntre"),
+        ("<div style='x'>i <small>''en'' boks</small></div><nowiki>[[x]]</nowiki>", "i en boks[[x]]"),
+        ("[[Fil:a.jpg|thumb|a [[b|c]] <ref>d</ref>]]{{a|b={{c}}}}{{{d|e}}}slut", "slut"),
+        ("''åben [[link og {{skabelon", "''åben [[link og {{skabelon"),
+        ("1. {{dato}} (født {{år}}) &aelig;&#248;", "1. (født ) æø"),
+    ],
+)
+def test_markup(tmp_path: Path, markup: str, text: str) -> None:
+    """What each kind of markup leaves."""
+    assert [found for found, _ in read(tmp_path, HEAD + page("a", markup) + "</mediawiki>")[0]] == [text]
+
+
+def test_large_pages_take_time_in_proportion(tmp_path: Path) -> None:
+    """Each node of the markup is visited once, even if there are thousands."""
+    mwparserfromhell = pytest.importorskip("mwparserfromhell")
+    row = "* [[Land|lande]]<ref>kilde {{a|b}}</ref> [[Fil:x.jpg|thumb|hej]]\n"
+    visits: Counter[int] = Counter()
+
+    def count(frame: Any, event: str, _: object) -> None:
+        visits[rows] += event == "call" and frame.f_code.co_name == "_of_node"
+
+    for rows in (20, 200):
+        code = mwparserfromhell.parse(row * rows)
+        sys.setprofile(count)
+        try:
+            prose(code, {"fil"})
+        finally:
+            sys.setprofile(None)
+    assert 0 < visits[200] <= 10 * visits[20]
 
 
 @pytest.mark.parametrize(
