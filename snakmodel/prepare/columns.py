@@ -88,7 +88,7 @@ def _absent(column: KeptColumn, batch: Any, path: Path) -> Any:
         names = ", ".join(map(repr, batch.schema.names))
         raise UserError(
             f"{path} has no column {column.name!r}, which data.keep names; its columns are {names}. Write "
-            f'"{column.name}?" in data.keep if files may lack it"
+            f'"{column.name}?" in data.keep if files may lack it'
         )
     return pa.nulls(batch.num_rows, column.type)
 
