@@ -128,8 +128,8 @@ def check_condition(where: str | None, kept: Iterable[KeptColumn]) -> None:
 def _lacking(name: str, path: Path, others: Sequence[str]) -> str:
     has = f"its columns are {', '.join(map(repr, others))}" if others else "a text file has no columns"
     return (
-        f'data.keep: {path} has no column {name!r}; {has}. Write "{name}?" in data.keep if files and documents may lack '
-        "it: the value is then null"
+        f'data.keep: {path} has no column {name!r}; {has}. Write "{name}?" in data.keep if files or documents may '
+        "lack it: the value is then null"
     )
 
 
