@@ -64,15 +64,19 @@ def _files(base: Path) -> list[Path]:
     return [path for path in sorted(base.iterdir()) if path.is_file()]
 
 
+_UNKEYED = {"keep_last", "keep_every", "log_samples", "distributed_timeout_minutes"}
+"""The settings of training that do not change its results, so that they may change while a run is under way."""
+
+
 def train_stages(c: Context) -> list[Stage]:
     """Declare the training stage. Raises UserError if its number of ranks is not a multiple of the parallel sizes."""
     _check_ranks(c)
     outputs = [f"checkpoints/iter_{iteration:07d}" for iteration in c.recipe.exported_iterations]
     task = Task(
-        ("python", _FINETUNE, *_training_flags(c)),
+        ("python", _FINETUNE, *_training_flags(c), *_extra_flags(c)),
         (*outputs, "checkpoints/metrics.jsonl"),
         (Input("merge-tokens"), Input("index"), Input("shard")),
-        unkeyed=flags(keep_last=c.recipe.training.keep_last, keep_every=c.recipe.training.keep_every),
+        unkeyed=flags(**c.recipe.training.model_dump(include=_UNKEYED)),
         outside=c.vocabulary,
     )
     train = c.stage(
@@ -182,8 +186,8 @@ def _reshard(c: Context, load: str, save: str, tensor: int, pipeline: int, dtype
 
 def _training_flags(c: Context) -> tuple[str, ...]:
     t = c.recipe.training
-    elsewhere = {"dtype", "tensor_parallel", "pipeline_parallel", "recompute_granularity", "keep_last", "keep_every"}
-    named = t.model_dump(exclude=elsewhere)
+    elsewhere = {"dtype", "tensor_parallel", "pipeline_parallel", "recompute_granularity", "extra_flags"}
+    named = t.model_dump(exclude=elsewhere | _UNKEYED)
     return (
         *flags(**named),
         *flags(tensor_model_parallel_size=t.tensor_parallel, pipeline_model_parallel_size=t.pipeline_parallel),
@@ -201,6 +205,17 @@ def _training_flags(c: Context) -> tuple[str, ...]:
             recompute_granularity=t.recompute_granularity,
         ),
     )
+
+
+def _extra_flags(c: Context) -> tuple[str, ...]:
+    """The recipe's own flags of finetune.py. Raises UserError if one of them is set by the chain already."""
+    extra = tuple(c.recipe.training.extra_flags)
+    own = {word.split("=")[0] for word in (*_training_flags(c), *map("--{}".format, _UNKEYED)) if word.startswith("--")}
+    if taken := [word for word in extra if word.split("=")[0] in own]:
+        raise UserError(
+            f"training.extra_flags: {taken[0]} is set by the chain itself. Use the recipe's key for it, or leave it out"
+        )
+    return extra
 
 
 def _model_flags(c: Context) -> tuple[str, ...]:

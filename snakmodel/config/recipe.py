@@ -240,6 +240,15 @@ class Training(Section):
     pipeline_parallel: int = Field(default=1, ge=1)
     """The number of ranks that hold different layers. The remaining factor of the ranks is data parallel."""
     recompute_granularity: Literal["selective", "full"] | None = None
+    torch_compile: bool = False
+    """Whether the layers are compiled: slower to begin, faster afterwards. It changes the last bits of the result."""
+    log_samples: bool = False
+    """Whether the samples of each iteration are recorded in checkpoints/samples.jsonl."""
+    distributed_timeout_minutes: float | None = Field(default=None, gt=0)
+    """The number of minutes after which a rank that waits for the others fails; 10 if absent."""
+    extra_flags: list[str] = Field(default=[])
+    """Further flags of finetune.py, such as [--exit_interval, "100"], which the engine's parser checks when the run is
+    planned."""
     threads: int = Field(default=1, ge=1)
     """The number of CPU threads of a rank. It is part of the recipe because it changes the last bits of the result."""
 

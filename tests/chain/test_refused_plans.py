@@ -167,6 +167,14 @@ WRONG_RECIPES: dict[str, tuple[Change, str]] = {
         r"export\.iterations: 80 may be deleted before it is exported",
     ),
     "keep_every alone": (put("training.keep_every", 10), "keep_every is 10 but keep_last is missing"),
+    "an extra flag that there is a key for": (
+        put("training.extra_flags", ["--lr=0.1"]),
+        "training.extra_flags: --lr=0.1 is set by the chain itself",
+    ),
+    "an extra flag that the engine does not know": (
+        put("training.extra_flags", ["--exit_intervall", "100"]),
+        "train: .*exit_intervall",
+    ),
     "a repository without a licence": (put("push.repository", "a/b"), r"push\.license is missing"),
     "an unknown family": (put("model.family", "qwen"), r"model\.family: found 'qwen'.*'llama2'"),
     "a threshold above 1": (put("dedup.threshold", 1.5), r"dedup\.threshold: found 1\.5"),
