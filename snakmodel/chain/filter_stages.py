@@ -28,11 +28,6 @@ _THEN = "+"
 """The word before each step in the command line of several steps."""
 
 
-def stages_before_dedup(recipe: Recipe) -> list[str]:
-    """The names of the optional stages between `prepare` and deduplication, in order."""
-    return [*([FILTER] if recipe.filter.any else []), *(one.stage for one in recipe.data.custom)]
-
-
 def filter_stages(c: Context) -> list[Stage]:
     """The optional stages between `prepare` and deduplication, in order.
 

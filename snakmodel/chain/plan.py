@@ -154,8 +154,7 @@ def make_plan(
     again = [name for name in downstream(chain, restart_from) if name not in touched]
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
     missing, notes = _missing(chain, packs, selected, again)
-    if any(missing.get(name) and not _in_container(config, chain[name], root) for name in (FILTER, FINAL_FILTER)):
-        check_filter(config.recipe, kept)
+    _check_filter(config, chain, [name for name, packs in missing.items() if packs], kept)
     facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
     if not dry:
         _forget(chain, again, touched)
@@ -185,9 +184,9 @@ def _plan_collection(
             "--only), and leave --restart-from out: other stages are planned when the text is there"
         )
     refuse_what_is_not_there(config.recipe.data.path, absent)
-    build(config, paths.root, [[]], Inputs.read(paths.root), selected)  # refuses now what it would refuse later
+    later = build(config, paths.root, [[]], Inputs.read(paths.root), selected)  # refuses now what it would later
     if not config.recipe.data.keep:
-        check_filter(config.recipe, [])
+        _check_filter(config, later, selected, [])
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
@@ -200,7 +199,8 @@ def _plan_collection(
         _forget(chain, restart_from, touched)
         for index in missing[COLLECT]:
             remove(marker_path(paths.root, COLLECT, index))
-        _freeze(paths.frozen, config, chain, None, frozen["stage_keys"] if frozen else {})
+        before = frozen or {"shards_per_job": None, "stage_keys": {}}
+        _freeze(paths.frozen, config, chain, before["shards_per_job"], before["stage_keys"])
     notes.append(
         f"{names}: to be collected into {config.recipe.data.path}; what follows is planned when they are there"
     )
@@ -225,9 +225,15 @@ def _shards(
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
 
 
-def _in_container(config: Config, stage: Stage, root: Path) -> bool:
-    """Whether a stage runs in a container, where other packages may be installed than here."""
-    return container_spec(config, root, config.cluster.with_defaults(stage.resources)) is not None
+def _check_filter(config: Config, chain: Chain, wanted: Sequence[str], kept: Sequence[KeptColumn]) -> None:
+    """Raise UserError if a step of a filter among the wanted stages could not work.
+
+    A stage that runs in a container, where other packages may be installed than here, is not checked.
+    """
+    stages = [stage for stage in chain.stages if stage.name in (FILTER, FINAL_FILTER) and stage.name in wanted]
+    resources = [config.cluster.with_defaults(stage.resources) for stage in stages]
+    if any(container_spec(config, chain.root, one) is None for one in resources):
+        check_filter(config.recipe, kept)
 
 
 def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:
