@@ -57,7 +57,7 @@ class KeptColumn:
         spelled = _NAMES.get(self.type)
         if spelled is None:
             message = pa.schema([("", self.type)]).serialize().to_pybytes()
-            spelled = _PREFIX + base64.b64encode(message).decode()
+            spelled = _PREFIX + base64.b64encode(message).decode().rstrip("=")  # names may hold =, types may not
         return f"{self.name}{'?' if self.optional else ''}={spelled}"
 
     @classmethod
@@ -79,7 +79,8 @@ class KeptColumn:
 def _unpacked(spelled: str) -> Any:
     if not spelled.startswith(_PREFIX):
         raise ValueError(spelled)
-    message = base64.b64decode(spelled.removeprefix(_PREFIX), validate=True)
+    digits = spelled.removeprefix(_PREFIX)
+    message = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     return pa.ipc.read_schema(pa.py_buffer(message)).field(0).type
 
 
