@@ -165,6 +165,30 @@ def test_nothing_is_done_twice(finished: Path) -> None:
     assert "Nothing to do" in done.stdout
 
 
+def test_before_the_text_is_there(tmp_path: Path, site: Site, demo_base: Path) -> None:
+    """Preflight says what it could not check; by hand, too, the rest is planned when the text is collected."""
+    corpora, sources, address = site
+    write_recipe(tmp_path, corpora, {"bookshop": sources["bookshop"]}, address, demo_base)
+    command(tmp_path)
+    files = ["--recipe", str(tmp_path / "recipe.yaml"), "--cluster", str(tmp_path / "cluster.yaml")]
+    where = ["--run-dir", str(tmp_path / "run"), "--scheduler", "local"]
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["data"] |= {"keep": None, "where": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    checked = subprocess.run(
+        [sys.executable, "jobs/preflight.py", *files, *where], cwd=PROJECT, capture_output=True, text=True, timeout=600
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "not collected yet" in checked.stdout
+    environment = {**os.environ, "RECIPE": files[1], "CLUSTER": files[3], "RUN_DIR": where[1], "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", "sbatch/0.preprocess.sbatch", "collect", "prepare"],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "run" / "arrow").glob("shard-*.arrow"))
+
+
 def kill_at(stage: str, argv: list[str], run: Path) -> bool:
     """Start the launcher, and kill it with all that it started when a task of this stage has begun."""
     process = subprocess.Popen(

@@ -29,6 +29,7 @@ from run_contract.errors import EXIT_AGAIN, InputsMissing, NoRoom, UserError
 from run_contract.output import say
 from run_contract.publish import write_json
 from snakmodel.chain.build import STAGES, stages_of
+from snakmodel.chain.collect_stage import uncollected
 from snakmodel.chain.plan import RunPlan, make_plan, select
 from snakmodel.config import load as configuration
 from snakmodel.config.load import Config
@@ -103,7 +104,7 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
     and write nothing, so that many may start at the same time.
     """
     end = time.monotonic() + _LOCK_SECONDS
-    while not RunPaths(root).frozen.exists():
+    while not _is_planned(config, root):
         with ExitStack() as held:
             try:
                 held.enter_context(run_lock(root))
@@ -117,6 +118,12 @@ def plan_by_hand(config: Config, root: Path, selected: Sequence[str], element: i
     for note in plan.notes:
         say(f"note: {note}")
     return plan if element is None else one_element(plan, element)
+
+
+def _is_planned(config: Config, root: Path) -> bool:
+    """Whether an earlier job has frozen the plan, as far as the run can be planned now."""
+    paths = RunPaths(root)
+    return paths.frozen.exists() and (paths.shards.exists() or bool(uncollected(config.recipe)))
 
 
 def one_element(plan: RunPlan, element: int) -> RunPlan:

@@ -70,7 +70,11 @@ class Preflight:
         plan = make_plan(config, root, stages_of(config.recipe), [], dry=True, fit=fit)
         waiting = sum(len(packs) for packs in plan.missing.values())
         self.add("plan", "pass", f"{len(plan.chain.stages)} stages, {waiting} tasks to do")
-        self._disk(plan)
+        if plan.unfinished:
+            found = "the text is not collected yet, so only the stage collect was checked"
+            self.add("text", "note", found, "Run this again when it is there.")
+        else:
+            self._disk(plan)
         if choose(wanted) == "local":
             check_local(config.cluster)
             self.add("Slurm", "note", "not asked: the run would be on this machine")
