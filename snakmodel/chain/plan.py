@@ -60,8 +60,13 @@ class RunPlan:
     """What the engine reports about the model and its training; None if none of its commands is missing."""
     notes: list[str]
     """Notes for users: why existing markers did not count, and which files of the data folder are not read and why."""
-    unfinished: bool = False
-    """Whether this is only the beginning of the run: when it is done, the launcher has to plan what follows."""
+    later: Sequence[Stage] = ()
+    """The selected stages that can only be planned when those of this plan are done, without their tasks."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether this is only the beginning of the run: when it is done, the launcher has to plan what follows."""
+        return bool(self.later)
 
     def logs(self, stage: str) -> Path:
         """The folder of a stage's logs."""
@@ -204,7 +209,8 @@ def _plan_collection(
     notes.append(
         f"{names}: to be collected into {config.recipe.data.path}; what follows is planned when they are there"
     )
-    return RunPlan(config, paths, chain, packs, missing, None, notes, unfinished=True)
+    following = [stage for stage in later.stages if stage.name in selected and stage.name != COLLECT]
+    return RunPlan(config, paths, chain, packs, missing, None, notes, following)
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")

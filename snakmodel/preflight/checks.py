@@ -71,7 +71,7 @@ class Preflight:
         waiting = sum(len(packs) for packs in plan.missing.values())
         self.add("plan", "pass", f"{len(plan.chain.stages)} stages, {waiting} tasks to do")
         if plan.unfinished:
-            found = "the text is not collected yet, so only the stage collect was checked"
+            found = "the text is not collected yet, so neither its stages' tasks nor the disk could be checked"
             self.add("text", "note", found, "Run this again when it is there.")
         else:
             self._disk(plan)
@@ -108,7 +108,7 @@ class Preflight:
         """Ask Slurm about every stage; return the partitions of those that it would run, each with its largest job."""
         usable: dict[str, tuple[Partition, Resources]] = {}
         accounting = read_accounting()
-        for same in alike(plan, plan.chain.stages):
+        for same in alike(plan, [*plan.chain.stages, *plan.later]):
             name = ", ".join(stage.name for stage in same)
             problem = refusal(plan, same[0], known, accounting)
             if problem:

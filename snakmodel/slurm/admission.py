@@ -178,13 +178,13 @@ def _associations(column: str) -> str:
 
 
 def check_resources(plan: RunPlan) -> None:
-    """Raise UserError before anything is submitted, if Slurm could not run some stage of a plan.
+    """Raise UserError before anything is submitted, if Slurm could not run some stage of a plan or one that follows.
 
     Slurm is asked once per set of resources. The error speaks of all refused stages at once, with Slurm's words and a
     remedy.
     """
     known, accounting = partitions(), read_accounting()
-    stages = [plan.chain[name] for name, packs in plan.missing.items() if packs]
+    stages = [*(plan.chain[name] for name, packs in plan.missing.items() if packs), *plan.later]
     problems = []
     for same in alike(plan, stages):
         found = refusal(plan, same[0], known, accounting)

@@ -18,7 +18,7 @@ from .conftest import PATIENCE, REPOSITORY, Cluster
 
 def test_the_diet(cluster: Cluster, demo_base: Path, tmp_path: Path) -> None:
     """One command ends in the same bytes as on this machine, although a task of `collect` and one of `filter` are
-    requeued while they run."""
+    requeued while they run. A partition that a later stage names wrongly is refused before anything is collected."""
     corpora = cluster.workdir("www")
     sources = write_corpora(corpora)
     with serving(corpora) as address:
@@ -27,10 +27,17 @@ def test_the_diet(cluster: Cluster, demo_base: Path, tmp_path: Path) -> None:
         base = folder / "base"
         shutil.copytree(demo_base, base)
         write_recipe(folder, corpora, sources, address, base)
-        (folder / "cluster.yaml").write_text(yaml.safe_dump({"runs": str(folder), "logs": str(folder / "logs")}))
+        where = {"runs": str(folder), "logs": str(folder / "logs")}
+        wrong = {**where, "stages": {"tokenize": {"partition": "nowhere"}}}
+        (folder / "cluster.yaml").write_text(yaml.safe_dump(wrong))
         open_to_all(folder, corpora)
         shutil.chown(folder, cluster.user)
         run = folder / "run"
+        refused = cluster.run(command(folder, "slurm"), cwd=folder, timeout=120, check=False)
+        assert refused.returncode == 2
+        assert "stage tokenize: Slurm says" in refused.stderr
+        assert not (run / "submissions.jsonl").exists()
+        (folder / "cluster.yaml").write_text(yaml.safe_dump(where))
         done = cluster.run(command(folder, "slurm"), cwd=folder, timeout=120)
         assert "A continuation job plans and submits the other stages" in done.stdout
         assert {one["stage"] for one in submissions(run)} == {"collect", "continuation"}
