@@ -65,11 +65,16 @@ def filter_documents(c: Context) -> Stage:
 
 
 def custom_command(c: Context, custom: Custom) -> Stage:
-    """Declare the stage that runs a user's own command over each shard."""
+    """Declare the stage that runs a user's own command over each shard.
+
+    Files that the command line names, such as a script or a model, are inputs: if one changes, the stage is done again.
+    """
+
+    outside = [c.inputs.whole(path) for path in custom.paths if path.is_file()] or None
 
     def task(index: int) -> Task:
         words = ("--name", custom.name, "--command", custom.command)
-        return _task(c, index, f"custom/{custom.name}", (*_COMMAND, "custom"), words)
+        return _task(c, index, f"custom/{custom.name}", (*_COMMAND, "custom"), words, outside=outside)
 
     return c.stage(custom.stage, [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -228,12 +233,18 @@ def _files_of(c: Context) -> Any:
 
     Raises UserError if one is not there.
     """
-    files = []
-    if c.recipe.filter.language and c.recipe.filter.language.model.endswith((".bin", ".ftz")):
-        files.append(("filter.language.model", Path(c.recipe.filter.language.model)))
-    if c.recipe.filter.quality and c.recipe.filter.quality.thresholds:
-        files.append(("filter.quality.thresholds", c.recipe.filter.quality.thresholds))
+    files = step_files(c.recipe)
     for key, path in files:
         if not path.is_file():
             raise UserError(f"{key}: there is no file {path}. Correct the path, or leave the key out.")
     return [c.inputs.whole(path) for _, path in files] or None
+
+
+def step_files(recipe: Recipe) -> list[tuple[str, Path]]:
+    """The files from outside the run that the steps of `filter` read, each after its key in the recipe."""
+    files = []
+    if recipe.filter.language and recipe.filter.language.model.endswith((".bin", ".ftz")):
+        files.append(("filter.language.model", Path(recipe.filter.language.model)))
+    if recipe.filter.quality and recipe.filter.quality.thresholds:
+        files.append(("filter.quality.thresholds", recipe.filter.quality.thresholds))
+    return files

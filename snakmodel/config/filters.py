@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from snakmodel.config.sections import ProjectPath, Section
+from snakmodel.config.sections import PROJECT, ProjectPath, Section
 
 CUSTOM_STAGE = re.compile(r"custom-[a-z0-9-]+")
 """The names of the stages of users' own commands."""
@@ -30,6 +32,11 @@ class Language(Section):
     """Whether the rest is removed, or all documents get the columns `language` and `language_probability`."""
     rejected: bool = False
     """Whether what is rejected is written to `filter/rejected/`, one shard per shard."""
+
+    @field_validator("model")
+    @classmethod
+    def _from_project(cls, model: str) -> str:
+        return str(PROJECT / Path(model).expanduser()) if model.endswith((".bin", ".ftz")) else model
 
     @model_validator(mode="after")
     def _consistent(self) -> Language:
@@ -126,3 +133,18 @@ class Custom(Section):
     def stage(self) -> str:
         """The name of the stage."""
         return f"custom-{self.name}"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The existing files and folders that the command line names, also as `--flag=PATH`.
+
+        The system's own programs and files are left out: they are not the user's to change, and a container has its
+        own.
+        """
+        words = [path for word in shlex.split(self.command) for path in (word, word.partition("=")[2]) if path]
+        found = [PROJECT / word for word in words if "{" not in word]
+        return [path for path in dict.fromkeys(found) if os.path.exists(path) and not _is_of_the_system(path)]
+
+
+def _is_of_the_system(path: Path) -> bool:
+    return path == Path("/") or path.parts[1:2] in (("bin",), ("dev",), ("lib",), ("sbin",), ("usr",))
