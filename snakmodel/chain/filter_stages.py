@@ -111,7 +111,7 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
         model = flags(model=language.model if language.model != "lid.176" else None)
         unit = flags(unit=language.unit if language.unit != "document" else None)
         mark = flags(mark=language.mode == "mark", rejected=rejected)
-        words += [_THEN, "language", "--keep", *language.labels, *model, *least, *unit, *mark]
+        words += [_THEN, "language", "--keep", *language.keep, *model, *least, *unit, *mark]
     if quality:
         settings = flags(mode=quality.mode, language=quality.language, thresholds=quality.thresholds)
         words += [_THEN, "quality", *settings, *(("--clean-lines",) if quality.clean_lines else ())]
@@ -123,10 +123,20 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
     return tuple(words)
 
 
+def check_custom(custom: Custom) -> None:
+    """Raise UserError if a user's own command names a script that is not there."""
+    if custom.missing_script:
+        raise UserError(
+            f"data.custom: the command of {custom.stage} is `{custom.command}`, but there is no file "
+            f"{custom.missing_script}. Correct the path; relative ones start from the project's folder."
+        )
+
+
 def check_filter(recipe: Recipe, kept: Sequence[KeptColumn]) -> None:
     """Raise UserError if a step of the recipe could not be made, or could not work on the documents.
 
-    `kept` are the columns that the shards have because of `data.keep`.
+    `kept` are the columns that the shards have because of `data.keep`. Columns of whose type nothing is known yet are
+    null.
     """
     from snakmodel.filter.steps import check_steps  # imports pyarrow, as the next module does
     from snakmodel.prepare.shard_writer import schema_of

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,7 +18,7 @@ CUSTOM_STAGE = re.compile(r"custom-[a-z0-9-]+")
 class Language(Section):
     """The step `language`: documents or lines of some languages."""
 
-    keep: str | list[str]
+    keep: list[Annotated[str, Field(min_length=1)]]
     """The labels to keep, such as da or [da, no]."""
     min_probability: float | None = Field(default=None, ge=0, lt=1)
     """A text passes if its probability is greater; 0.6 if absent, as in the published run. heliport has thresholds of
@@ -33,6 +32,11 @@ class Language(Section):
     rejected: bool = False
     """Whether what is rejected is written to `filter/rejected/`, one shard per shard."""
 
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _as_list(cls, keep: Any) -> Any:
+        return [keep] if isinstance(keep, str) else keep
+
     @field_validator("model")
     @classmethod
     def _from_project(cls, model: str) -> str:
@@ -42,14 +46,9 @@ class Language(Section):
     def _consistent(self) -> Language:
         if self.mode == "mark" and (self.unit == "line" or self.rejected):
             raise ValueError("mode: mark keeps whole documents and rejects none; leave out unit: line and rejected")
-        if not self.labels:
+        if not self.keep:
             raise ValueError("keep is empty; name the languages to keep, such as da")
         return self
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels to keep, as a list."""
-        return [self.keep] if isinstance(self.keep, str) else self.keep
 
 
 class Quality(Section):
@@ -117,6 +116,8 @@ class Custom(Section):
     @field_validator("command")
     @classmethod
     def _has_paths(cls, command: str) -> str:
+        if "\0" in command:
+            raise ValueError(f"found {command!r}, which holds a NUL character; remove it")
         try:
             words = shlex.split(command)
         except ValueError as error:
@@ -135,6 +136,13 @@ class Custom(Section):
         return f"custom-{self.name}"
 
     @property
+    def missing_script(self) -> str | None:
+        """The script that `python SCRIPT` names, if there is no such file."""
+        program, script, *_ = [*shlex.split(self.command), ""]
+        is_script = program == "python" and script.endswith(".py")
+        return script if is_script and not (PROJECT / script).is_file() else None
+
+    @property
     def paths(self) -> list[Path]:
         """The existing files and folders that the command line names, also as `--flag=PATH`.
 
@@ -143,7 +151,14 @@ class Custom(Section):
         """
         words = [path for word in shlex.split(self.command) for path in (word, word.partition("=")[2]) if path]
         found = [PROJECT / word for word in words if "{" not in word]
-        return [path for path in dict.fromkeys(found) if os.path.exists(path) and not _is_of_the_system(path)]
+        return [path for path in dict.fromkeys(found) if _is_there(path) and not _is_of_the_system(path)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a word that is too long for a path
+        return False
 
 
 def _is_of_the_system(path: Path) -> bool:
