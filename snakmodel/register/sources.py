@@ -65,9 +65,9 @@ def _retrieved(record: Mapping[str, Any]) -> str:
 
 
 def refuse_unknown(recipe: Recipe, names: Set[str]) -> None:
-    """Raise UserError if the recipe's data card tells of a source that the run does not have."""
+    """Raise UserError if the data card tells of a source that is neither in the run nor a folder of the text."""
     told = recipe.data_card.sources if recipe.data_card else ()
-    if unknown := next((name for name in told if name not in names), None):
+    if unknown := next((one for one in told if one not in names and not (recipe.data.path / one).exists()), None):
         raise UserError(f"data_card.sources: the run has no source {unknown}. {suggest(unknown, sorted(names))}")
 
 
