@@ -28,8 +28,17 @@ def wanted_sources(recipe: Recipe) -> dict[str, Source]:
     """
     if recipe.data.collect is None:
         return {}
-    every = read_sources(recipe.data.collect)
+    file = recipe.data.collect
+    if not file.is_file():
+        raise UserError(f"data.collect: there is no file {file}. Correct the path, or leave the key out.")
+    every = read_sources(file)
     taken = recipe.data.shares
+    unknown = [name for name in taken or () if name not in every and not (recipe.data.path / name).exists()]
+    if unknown and set(taken or ()) & set(every):
+        raise UserError(
+            f"data.sources: there is no source {unknown[0]} in {file}, and no folder of that name in "
+            f"{recipe.data.path}. {suggest(unknown[0], every)}"
+        )
     found = {name: source for name, source in every.items() if taken is None or name in taken}
     if not found:
         raise UserError(

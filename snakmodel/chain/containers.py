@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run_contract.errors import UserError
+from snakmodel.chain.filter_stages import step_files
+from snakmodel.config.sections import PROJECT
 from snakmodel.run.task_list import ContainerSpec
 
 if TYPE_CHECKING:
     from snakmodel.config.cluster import Cluster, Resources
     from snakmodel.config.load import Config
+    from snakmodel.config.recipe import Recipe
 
 
 def container_spec(config: Config, root: Path, resources: Resources) -> ContainerSpec | None:
@@ -20,14 +23,12 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
     The folders that the chain reads and writes are bound under their own names. Raises UserError if the path of one of
     them holds a colon or a comma, which would end the path in a bind.
     """
-    from snakmodel.config.sections import PROJECT
-
     container, recipe = resources.container, config.recipe
     if container is None or container.runtime == "none":
         return None
     assert container.image is not None
     inputs = [recipe.data.path, recipe.tokenizer.file.parent, recipe.model.base, *recipe.dedup.against]
-    seen = [PROJECT, root, *inputs]
+    seen = [PROJECT, root, *inputs, *_of_the_diet(recipe)]
     if odd := next((folder for folder in seen if re.search("[:,]", str(folder))), None):
         raise UserError(
             f"{odd}: the path holds a colon or a comma, which {container.runtime} takes for its end, so the folder "
@@ -43,6 +44,15 @@ def container_spec(config: Config, root: Path, resources: Resources) -> Containe
         container.python,
         resources.has_gpus,
     )
+
+
+def _of_the_diet(recipe: Recipe) -> list[Path]:
+    """The folders of what the stages on text read from outside the run, besides the text."""
+    files = [path for _, path in step_files(recipe)]
+    files += [recipe.data.collect] if recipe.data.collect else []
+    files += recipe.decontaminate.against if recipe.decontaminate else []
+    own = [path for custom in recipe.data.custom for path in custom.paths]
+    return [path if path.is_dir() else path.parent for path in ((PROJECT / one).absolute() for one in [*files, *own])]
 
 
 def check_local(cluster: Cluster) -> None:

@@ -1,10 +1,13 @@
 """Forecasts, as an upper estimate, the disk that a run will need: from its input, the base model and the recipe.
 
-With B bytes of raw text in the recipe's sources (compressed files count three times their size), D documents (B divided
-by the mean length of a document in the first megabyte of the largest file), P parameters, W bytes per weight (2 for
-bf16 and fp16, 4 for fp32) and E exported iterations, the parts of a run take:
+With B bytes of raw text in the recipe's sources (compressed files count three times their size), D documents and N
+lines (B divided by the mean length of a document and of a line in the first megabyte of the largest file), P
+parameters, W bytes per weight (2 for bf16 and fp16, 4 for fp32) and E exported iterations, the parts of a run take:
 
     arrow       1.1 B              one copy of the text, with `source` and offsets
+    filter      1.1 B c            c further copies: one for `filter` (a rejected document lies in `filter/rejected/`
+                                   instead of `filter/`), one for each command in `data.custom`, and one for `filtered`
+    lines       24 N               the counts of the N lines of the text; nothing without `dedup.lines`
     dedup       1.1 B + 24 D b     the kept shards (at worst nothing is removed), and 24 bytes per document and band;
                                    b is the number of bands
     text        4 B                jsonl and txt, each per shard and joined; nothing with `text: {export: false}`
@@ -29,6 +32,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from snakmodel.chain.filter_stages import has_final_filter, stages_before_dedup
 from snakmodel.chain.plan import RunPlan
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
@@ -71,6 +75,8 @@ def forecast(config: Config, files: dict[Path, int], parameters: int, vocabulary
     exported = len(recipe.exported_iterations) * parameters * _WIDTHS[recipe.export.dtype or training.dtype]
     parts = {
         "arrow": text * 11 // 10,
+        "filter": _copies(recipe) * (text * 11 // 10),
+        "lines": 24 * _lines(files, text) if recipe.dedup.lines else 0,
         "dedup": text * 11 // 10 + 24 * documents * bands,
         "text": 4 * text if recipe.text.export else 0,
         "tokens": 2 * text * (2 if vocabulary < _SMALL_VOCABULARY else 4) // 3,
@@ -112,14 +118,29 @@ def _kept(recipe: Recipe) -> int:
     return len(stay | set(sorted(saved)[-t.keep_last :]))
 
 
+def _copies(recipe: Recipe) -> int:
+    """The number of stages, besides `prepare` and `dedup-filter`, that write all documents."""
+    return len(stages_before_dedup(recipe)) + has_final_filter(recipe)
+
+
 def _documents(recipe: Recipe, files: dict[Path, int], text: int) -> int:
-    if recipe.data.document == "file" or not files:
+    if recipe.data.document == "file":
         return len(files)
-    largest = max(files, key=lambda path: files[path])
-    with largest.open("rb") as file:
+    return _number_of(b"\n" if recipe.data.document == "line" else b"\n\n", files=files, text=text)
+
+
+def _lines(files: dict[Path, int], text: int) -> int:
+    """The number of lines; in JSON, a line of a document ends with a backslash and the letter n."""
+    return _number_of(b"\n", b"\\n", files=files, text=text)
+
+
+def _number_of(*ends: bytes, files: dict[Path, int], text: int) -> int:
+    """How often any of `ends` is in the whole text, if it is as often as in the beginning of the largest file."""
+    if not files:
+        return 0
+    with max(files, key=lambda path: files[path]).open("rb") as file:
         sample = file.read(10**6)
-    ends = sample.count(b"\n") if recipe.data.document == "line" else sample.count(b"\n\n")
-    return text * max(1, ends) // max(1, len(sample))
+    return text * max(1, sum(sample.count(end) for end in ends)) // max(1, len(sample))
 
 
 def _parameters(base: Path, config: dict[str, object]) -> int:

@@ -60,11 +60,16 @@ def filter_documents(c: Context) -> Stage:
 
 
 def custom_command(c: Context, custom: Custom) -> Stage:
-    """Declare the stage that runs a user's own command over each shard."""
+    """Declare the stage that runs a user's own command over each shard.
+
+    Files that the command line names, such as a script or a model, are inputs: if one changes, the stage is done again.
+    """
+
+    outside = [c.inputs.whole(path) for path in custom.paths if path.is_file()] or None
 
     def task(index: int) -> Task:
         words = ("--name", custom.name, "--command", custom.command)
-        return _task(c, index, f"custom/{custom.name}", (*_COMMAND, "custom"), words)
+        return _task(c, index, f"custom/{custom.name}", (*_COMMAND, "custom"), words, outside=outside)
 
     return c.stage(custom.stage, [task(i) for i in range(len(c.shards))], per_shard=True)
 
@@ -101,7 +106,7 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
         model = flags(model=language.model if language.model != "lid.176" else None)
         unit = flags(unit=language.unit if language.unit != "document" else None)
         mark = flags(mark=language.mode == "mark", rejected=rejected)
-        words += [_THEN, "language", "--keep", *language.labels, *model, *least, *unit, *mark]
+        words += [_THEN, "language", "--keep", *language.keep, *model, *least, *unit, *mark]
     if quality:
         settings = flags(mode=quality.mode, language=quality.language, thresholds=quality.thresholds)
         words += [_THEN, "quality", *settings, *(("--clean-lines",) if quality.clean_lines else ())]
@@ -113,10 +118,20 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
     return tuple(words)
 
 
+def check_custom(custom: Custom) -> None:
+    """Raise UserError if a user's own command names a script that is not there."""
+    if custom.missing_script:
+        raise UserError(
+            f"data.custom: the command of {custom.stage} is `{custom.command}`, but there is no file "
+            f"{custom.missing_script}. Correct the path; relative ones start from the project's folder."
+        )
+
+
 def check_filter(recipe: Recipe, kept: Sequence[KeptColumn]) -> None:
     """Raise UserError if a step of the recipe could not be made, or could not work on the documents.
 
-    `kept` are the columns that the shards have because of `data.keep`.
+    `kept` are the columns that the shards have because of `data.keep`. Columns of whose type nothing is known yet are
+    null.
     """
     from snakmodel.filter.steps import check_steps  # imports pyarrow, as the next module does
     from snakmodel.prepare.shard_writer import schema_of
@@ -223,12 +238,18 @@ def _files_of(c: Context) -> Any:
 
     Raises UserError if one is not there.
     """
-    files = []
-    if c.recipe.filter.language and c.recipe.filter.language.model.endswith((".bin", ".ftz")):
-        files.append(("filter.language.model", Path(c.recipe.filter.language.model)))
-    if c.recipe.filter.quality and c.recipe.filter.quality.thresholds:
-        files.append(("filter.quality.thresholds", c.recipe.filter.quality.thresholds))
+    files = step_files(c.recipe)
     for key, path in files:
         if not path.is_file():
             raise UserError(f"{key}: there is no file {path}. Correct the path, or leave the key out.")
     return [c.inputs.whole(path) for _, path in files] or None
+
+
+def step_files(recipe: Recipe) -> list[tuple[str, Path]]:
+    """The files from outside the run that the steps of `filter` read, each after its key in the recipe."""
+    files = []
+    if recipe.filter.language and recipe.filter.language.model.endswith((".bin", ".ftz")):
+        files.append(("filter.language.model", Path(recipe.filter.language.model)))
+    if recipe.filter.quality and recipe.filter.quality.thresholds:
+        files.append(("filter.quality.thresholds", recipe.filter.quality.thresholds))
+    return files

@@ -24,7 +24,7 @@ from snakmodel.chain.collect_stage import COLLECT, refuse_what_is_not_there, unc
 from snakmodel.chain.containers import container_spec, srun_flags
 from snakmodel.chain.context import check_set
 from snakmodel.chain.engine_check import Facts, ask_engine
-from snakmodel.chain.filter_stages import FILTER, FINAL_FILTER, check_filter
+from snakmodel.chain.filter_stages import FILTER, FINAL_FILTER, check_custom, check_filter
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Chain, Stage, meaning
 from snakmodel.collect.sources import Source
@@ -33,7 +33,7 @@ from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
 from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
-from snakmodel.register.sources import refuse_private
+from snakmodel.register.sources import refuse_private, refuse_unknown
 from snakmodel.run.markers import marker_path
 from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
@@ -41,6 +41,7 @@ from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 if TYPE_CHECKING:
     from snakmodel.prepare.kept_columns import KeptColumn
 
+_TEXT_FOLDER = "Give the folder that holds the raw text, or one sub-folder of text per source."
 _SAID = 3
 """The number of tasks per stage for which a note says why they are done again."""
 
@@ -135,18 +136,17 @@ def make_plan(
     paths, data = RunPaths(root), config.recipe.data
     frozen = _read_frozen(paths.frozen)
     check_set("data.path", data.path)
+    if data.path.exists() and not data.path.is_dir():
+        raise UserError(f"data.path: {data.path} is a file. {_TEXT_FOLDER}")
     if absent := uncollected(config.recipe):
         return _plan_collection(config, paths, frozen, absent, selected, restart_from, dry=dry)
     if not data.path.is_dir():
-        what = "a file" if data.path.exists() else "not there"
-        raise UserError(
-            f"data.path: {data.path} is {what}. Give the folder that holds the raw text, or one sub-folder of text per "
-            "source."
-        )
+        raise UserError(f"data.path: {data.path} is not there. {_TEXT_FOLDER}")
     found = selection(data.path, data.shares)
     inputs = Inputs.read(root, check=check_inputs)
     shards = _shards(paths, data, found, frozen, inputs)
     inputs.look(found, shards, data)
+    refuse_unknown(config.recipe, {one.source for one in found.files})
     refuse_private(config.recipe, dict.fromkeys(one.source for one in found.files))
     kept = _kept_columns(data, found)
     chain = build(config, root, shards, inputs, [*selected, *restart_from], kept)
@@ -159,7 +159,7 @@ def make_plan(
     again = [name for name in downstream(chain, restart_from) if name not in touched]
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
     missing, notes = _missing(chain, packs, selected, again)
-    _check_filter(config, chain, [name for name, packs in missing.items() if packs], kept)
+    _check_documents(config, root, chain, [name for name, packs in missing.items() if packs], kept)
     facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
     if not dry:
         _forget(chain, again, touched)
@@ -189,9 +189,9 @@ def _plan_collection(
             "--only), and leave --restart-from out: other stages are planned when the text is there"
         )
     refuse_what_is_not_there(config.recipe.data.path, absent)
-    later = build(config, paths.root, [[]], Inputs.read(paths.root), selected)  # refuses now what it would later
-    if not config.recipe.data.keep:
-        _check_filter(config, later, selected, [])
+    kept = _expected_columns(config.recipe.data)
+    later = build(config, paths.root, [[]], Inputs.read(paths.root), selected, kept)  # refuses now what it would later
+    _check_documents(config, paths.root, later, [one.name for one in later.stages if one.name in selected], kept)
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
@@ -201,6 +201,7 @@ def _plan_collection(
     every = list(wanted_sources(config.recipe))
     missing[COLLECT] = sorted({*missing[COLLECT], *(every.index(name) for name in absent)})
     if not dry:
+        _make_data_folder(config.recipe.data.path)
         _forget(chain, restart_from, touched)
         for index in missing[COLLECT]:
             remove(marker_path(paths.root, COLLECT, index))
@@ -211,6 +212,16 @@ def _plan_collection(
     )
     following = [stage for stage in later.stages if stage.name in selected and stage.name != COLLECT]
     return RunPlan(config, paths, chain, packs, missing, None, notes, following)
+
+
+def _make_data_folder(folder: Path) -> None:
+    """Make the folder of the text, which a container can only show if it is there. Raises UserError if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"data.path: {folder} cannot be made: {error.strerror}. Give a folder to collect into that you may write."
+        ) from error
 
 
 _CUTS = ("sources", "shards", "shard_mb", "seed", "encoding")
@@ -231,15 +242,20 @@ def _shards(
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
 
 
-def _check_filter(config: Config, chain: Chain, wanted: Sequence[str], kept: Sequence[KeptColumn]) -> None:
-    """Raise UserError if a step of a filter among the wanted stages could not work.
+def _check_documents(
+    config: Config, root: Path, chain: Chain, missing: Sequence[str], kept: Sequence[KeptColumn]
+) -> None:
+    """Raise UserError if a step or a command on documents, of a stage in `missing`, could not work.
 
     A stage that runs in a container, where other packages may be installed than here, is not checked.
     """
-    stages = [stage for stage in chain.stages if stage.name in (FILTER, FINAL_FILTER) and stage.name in wanted]
-    resources = [config.cluster.with_defaults(stage.resources) for stage in stages]
-    if any(container_spec(config, chain.root, one) is None for one in resources):
+    stages = {stage.name: config.cluster.with_defaults(stage.resources) for stage in chain.stages}
+    here = [name for name in missing if container_spec(config, root, stages[name]) is None]
+    if FILTER in here or FINAL_FILTER in here:
         check_filter(config.recipe, kept)
+    for custom in config.recipe.data.custom:
+        if custom.stage in here:
+            check_custom(custom)
 
 
 def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:
@@ -248,12 +264,26 @@ def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:
     Raises UserError if the files do not have them so, or if `data.where` is no condition on them.
     """
     if data.keep is None:
-        if data.where is not None:
-            raise UserError(f"data.where: {data.where!r} needs data.keep with the columns that it names")
-        return ()
+        return _expected_columns(data)
     from snakmodel.prepare.kept_columns import check_condition, kept_columns  # imports pyarrow, so only when needed
 
     kept = kept_columns(data.keep, found.files, data.encoding)
+    check_condition(data.where, kept)
+    return kept
+
+
+def _expected_columns(data: Data) -> Sequence[KeptColumn]:
+    """The columns that the shards will keep beside the text, with the types that the recipe gives them.
+
+    Raises UserError if `data.where` cannot be a condition on them.
+    """
+    if data.keep is None:
+        if data.where is not None:
+            raise UserError(f"data.where: {data.where!r} needs data.keep with the columns that it names")
+        return ()
+    from snakmodel.prepare.kept_columns import check_condition, expected_columns  # imports pyarrow
+
+    kept = expected_columns(data.keep)
     check_condition(data.where, kept)
     return kept
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from snakmodel.config.sections import ProjectPath, Section
+from snakmodel.config.sections import PROJECT, ProjectPath, Section
 
 CUSTOM_STAGE = re.compile(r"custom-[a-z0-9-]+")
 """The names of the stages of users' own commands."""
@@ -17,7 +18,7 @@ CUSTOM_STAGE = re.compile(r"custom-[a-z0-9-]+")
 class Language(Section):
     """The step `language`: documents or lines of some languages."""
 
-    keep: str | list[str]
+    keep: list[Annotated[str, Field(min_length=1)]]
     """The labels to keep, such as da or [da, no]."""
     min_probability: float | None = Field(default=None, ge=0, lt=1)
     """A text passes if its probability is greater; 0.6 if absent, as in the published run. heliport has thresholds of
@@ -31,18 +32,23 @@ class Language(Section):
     rejected: bool = False
     """Whether what is rejected is written to `filter/rejected/`, one shard per shard."""
 
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _as_list(cls, keep: Any) -> Any:
+        return [keep] if isinstance(keep, str) else keep
+
+    @field_validator("model")
+    @classmethod
+    def _from_project(cls, model: str) -> str:
+        return str(PROJECT / Path(model).expanduser()) if model.endswith((".bin", ".ftz")) else model
+
     @model_validator(mode="after")
     def _consistent(self) -> Language:
         if self.mode == "mark" and (self.unit == "line" or self.rejected):
             raise ValueError("mode: mark keeps whole documents and rejects none; leave out unit: line and rejected")
-        if not self.labels:
+        if not self.keep:
             raise ValueError("keep is empty; name the languages to keep, such as da")
         return self
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels to keep, as a list."""
-        return [self.keep] if isinstance(self.keep, str) else self.keep
 
 
 class Quality(Section):
@@ -110,6 +116,8 @@ class Custom(Section):
     @field_validator("command")
     @classmethod
     def _has_paths(cls, command: str) -> str:
+        if "\0" in command:
+            raise ValueError(f"found {command!r}, which holds a NUL character; remove it")
         try:
             words = shlex.split(command)
         except ValueError as error:
@@ -126,3 +134,32 @@ class Custom(Section):
     def stage(self) -> str:
         """The name of the stage."""
         return f"custom-{self.name}"
+
+    @property
+    def missing_script(self) -> str | None:
+        """The script that `python SCRIPT` names, if there is no such file."""
+        program, script, *_ = [*shlex.split(self.command), ""]
+        is_script = program == "python" and script.endswith(".py")
+        return script if is_script and not (PROJECT / script).is_file() else None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The existing files and folders that the command line names, also as `--flag=PATH`.
+
+        The system's own programs and files are left out: they are not the user's to change, and a container has its
+        own.
+        """
+        words = [path for word in shlex.split(self.command) for path in (word, word.partition("=")[2]) if path]
+        found = [PROJECT / word for word in words if "{" not in word]
+        return [path for path in dict.fromkeys(found) if _is_there(path) and not _is_of_the_system(path)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a word that is too long for a path
+        return False
+
+
+def _is_of_the_system(path: Path) -> bool:
+    return path == Path("/") or path.parts[1:2] in (("bin",), ("dev",), ("lib",), ("sbin",), ("usr",))

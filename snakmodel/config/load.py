@@ -72,12 +72,23 @@ def validate(path: Path, prefix: str, model: type[SectionType], raw: dict[str, A
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem, prefix, model) for problem in error.errors()]
+        lines = dict.fromkeys(_explain(problem, prefix, model) for problem in error.errors())
         raise UserError(f"{path}: " + f"\n  {path}: ".join(lines)) from error
 
 
 def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
-    where = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
+    parts = [str(part) for part in problem["loc"]]
+    where = (prefix + ".".join(part for part in parts if not _ALTERNATIVE.fullmatch(part))).rstrip(".")
+    found = problem["input"]
+    if problem["type"] == "model_type":
+        keys = f"keys such as {', '.join(_section_at(model, problem['loc']).model_fields)}"
+        empty = f"{where}: there is nothing below this key. Write {keys}, or leave the key out."
+        return empty if found is None else f"{where}: found {found!r}, expected {keys}."
+    if problem["type"] == "list_type":
+        example = f", such as [{found}]" if isinstance(found, str) else ""
+        return f"{where}: found {found!r}, expected a list{example}."
+    if problem["type"] == "path_type":
+        return f"{where}: found {found!r}, expected one path."
     if problem["type"] == "extra_forbidden":
         valid = list(_section_at(model, problem["loc"][:-1]).model_fields)
         return f"{where}: unknown key. {suggest(str(problem['loc'][-1]), valid)}"
@@ -85,20 +96,22 @@ def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
         return f"{where}: missing. Add this key."
     if problem["type"] == "value_error":
         return f"{where + ': ' if where else ''}{problem['ctx']['error']}"
-    return f"{where}: found {problem['input']!r}. {problem['msg']}."
+    return f"{where}: found {found!r}. {problem['msg']}."
 
 
 def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[Section]:
+    found: Any = model
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        alternatives = [one for one in typing.get_args(annotation) if one is not type(None)]
-        annotation = alternatives[0] if alternatives else annotation  # `Container | None`
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Section)
-        model = annotation
-    return model
+        inside = typing.get_args(found)  # `list[Custom]` or `dict[str, SourceCard]`, of which `part` is an item
+        found = inside[-1] if inside else found.model_fields[str(part)].annotation
+        if type(None) in typing.get_args(found):  # `Container | None`
+            found = next(one for one in typing.get_args(found) if one is not type(None))
+    assert issubclass(found, Section)
+    return typing.cast("type[Section]", found)
 
 
+_ALTERNATIVE = re.compile(r"(str|int|float|bool|list|dict)(\[.*\])?")
+"""What pydantic puts behind a key that may have values of several types."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _USED_BY_SOME = ("tokenizer", "model")
 """The sections of a recipe that preparation and deduplication do not use."""

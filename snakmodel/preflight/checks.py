@@ -95,6 +95,9 @@ class Preflight:
         self.add("folders", "pass", f"{root} and {config.cluster.logs / root.name} can be written")
 
     def _disk(self, plan: RunPlan) -> None:
+        if plan.unfinished:
+            self.add("disk space", "note", "not known before the text is collected: type this command again then")
+            return
         needs, there = forecast_plan(plan), free(plan.paths.root)
         more = max(0, needs.total - used(plan.paths.root))
         found = f"{decimal(more)} more needed at most, {decimal(there)} free (a quota does not show): {needs}"

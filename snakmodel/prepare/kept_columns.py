@@ -89,6 +89,12 @@ def names_only(entries: Iterable[Any] | None) -> tuple[KeptColumn, ...]:
     return tuple(KeptColumn(parsed(entry)[0]) for entry in entries or ())
 
 
+def expected_columns(entries: Iterable[Any]) -> tuple[KeptColumn, ...]:
+    """The columns of `data.keep` as long as there are no files; those to which the recipe gives no type are null."""
+    wanted = [parsed(entry) for entry in entries]
+    return tuple(KeptColumn(name, _TYPES[type_] if type_ else pa.null(), optional) for name, type_, optional in wanted)
+
+
 def kept_columns(entries: Sequence[Any], files: Sequence[InputFile], encoding: str) -> tuple[KeptColumn, ...]:
     """The columns of `data.keep` with their types, for the files that a run reads.
 

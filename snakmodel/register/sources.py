@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from snakmodel.collect.places import Place
 from snakmodel.collect.record import read_record
 from snakmodel.config.data_card import UNKNOWN, forbids_public
 from snakmodel.config.recipe import Recipe
+from snakmodel.config.sections import suggest
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ def _facts(recipe: Recipe, name: str) -> SourceFacts:
 def _retrieved(record: Mapping[str, Any]) -> str:
     """The day of the last download, in UTC."""
     return max((str(one["retrieved"]) for one in record["downloads"]), default=str(record["collected"]))[:10]
+
+
+def refuse_unknown(recipe: Recipe, names: Set[str]) -> None:
+    """Raise UserError if the data card tells of a source that is neither in the run nor a folder of the text."""
+    told = recipe.data_card.sources if recipe.data_card else ()
+    if unknown := next((one for one in told if one not in names and not (recipe.data.path / one).exists()), None):
+        raise UserError(f"data_card.sources: the run has no source {unknown}. {suggest(unknown, sorted(names))}")
 
 
 def refuse_private(recipe: Recipe, names: Iterable[str]) -> None:

@@ -127,6 +127,8 @@ class Condition:
             return ~self._mask(node.operand, columns)
         if isinstance(node, ast.Name):
             values = columns[node.id]
+            if pa.types.is_null(values.type):
+                return np.zeros(len(values), dtype=bool)
             if not pa.types.is_boolean(values.type):
                 raise self._refused(f"has {node.id!r} alone, which holds {values.type}, not true and false")
             return _as_mask(values)
@@ -153,6 +155,8 @@ class Condition:
 
     def _compared(self, name: str, values: Any, comparison: str, wanted: Any) -> NDArray[np.bool_]:
         """A mask of the values for which a comparison with a value holds; it holds for no null."""
+        if pa.types.is_null(values.type):  # of a column of whose type nothing is known yet
+            return np.zeros(len(values), dtype=bool)
         if type(wanted) is int and _is_text(values.type):
             values = self._years(name, values)
         elif type(wanted) is int and pa.types.is_temporal(values.type):

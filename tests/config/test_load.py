@@ -54,6 +54,39 @@ def test_unknown_key_names_it_the_nearest_and_the_valid_ones(tmp_path: Path) -> 
     assert "global_batch_size" in message
 
 
+WRONG_TYPES: dict[str, tuple[dict[str, Any], str]] = {
+    "an empty section": ({"filter": None}, "filter: there is nothing below this key. Write keys such as language, "),
+    "a word for a section": (
+        {"filter": {"language": "da"}}, "filter.language: found 'da', expected keys such as keep, min_probability"),
+    "a word for a list": (
+        {"filter": {"pii": {"region": "DK"}}}, "filter.pii.region: found 'DK', expected a list, such as [DK]."),
+    "a list for a path": ({"data": {"path": ["text"]}}, "data.path: found ['text'], expected one path."),
+    "true for a number": ({"dedup": {"lines": True}}, "dedup.lines: found True, expected a number"),
+    "a number for a language": ({"filter": {"language": {"keep": [3]}}}, "filter.language.keep.0: found 3."),
+    "a key of an item of a list": (
+        {"data": {"path": "text", "custom": [{"nmae": "a"}]}}, "data.custom.0.nmae: unknown key. Did you mean name"),
+    "a word for an item of a list": (
+        {"data": {"path": "text", "custom": ["a"]}}, "data.custom.0: found 'a', expected keys such as name, command"),
+    "a key of a named item": (
+        {"data_card": {"sources": {"news": {"licens": "x"}}}},
+        "data_card.sources.news.licens: unknown key. Did you mean licence"),
+    "a NUL character": (
+        {"data": {"path": "text", "custom": [{"name": "a", "command": "a\0 {input} {output}"}]}},
+        "which holds a NUL character"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_TYPES)
+def test_values_of_wrong_types(tmp_path: Path, mistake: str) -> None:
+    """The message names the key as the user wrote it, what was found and what is expected, in YAML's words."""
+    changes, words = WRONG_TYPES[mistake]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy.recipe(**changes)))
+    (tmp_path / "cluster.yaml").write_text("{}")
+    with pytest.raises(UserError) as refused:
+        config.load(tmp_path / "recipe.yaml", tmp_path / "cluster.yaml", STAGES)
+    assert words in str(refused.value)
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     """Several mistakes in one file come in one message, a line each."""
     with pytest.raises(UserError) as caught:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from run_contract.errors import UserError
-from snakmodel.chain.containers import check_local
-from snakmodel.config.cluster import Cluster
+from snakmodel.chain.containers import check_local, container_spec
+from snakmodel.config.cluster import Cluster, Resources
+from snakmodel.config.load import Config
+from snakmodel.config.recipe import Recipe
 from snakmodel.config.sections import PROJECT
 from snakmodel.job.containers import contain, inner_python, needed, supervisor_python
 from snakmodel.job.supervisor import python_of
@@ -153,3 +155,30 @@ def test_pyxis_needs_slurm() -> None:
         with pytest.raises(UserError, match="a plugin of srun"):
             check_local(Cluster.model_validate(settings))
     check_local(Cluster.model_validate({"container": {"runtime": "docker", "image": "a"}}))
+
+
+def test_containers_show_what_the_stages_on_text_read(tmp_path: Path) -> None:
+    """The folders of all files that the recipe names are bound, but none of the system's own programs."""
+    names = ["sources", "thresholds", "model", "evaluation", "script", "folder"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.bin").write_text("x")
+    command = f"/bin/sh {tmp_path}/script/file.bin --model={tmp_path}/folder {{input}} {{output}}"
+    data = {
+        "path": str(tmp_path / "text"),
+        "collect": str(tmp_path / "sources/file.bin"),
+        "custom": [{"name": "mine", "command": command}],
+    }
+    filters = {
+        "language": {"keep": "da", "model": str(tmp_path / "model/file.bin")},
+        "quality": {"thresholds": str(tmp_path / "thresholds/file.bin")},
+    }
+    evaluation = {"against": [str(tmp_path / "evaluation/file.bin")]}
+    recipe = Recipe.model_validate(toy.recipe(data=data, filter=filters, decontaminate=evaluation))
+    cluster = Cluster.model_validate({"container": {"runtime": "docker", "image": "image"}})
+    config = Config(recipe=recipe, cluster=cluster)
+    spec = container_spec(config, tmp_path / "run", cluster.with_defaults(Resources()))
+    assert spec is not None
+    folders = {bind.partition(":")[0] for bind in spec.binds}
+    assert {str(tmp_path / name) for name in [*names, "text", "run"]} <= folders
+    assert not {"/", "/bin", "/usr/bin"} & folders

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,8 @@ def test_forecast(tmp_path: Path) -> None:
     found = forecast(Config(recipe=recipe, cluster=Cluster()), {text: 10**6}, 10**9, vocabulary=32_000, bands=4)
     assert found.parts == {
         "arrow": 1_100_000,
+        "filter": 0,
+        "lines": 0,
         "dedup": 1_100_000 + 24 * 10_000 * 4,
         "text": 4_000_000,
         "tokens": 2 * 2 * 10**6 // 3,
@@ -44,6 +47,20 @@ def test_forecast(tmp_path: Path) -> None:
         "exports": 3 * 2 * 2 * 10**9,
     }
     assert found.total == sum(found.parts.values())
+
+
+def test_forecast_of_the_stages_on_text(tmp_path: Path) -> None:
+    """A copy for `filter`, one per own command and one for the last filter; a count per line, also of JSON strings."""
+    text = tmp_path / "a.jsonl"
+    text.write_bytes((b'{"text": "' + b"x" * 36 + b"\\n" + b"x" * 49 + b'"}\n') * 10_000)
+    commands = [{"name": name, "command": "classify {input} {output}"} for name in ("a", "b")]
+    filters = {"language": {"keep": "da", "rejected": True}}
+    data = {"path": "text", "custom": commands}
+    changes: dict[str, Any] = {"data": data, "filter": filters, "dedup": {"lines": 10}}
+    recipe = Recipe.model_validate(toy.recipe(**changes))
+    found = forecast(Config(recipe=recipe, cluster=Cluster()), {text: 10**6}, 10**9, vocabulary=32_000, bands=4)
+    assert found.parts["filter"] == 4 * 1_100_000
+    assert found.parts["lines"] == 24 * 20_000
 
 
 @pytest.mark.parametrize(
