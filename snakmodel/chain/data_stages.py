@@ -58,8 +58,8 @@ def prepare(c: Context) -> Stage:
         trim=wanted.trim,
         nfc=wanted.nfc,
         min_characters=wanted.min_characters or None,
-        where=data.where,
     )
+    where = () if data.where is None else (f"--where={data.where}",)  # in one word: it may begin with a minus sign
     keep = () if data.keep is None else ("--keep", *map(str, c.kept))
     below = () if data.keep is None else flags(ids_below=data.path.absolute())
 
@@ -67,7 +67,9 @@ def prepare(c: Context) -> Stage:
         prefix = f"arrow/{shard_name(index)}"
         argv = ("python", "-m", "snakmodel.prepare", "--shards", str(c.shards_file), "--shard", str(index))
         outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
-        task = shard_task((*argv, "--output", c.path(prefix), *settings, *keep), prefix, ".arrow", outside=outside)
+        task = shard_task(
+            (*argv, "--output", c.path(prefix), *settings, *where, *keep), prefix, ".arrow", outside=outside
+        )
         return replace(task, unkeyed=below)
 
     return c.stage("prepare", [task(i) for i in range(len(c.shards))], per_shard=True)

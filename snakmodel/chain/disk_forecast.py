@@ -32,7 +32,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from snakmodel.chain.filter_stages import has_final_filter, stages_before_dedup
+from snakmodel.chain.filter_stages import has_final_filter
 from snakmodel.chain.plan import RunPlan
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Recipe
@@ -120,7 +120,7 @@ def _kept(recipe: Recipe) -> int:
 
 def _copies(recipe: Recipe) -> int:
     """The number of stages, besides `prepare` and `dedup-filter`, that write all documents."""
-    return len(stages_before_dedup(recipe)) + has_final_filter(recipe)
+    return recipe.filter.any + len(recipe.data.custom) + has_final_filter(recipe)
 
 
 def _documents(recipe: Recipe, files: dict[Path, int], text: int) -> int:

@@ -114,7 +114,7 @@ def step_words(recipe: Recipe, rejected: str | None = None) -> tuple[str, ...]:
         lists = {"--kinds": pii.kinds or [], "--region": pii.region, "--national": pii.national}
         words += [_THEN, "pii", *(word for flag, values in lists.items() if values for word in (flag, *values))]
     if where:
-        words += [_THEN, "where", "--condition", where]
+        words += [_THEN, "where", f"--condition={where}"]  # in one word, because it may begin with a minus sign
     return tuple(words)
 
 

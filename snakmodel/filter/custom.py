@@ -29,8 +29,8 @@ def run_command(name: str, command: str, source: Path, output: Path) -> dict[str
     """Write what a command makes of a shard as `output`.arrow, and the counts as `output`.json; returns the counts.
 
     `command` holds {input} and {output}, which become the paths of the two shards; `python` as its first word stands
-    for the Python that runs this. Nothing is published if the command
-    fails. Raises UserError if it cannot be started, exits with an error, or does not write the shard that is expected.
+    for the Python that runs this. Nothing is published if the command fails. Raises UserError if it cannot be started,
+    exits with an error, or does not write the shard that is expected.
     """
     before = _documents(source)
     check_inflow(source, sum(before[1].values()))
@@ -63,8 +63,13 @@ def _run(name: str, words: list[str]) -> None:
             f"the command of custom-{name} cannot be started: {words[0]}: {error.strerror}; {_said(words)}"
         ) from error
     if code:
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has exited with {code}"
+        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"has exited with {code}"
         raise UserError(f"the command of custom-{name} {how}; its own message is above. {_said(words)}")
+
+
+def _signal_name(number: int) -> str:
+    """The name of a signal; those for programs' own use have only a number."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _said(words: list[str]) -> str:
@@ -84,11 +89,17 @@ def _documents(path: Path) -> tuple[Any, dict[str, int]]:
 
 def _check(name: str, before: tuple[Any, dict[str, int]], after: tuple[Any, dict[str, int]]) -> None:
     """Raise UserError if the shard after the command could not have been made from the one before."""
+    names = after[0].names
+    if repeated := [one for one in names if names.count(one) > 1]:
+        raise UserError(
+            f"the command of custom-{name} wrote {names.count(repeated[0])} columns named {repeated[0]!r}; each name "
+            "may be there once"
+        )
     for field in before[0]:
-        if field.name not in after[0].names:
+        if field.name not in names:
             raise UserError(
                 f"the command of custom-{name} has lost the column {field.name!r}; it wrote "
-                f"{', '.join(after[0].names)}. Copy all columns, and add what is new behind them"
+                f"{', '.join(names)}. Copy all columns, and add what is new behind them"
             )
         if after[0].field(field.name).type != field.type:
             raise UserError(

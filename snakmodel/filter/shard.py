@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import pyarrow as pa
+
 from run_contract.errors import UserError
 from run_contract.publish import publishing, write_json
 from snakmodel.shards.arrow_stream import check_strings, column_index, documents_by_source, open_stream, stream_writer
@@ -164,10 +166,16 @@ def check_funnel(source: Path, found: Sequence[StepCounts]) -> None:
 
 
 def checked(reader: Any, source: Path) -> Iterator[Any]:
-    """Yield the record batches of a stream that are not empty. Raises UserError on a document that is no valid text."""
+    """Yield the record batches of a stream that are not empty.
+
+    Raises UserError on a document that is no valid text, and if the file is damaged.
+    """
     first = 0
-    for batch in reader:
-        check_strings(batch.column(batch.schema.get_field_index("text")), source, "text", first)
-        first += batch.num_rows
-        if batch.num_rows:
-            yield batch
+    try:
+        for batch in reader:
+            check_strings(batch.column(batch.schema.get_field_index("text")), source, "text", first)
+            first += batch.num_rows
+            if batch.num_rows:
+                yield batch
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{source} is damaged near row {first} ({error}); run the step that writes it again") from error

@@ -8,10 +8,11 @@ The values that are read later must agree with them.
 from __future__ import annotations
 
 import base64
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ _TYPES = {
 """Maps the names of types to Arrow's. Of the two types of strings, large_string is for JSON text."""
 _NAMES = {type_: name for name, type_ in _TYPES.items()}
 _HEAD = 1 << 20
-"""The number of bytes at the beginning of a JSON file from which the types of its keys are told."""
+"""The number of bytes at the beginning of a JSON file from which the types of its keys are told; the line in which they
+end is read as well."""
 _PREFIX = "arrow:"
 _INSIDE = {str: "string", bool: "bool", int: "int", float: "float", dict: "json", list: "json"}
 """The types of JSON values. Objects and lists are kept as JSON text, so that nothing of them is lost."""
@@ -106,19 +108,22 @@ def kept_columns(entries: Sequence[Any], files: Sequence[InputFile], encoding: s
     found: dict[str, tuple[Path, Any]] = {}
     near: dict[str, list[str]] = {}
     for file in files if names else []:
-        types, others = _types_in(file.path, names, encoding)
-        for name, declared, optional in wanted:
+        types, others = _types_in(file.path, {name: declared for name, declared, _ in wanted}, encoding)
+        if others is None or file.size == 0:
+            continue
+        for name, _, optional in wanted:
             if name not in types:
                 near.setdefault(name, []).extend(others)
                 if not optional:
                     raise UserError(_lacking(name, file.path, others))
-            elif declared is None:
-                found[name] = file.path, _common(name, found.get(name), (file.path, types[name]))
             else:
-                found[name] = file.path, _TYPES[declared]
-    if none := [name for name in names if name not in found and files]:
-        there = ", ".join(sorted({*near[none[0]]})) or "none"
-        raise UserError(f"data.keep: no file has a column {none[0]!r}; the columns of the files are: {there}")
+                found[name] = file.path, _common(name, found.get(name), (file.path, types[name]))
+    if none := [name for name in names if name not in found]:
+        there = sorted({*near.get(none[0], ())})
+        raise UserError(
+            f"data.keep: no file has a column {none[0]!r}; the columns of the files are: {', '.join(there) or 'none'}"
+            f"{_nearest(none[0], there)}"
+        )
     return tuple(
         KeptColumn(name, pa.string() if pa.types.is_null(found[name][1]) else found[name][1], optional)
         for name, _, optional in wanted
@@ -133,33 +138,45 @@ def check_condition(where: str | None, kept: Iterable[KeptColumn]) -> None:
 
 
 def _lacking(name: str, path: Path, others: Sequence[str]) -> str:
-    has = f"its columns are {', '.join(map(repr, others))}" if others else "a text file has no columns"
+    columns = f"its columns are {', '.join(map(repr, others))}{_nearest(name, others)}"
+    has = columns if others else "a text file has no columns"
     return (
         f'data.keep: {path} has no column {name!r}; {has}. Write "{name}?" in data.keep if files or documents may '
         "lack it: the value is then null"
     )
 
 
-def _types_in(path: Path, names: Sequence[str], encoding: str) -> tuple[dict[str, Any], list[str]]:
-    """The types of the columns of a file that are among these names, and the names of all its columns."""
+def _nearest(name: str, others: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, others, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _types_in(path: Path, wanted: Mapping[str, str | None], encoding: str) -> tuple[dict[str, Any], list[str] | None]:
+    """The types that the wanted columns of a file have in the shards, and the names of all its columns.
+
+    There are no names, but None, if the first lines of a JSON file hold no object. `wanted` maps names to the types
+    that the recipe declares; None if the file decides. Raises UserError if the file has values that cannot be kept.
+    """
     kind = suffix(path.name) or ""
     if kind in (".parquet", ".arrow"):
         schema = _schema(path)
-        plain = {name: _plain(schema.field(name).type) for name in names if name in schema.names}
-        return plain, list(schema.names)
+        there = {name: schema.field(name).type for name in wanted if name in schema.names}
+        return {name: _kept_as(name, wanted[name], type_, path) for name, type_ in there.items()}, list(schema.names)
     if not kind.startswith(".jsonl"):
         return {}, []
     types: dict[str, Any] = {}
     keys: dict[str, None] = {}
     for number, document in _first_documents(TextFile(path, encoding)):
         keys.update(dict.fromkeys(document))
-        for name in names:
-            if name in document:
+        for name, declared in wanted.items():
+            if declared is not None and name in document:
+                types[name] = _TYPES[declared]
+            elif name in document:
                 place = Path(f"{path}: line {number}")
                 types[name] = _common(
                     name, (path, types[name]) if name in types else None, (place, _type_of(document[name]))
                 )
-    return types, list(keys)
+    return types, list(keys) or None
 
 
 def _schema(path: Path) -> Any:
@@ -170,6 +187,13 @@ def _schema(path: Path) -> Any:
             return reader.schema
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}. Fetch the file or write it again") from error
+
+
+def _kept_as(name: str, declared: str | None, type_: Any, path: Path) -> Any:
+    """The type that a column of a table has in the shards. Raises UserError if the declared one cannot hold it."""
+    if declared is None:
+        return _plain(type_)
+    return from_table(KeptColumn(name, _TYPES[declared]), pa.nulls(0, type_), path).type
 
 
 def _plain(type_: Any) -> Any:
@@ -186,9 +210,8 @@ def _plain(type_: Any) -> Any:
 def _first_documents(file: TextFile) -> Iterable[tuple[int, dict[str, Any]]]:
     """The objects in the first lines of a JSON file, with the numbers of their lines."""
     with file.open() as content:
-        head = content.read(_HEAD)
-    lines = head.split(b"\n")
-    for number, line in enumerate(lines[:-1] if len(head) == _HEAD and len(lines) > 1 else lines, 1):
+        head = content.read(_HEAD) + content.readline()
+    for number, line in enumerate(head.split(b"\n"), 1):
         try:
             document = json.loads(line)
         except (ValueError, RecursionError):
@@ -239,6 +262,17 @@ def _can_be_held(value: Any) -> bool:
     return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+def _moment(text: str) -> datetime:
+    """The moment that a text in the form of ISO 8601 names. Raises ValueError if it names none."""
+    return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)  # Python 3.10 reads no Z
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON; if it holds half of a surrogate pair, all its characters beyond ASCII are spelled as escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _can_be_held(text) else json.dumps(value)
+
+
 class Misfit(Exception):
     """A value of JSON that is not of its column's type; the message says what was found, without the place."""
 
@@ -255,22 +289,23 @@ def from_json(column: KeptColumn, document: Mapping[str, Any]) -> Any:
     if value is None:
         return None
     if column.type == _TYPES["json"]:
-        return json.dumps(value, ensure_ascii=False)
+        return _json_text(value)
     wanted = _NAMES.get(column.type)
     if wanted == _INSIDE[type(value)] and _can_be_held(value):
         return value
-    if wanted == "float" and type(value) is int:
-        return float(value)
     try:
+        if wanted == "float" and type(value) is int:
+            return float(value)
         if wanted == "date" and isinstance(value, str):
-            return datetime.fromisoformat(value).date() if len(value) > len("2026-01-31") else date.fromisoformat(value)
+            return _moment(value).date() if len(value) > len("2026-01-31") else date.fromisoformat(value)
         if wanted == "timestamp" and isinstance(value, str):
-            return datetime.fromisoformat(value)
+            moment = _moment(value)
+            return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         if wanted == "timestamp" and type(value) in (int, float):
-            return datetime.fromtimestamp(value).astimezone()
+            return datetime.fromtimestamp(value, timezone.utc)
     except (ValueError, OverflowError, OSError):
         pass
     raise Misfit(
-        f"has {json.dumps(value, ensure_ascii=False)[:60]} under {column.name!r}, which is no {wanted or column.type}; "
+        f"has {_json_text(value)[:60]} under {column.name!r}, which is no {wanted or column.type}; "
         f"correct it, or write another type in data.keep, such as `{column.name}: json`"
     )

@@ -2,7 +2,9 @@
 
 A condition is written like one of Python: comparisons (== != < <= > >=, `in`, `is None`) of columns with values, joined
 by `and`, `or`, `not` and parentheses. A document for which a comparison meets a null fails that comparison. A column of
-strings or dates is compared with a whole number by its year, so that `date >= 2020` means what it says.
+strings or dates is compared with a whole number by its year, so that `date >= 2020` means what it says. A column of
+moments is compared with a text such as "2020-01-31 12:00", which is in UTC if it names no other zone. A column of whole
+numbers and a number with a fraction are compared in double precision, and so are a column of floats and any number.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ _HELP = (
     "write comparisons of columns with values, such as: score > 0.5 and date >= 2020 and licence in ['cc0', 'cc-by']"
 )
 _YEAR = r"^(?P<year>\d{4})(?:-|$)"
+_MOST_LEVELS = 100
+"""The number of levels to which a condition may be nested. Python's stack has room for some ten times as many."""
 
 
 class Condition:
@@ -48,12 +52,12 @@ class Condition:
         self.text, self.key = text, key
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"{key}: {text!r} is no condition ({error}); {_HELP}") from error
+        if _levels(self._tree) > _MOST_LEVELS:
+            raise UserError(f"{key}: the condition is nested more than {_MOST_LEVELS} levels deep; {_HELP}")
         self.columns = sorted({node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)})
         self._check(self._tree)
-        if not self.columns:
-            raise UserError(f"{key}: {text!r} names no column; {_HELP}")
 
     def check(self, schema: Any) -> None:
         """Raise UserError if a column is not in a `pyarrow.Schema`, or cannot be compared as the condition does."""
@@ -105,6 +109,8 @@ class Condition:
                 raise self._refused(f"holds {written!r}; `is` is for None only")
         elif isinstance(value, list) or value is None:
             raise self._refused(f"compares {written!r}; a list needs `in`, and None needs `is`")
+        if isinstance(value, list) and None in value:
+            raise self._refused(f"holds {written!r}, with None in the list; write `{ast.unparse(left)} is None` for it")
 
     def _value(self, node: ast.expr) -> Any:
         try:
@@ -159,13 +165,13 @@ class Condition:
             return np.zeros(len(values), dtype=bool)
         if type(wanted) is int and _is_text(values.type):
             values = self._years(name, values)
-        elif type(wanted) is int and pa.types.is_temporal(values.type):
+        elif type(wanted) is int and (pa.types.is_date(values.type) or pa.types.is_timestamp(values.type)):
             values = pc.year(values)
+        elif type(wanted) is float and pa.types.is_integer(values.type):
+            values = values.cast(pa.float64(), safe=False)
         try:
-            if isinstance(wanted, str) and pa.types.is_temporal(values.type):
-                wanted = pa.scalar(wanted).cast(values.type)
-            found = pc.call_function(comparison, [values, pa.scalar(wanted)])
-        except (pa.ArrowException, NotImplementedError) as error:
+            found = pc.call_function(comparison, [values, _scalar(wanted, values.type)])
+        except (pa.ArrowException, NotImplementedError, ValueError, OverflowError) as error:
             raise self._refused(f"compares the column {name!r}, which holds {values.type}, with {wanted!r}") from error
         return _as_mask(found)
 
@@ -183,6 +189,31 @@ class Condition:
 def _pairs(node: ast.Compare) -> list[tuple[ast.expr, ast.cmpop, ast.expr]]:
     """The comparisons of neighbours that a chain such as `0 < score < 1` stands for."""
     return list(zip([node.left, *node.comparators[:-1]], node.ops, node.comparators, strict=True))
+
+
+def _levels(tree: ast.expr) -> int:
+    """The number of levels to which an expression is nested."""
+    found, level = 0, [*ast.iter_child_nodes(tree)]
+    while level:
+        found, level = found + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return found
+
+
+def _scalar(wanted: Any, type_: Any) -> Any:
+    """A value as the `pyarrow.Scalar` with which a column of a type is compared. Raises ValueError if it has none."""
+    if type(wanted) is int and type_ == pa.uint64():
+        return pa.scalar(wanted, type_)
+    if type(wanted) is int and pa.types.is_floating(type_):
+        return pa.scalar(float(wanted))
+    if not isinstance(wanted, str) or not pa.types.is_temporal(type_):
+        return pa.scalar(wanted)
+    text = pa.scalar(wanted)
+    if pa.types.is_timestamp(type_) and type_.tz is not None:
+        try:
+            return text.cast(type_)
+        except pa.ArrowInvalid:  # it names no zone
+            return text.cast(pa.timestamp(type_.unit)).cast(type_)
+    return text.cast(type_)
 
 
 def _is_text(type_: Any) -> bool:

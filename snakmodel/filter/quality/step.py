@@ -121,7 +121,8 @@ def marked(schema: Any) -> Any:
             f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
             "before the step, or rename the column"
         )
-    return schema.append(pa.field(COLUMN, _TYPE))
+    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+    return schema.append(pa.field(COLUMN, _TYPE)).with_metadata(about or None)  # the key lists the old columns
 
 
 def names_of(failed: NDArray[np.bool_]) -> Any:
