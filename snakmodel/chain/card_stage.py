@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from snakmodel.chain.context import Context, flags
 from snakmodel.chain.stage import Input, Stage, Task
+from snakmodel.collect.record import read_record
 from snakmodel.register.sources import record_path
 
 DATA_CARD = "data-card"
@@ -29,6 +32,16 @@ def _told(c: Context) -> object:
     """What stands in the key for all that the card says and no other stage depends on."""
     recipe = c.recipe
     sources = dict.fromkeys(part.source for shard in c.shards for part in shard)
-    records = [path for name in sources if (path := record_path(recipe.data.path, name)).is_file()]
+    records = [record for name in sources if (record := read_record(record_path(recipe.data.path, name)))]
     told = [recipe.name, recipe.data_card.model_dump(mode="json") if recipe.data_card else None]
-    return [told, [c.inputs.whole(path) for path in records]]
+    return [told, [_without_days(record) for record in records]]
+
+
+_OF_THE_DOWNLOAD = ("retrieved", "etag", "last_modified")
+"""What a record says of when and how a file came, which does not change what is in it."""
+
+
+def _without_days(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record of `collect` says of a source, without what differs if the same files are collected again."""
+    files = [{key: value for key, value in one.items() if key not in _OF_THE_DOWNLOAD} for one in record["downloads"]]
+    return {key: value for key, value in record.items() if key != "collected"} | {"downloads": files}

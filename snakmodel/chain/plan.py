@@ -195,7 +195,8 @@ def _plan_collection(
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:
-        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, [])
+        changed = [f"the sources in {config.recipe.data.collect}"]
+        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, changed)
     packs = {COLLECT: _packs(chain[COLLECT], 1)}
     missing, notes = _missing(chain, packs, selected, restart_from)
     every = list(wanted_sources(config.recipe))

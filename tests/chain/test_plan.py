@@ -90,3 +90,10 @@ def test_a_card_about_a_source_that_is_not_there(tmp_path: Path) -> None:
     plan(tmp_path, own, data_card={"sources": {"news": {"licence": "cc0"}}})
     with pytest.raises(UserError, match=r"data_card\.sources: the run has no source nws\. Did you mean news"):
         plan(tmp_path, own, data_card={"sources": {"nws": {"licence": "cc0"}}})
+
+
+def test_a_source_that_is_added_later(tmp_path: Path) -> None:
+    """The refusal says that the file of sources has changed, and what to type."""
+    plan(tmp_path, {"sources": ["news"]}, dry=False)
+    with pytest.raises(UserError, match=r"the sources in .*sources\.yaml.*--restart-from collect"):
+        plan(tmp_path, {"sources": ["news", "books"]})
