@@ -67,7 +67,9 @@ def prepare(c: Context) -> Stage:
         prefix = f"arrow/{shard_name(index)}"
         argv = ("python", "-m", "snakmodel.prepare", "--shards", str(c.shards_file), "--shard", str(index))
         outside = [[*c.inputs.token(part), {**asdict(part), "file": None}] for part in c.shards[index]]
-        task = shard_task((*argv, "--output", c.path(prefix), *settings, *where, *keep), prefix, ".arrow", outside=outside)
+        task = shard_task(
+            (*argv, "--output", c.path(prefix), *settings, *where, *keep), prefix, ".arrow", outside=outside
+        )
         return replace(task, unkeyed=below)
 
     return c.stage("prepare", [task(i) for i in range(len(c.shards))], per_shard=True)

@@ -89,14 +89,18 @@ def _explain(problem: Any, prefix: str, model: type[Section]) -> str:
 
 
 def _section_at(model: type[Section], location: tuple[int | str, ...]) -> type[Section]:
+    """The section at a place, which may lie within lists and dictionaries of sections."""
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        alternatives = [one for one in typing.get_args(annotation) if one is not type(None)]
-        annotation = alternatives[0] if alternatives else annotation  # `Container | None`
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Section)
-        model = annotation
+        if str(part) in model.model_fields:  # else it is the number or name of a section within a list or dictionary
+            model = _section_in(model.model_fields[str(part)].annotation) or model
     return model
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a type such as `Container | None`, `list[Custom]` or `dict[str, SourceCard]` is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for one in typing.get_args(annotation) if (found := _section_in(one))), None)
 
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
