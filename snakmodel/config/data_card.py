@@ -53,6 +53,12 @@ class SourceCard(Section):
     retrieved: Day | None = None
     """The date of retrieval, YYYY-MM-DD."""
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_text(cls, version: Any) -> Any:
+        """YAML reads 2018 as a number and 2024-01-01 as a date; a version is text."""
+        return version if version is None or isinstance(version, (dict, list)) else str(version)
+
     @field_validator("licence")
     @classmethod
     def _named(cls, licence: str) -> str:

@@ -49,7 +49,7 @@ filter:
 decontaminate: {against: [a.jsonl], ngram: 8, mode: cut, fields: [question]}
 data_card:
   published: 2024-02-29
-  sources: {a: {licence: cc0-1.0, retrieved: "2024-02-29"}, b: {licence: unknown, public: false}}
+  sources: {a: {licence: cc0-1.0, retrieved: "2024-02-29", version: 1.0}, b: {licence: unknown, public: false}}
 """,
     )
     assert [parsed(entry) for entry in found.data.keep or []] == [
@@ -62,6 +62,7 @@ data_card:
     assert found.decontaminate.against[0].is_absolute()
     assert found.data_card is not None
     assert found.data_card.published == found.data_card.sources["a"].retrieved == "2024-02-29"
+    assert found.data_card.sources["a"].version == "1.0"
     assert [one.stage for one in found.data.custom] == ["custom-count-2"]
     assert CUSTOM_STAGE.fullmatch(found.data.custom[0].stage)
     assert Recipe.model_validate(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))) == found
