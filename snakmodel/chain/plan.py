@@ -191,7 +191,7 @@ def _plan_collection(
     refuse_what_is_not_there(config.recipe.data.path, absent)
     kept = _expected_columns(config.recipe.data)
     later = build(config, paths.root, [[]], Inputs.read(paths.root), selected, kept)  # refuses now what it would later
-    _check_documents(config, paths.root, later, [one.name for one in later.stages if one.name in selected], kept)
+    _check_documents(config, paths.root, later, [stage.name for stage in later.stages], kept)
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
     touched = _touched(frozen, chain) if frozen else []
     if frozen and touched:

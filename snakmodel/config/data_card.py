@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import re
+from datetime import date
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from snakmodel.config.sections import Section
 
 UNKNOWN = "unknown"
 """What a recipe writes for a licence that is not known."""
 _CLOSED = re.compile(r"proprietary|all[ -]rights[ -]reserved|confidential|private|internal|no[ -]redistribution", re.I)
+
+
+def _day(value: Any) -> Any:
+    """A date as text; YAML reads one without quotes as a date. Raises ValueError if it is none."""
+    if type(value) is date:
+        return value.isoformat()
+    if isinstance(value, str):
+        try:
+            if date.fromisoformat(value).isoformat() == value:
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f"found {value!r}; write a date as YYYY-MM-DD")
+    return value
+
+
+Day = Annotated[str, BeforeValidator(_day)]
 
 
 def forbids_public(licence: str) -> bool:
@@ -31,8 +50,14 @@ class SourceCard(Section):
     version: str | None = None
     cite: str | None = None
     """The publication to cite."""
-    retrieved: str | None = None
+    retrieved: Day | None = None
     """The date of retrieval, YYYY-MM-DD."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_text(cls, version: Any) -> Any:
+        """YAML reads 2018 as a number and 2024-01-01 as a date; a version is text."""
+        return version if version is None or isinstance(version, (dict, list)) else str(version)
 
     @field_validator("licence")
     @classmethod
@@ -48,7 +73,7 @@ class DataCard(Section):
     title: str | None = None
     """The name of the corpus; that of the run if absent."""
     description: str | None = None
-    published: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    published: Day | None = None
     """The date of publication, YYYY-MM-DD."""
     sources: dict[str, SourceCard] = Field(default={})
     """Maps names of sources to what is known of them."""

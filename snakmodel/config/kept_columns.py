@@ -12,7 +12,7 @@ RESERVED = ("text", "source", "id")
 """Columns that every shard has, or gets, from elsewhere."""
 
 
-def _checked(entries: list[str | dict[str, str]]) -> list[str | dict[str, str]]:
+def _checked(entries: list[Any]) -> list[Any]:
     """The entries as they are. Raises ValueError if one is no NAME or NAME: TYPE, or if a name is there twice."""
     names = [name for entry in entries for name, _, _ in [parsed(entry)]]
     for name in names:
@@ -36,8 +36,10 @@ def parsed(entry: Any) -> tuple[str, str | None, bool]:
         name, type_ = entry, None
     if not isinstance(name, str) or not name.removesuffix("?"):
         raise ValueError(f"found {entry!r}, expected the name of a column or NAME: TYPE, such as score: float")
+    if name.startswith("-"):
+        raise ValueError(f"found {name!r}; a name that begins with a minus sign cannot be kept, so rename the column")
     return name.removesuffix("?"), type_, name.endswith("?")
 
 
-KeptColumns = Annotated[list[str | dict[str, str]], AfterValidator(_checked)]
+KeptColumns = Annotated[list[Any], AfterValidator(_checked)]
 """Entries `NAME` or `NAME: TYPE`. A name that ends with `?` is of a column that files and documents may lack."""

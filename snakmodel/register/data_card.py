@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.filesize import decimal
 from snakmodel.config.recipe import Recipe
 from snakmodel.register.funnel import Flow
 from snakmodel.register.sources import SourceFacts
+from snakmodel.shards.counts import MANY_SOURCES, MOST_SOURCES
 
 _MOST_ROWS = 40
 """The number of sources, or of counts of one kind, that a table shows at most."""
@@ -24,7 +26,7 @@ def data_card(recipe: Recipe, facts: Sequence[SourceFacts], flows: Sequence[Flow
     last = flows[-1]
     summary = (
         f"{last.kept:,} documents, {sum((last.bytes or {}).values()):,} bytes of text and "
-        f"{sum((last.tokens or {}).values()):,} tokens, from {len(facts)} source(s)."
+        f"{sum((last.tokens or {}).values()):,} tokens, from {_number(facts)} source(s)."
     )
     parts = [
         f"# Data card: {title}",
@@ -43,6 +45,11 @@ def data_card(recipe: Recipe, facts: Sequence[SourceFacts], flows: Sequence[Flow
         _limits(recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _number(facts: Sequence[SourceFacts]) -> str:
+    """The number of sources in words; they are not told apart if there are too many."""
+    return f"more than {MOST_SOURCES}" if MANY_SOURCES in {one.name for one in facts} else str(len(facts))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> str:
@@ -127,22 +134,26 @@ def _settings(recipe: Recipe) -> str:
 
     The thresholds of the rules of quality are those in their file.
     """
-    shown = recipe.model_dump(mode="json", include=dict.fromkeys(("data", "filter", "dedup", "decontaminate"), True))
+    shown = recipe.model_dump(include=dict.fromkeys(("data", "filter", "dedup", "decontaminate"), True))
     shown["data"].pop("path")
     if (quality := recipe.filter.quality) and quality.thresholds and quality.thresholds.is_file():
         shown["filter"]["quality"]["thresholds"] = yaml.safe_load(quality.thresholds.read_text(encoding="utf-8"))
     return yaml.safe_dump({key: _set(value) for key, value in shown.items()}, sort_keys=False, allow_unicode=True)
 
 
+_ABSOLUTE = re.compile(r"""(?<![^\s='"(,])/(?:[^\s'"]*/)?([^\s'"/]+)""")
+"""A path of this machine within a text, such as a command line; its last part is the group."""
+
+
 def _set(value: Any) -> Any:
     """The settings without those that are not set, and without the folders of this machine."""
     if isinstance(value, dict):
-        return {key: _set(one) for key, one in value.items() if one not in (None, [], {})}
-    if isinstance(value, list):
+        return {key: _set(one) for key, one in value.items() if one not in (None, [], (), {})}
+    if isinstance(value, (list, tuple)):
         return [_set(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
+    if isinstance(value, Path):
+        return value.name
+    return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def _limits(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from run_contract.errors import InputsMissing, UserError
 from snakmodel.run.paths import shard_name
-from snakmodel.shards.counts import MANY_SOURCES, merged
+from snakmodel.shards.counts import MANY_SOURCES, bounded, merged
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def _numbers(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_source(sources: Mapping[str, Mapping[str, int]], name: str) -> dict[str, int]:
-    return {source: counts.get(name, 0) for source, counts in sources.items()}
+    """One of the numbers of each source. Counts of few sources and of many may have been added, so they are bounded."""
+    return {source: counts.get(name, 0) for source, counts in bounded(dict(sources)).items()}
 
 
 _LEFT_OUT = ("empty", "beyond_share", "short", "unwanted", "skipped")

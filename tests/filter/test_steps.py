@@ -58,7 +58,8 @@ def test_one_pass_is_the_same_as_several(shard: Path) -> None:
     for order in ([where, pii, cut], [remove, where, pii]):
         together = filter_shard(shard, folder / "once", make_steps([word for step in order for word in ("+", *step)]))
         rejected = (folder / "rejected.arrow").read_bytes() if order[0] is remove else b""
-        source, counts = shard, {}
+        source = shard
+        counts: dict[str, Any] = {}
         for number, step in enumerate(order):
             alone = filter_shard(source, folder / f"step{number}", make_steps(["+", *step]))
             counts |= alone["steps"]
