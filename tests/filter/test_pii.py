@@ -232,7 +232,7 @@ PIECES = st.lists(
         st.sampled_from(["22 33 44 55", "211062-5629", "2110625629", "880320-0016"]),
         st.sampled_from(["RCCMNL83S18D969H", "2 95 10 99 126 111 93"]),
         st.text(alphabet="0123456789 .-/@:()+aXDKé٢２\n\u00a0", max_size=8),
-        st.characters(),
+        st.characters(codec="utf-8"),
     ),
     max_size=6,
 ).map("".join)  # fmt: skip
