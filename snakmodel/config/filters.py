@@ -82,7 +82,7 @@ class Filter(Section):
     language: Language | None = None
     quality: Quality | None = None
     pii: Pii | None = None
-    where: str | None = None
+    where: str | None = Field(default=None, min_length=1)
     """A condition on the columns after the steps above; documents for which it does not hold are left out."""
 
     @property

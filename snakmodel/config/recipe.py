@@ -69,7 +69,7 @@ class Data(Section):
     keep: KeptColumns | None = None
     """The JSON keys or columns that the shards keep beside the text, such as [url, date, {score: float}]. Every
     document then has the column `id` too, which says where it came from. An empty list keeps just the `id`."""
-    where: str | None = None
+    where: str | None = Field(default=None, min_length=1)
     """A condition on the kept columns, such as `score > 0.5 and date >= 2020`; documents for which it does not hold are
     left out."""
     custom: list[Custom] = Field(default=[])

@@ -160,7 +160,7 @@ def refuse_missing_inputs(plan: RunPlan) -> None:
             same = [index for pack in packs for index in plan.packs[name][pack]]
             needed = same if kind == "same" else range(len(plan.chain[other].tasks))
             undone = [index for index in needed if plan.chain.marker_problem(other, index)]
-            step = next(step for step, stages in STEPS.items() if other in stages)
+            step = next((step for step, stages in STEPS.items() if other in stages), "0.preprocess")  # custom-NAME
             if undone:
                 problems.append(
                     f"{name} waits for {other} (sbatch/{step}.sbatch), of which {len(undone)} task(s) are not done"

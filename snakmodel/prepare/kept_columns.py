@@ -160,6 +160,11 @@ def _types_in(path: Path, wanted: Mapping[str, str | None], encoding: str) -> tu
     kind = suffix(path.name) or ""
     if kind in (".parquet", ".arrow"):
         schema = _schema(path)
+        if twice := [name for name in wanted if schema.names.count(name) > 1]:
+            raise UserError(
+                f"data.keep: {path} has {schema.names.count(twice[0])} columns named {twice[0]!r}, and nothing says "
+                "which is meant; write the file again with one, or leave the column out of data.keep"
+            )
         there = {name: schema.field(name).type for name in wanted if name in schema.names}
         return {name: _kept_as(name, wanted[name], type_, path) for name, type_ in there.items()}, list(schema.names)
     if not kind.startswith(".jsonl"):

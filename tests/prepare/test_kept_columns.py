@@ -420,3 +420,12 @@ def test_a_misfit_says_no_place() -> None:
     """The message is completed by who knows the place."""
     with pytest.raises(Misfit, match=r"^has 1 under 'x', which is no string"):
         from_json(KeptColumn("x", pa.string()), {"x": 1})
+
+
+def test_a_column_that_a_table_has_twice(tmp_path: Path) -> None:
+    """Nothing says which of the two is meant, so it is refused when the run is planned."""
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["u"]), pa.array(["v"])], names=["text", "url", "url"])
+    (tmp_path / "web").mkdir()
+    pa.parquet.write_table(table, tmp_path / "web" / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns named 'url'"):
+        kept_columns(["url"], input_files(tmp_path, None), "utf-8")
