@@ -13,25 +13,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import ValidationError
-
 from run_contract.errors import UserError
-from run_contract.publish import remove, write_json, write_text
+from run_contract.publish import remove, write_json
 from snakmodel.chain.borders import EarlierPlan, read_plan
 from snakmodel.chain.build import build, build_collection, left_out
 from snakmodel.chain.collect_stage import COLLECT, refuse_what_is_not_there, uncollected, wanted_sources
 from snakmodel.chain.containers import container_spec, srun_flags
 from snakmodel.chain.context import check_set
+from snakmodel.chain.documents_check import check_documents, expected_columns_of, planned_columns
 from snakmodel.chain.engine_check import Facts, ask_engine
-from snakmodel.chain.filter_stages import FILTER, FINAL_FILTER, check_custom, check_filter
+from snakmodel.chain.frozen import downstream, freeze, read_frozen, refuse_unless_restarted, touched_stages
 from snakmodel.chain.inputs import Inputs
 from snakmodel.chain.stage import Chain, Stage, meaning
 from snakmodel.collect.sources import Source
 from snakmodel.config.load import Config
 from snakmodel.config.recipe import Data, Recipe
 from snakmodel.config.sections import PROJECT, suggest
-from snakmodel.prepare.folders import shortened
 from snakmodel.prepare.input_files import FilePart, Selection, cut, selection
 from snakmodel.register.sources import refuse_private, refuse_unknown
 from snakmodel.run.markers import marker_path
@@ -39,7 +36,7 @@ from snakmodel.run.paths import RunPaths
 from snakmodel.run.task_list import InputSpec, TaskList, TaskSpec
 
 if TYPE_CHECKING:
-    from snakmodel.prepare.kept_columns import KeptColumn
+    pass
 
 _TEXT_FOLDER = "Give the folder that holds the raw text, or one sub-folder of text per source."
 _SAID = 3
@@ -134,7 +131,7 @@ def make_plan(
     returns the number of shards per array element for a new run; without it, cluster.yaml decides.
     """
     paths, data = RunPaths(root), config.recipe.data
-    frozen = _read_frozen(paths.frozen)
+    frozen = read_frozen(paths.frozen)
     check_set("data.path", data.path)
     if data.path.exists() and not data.path.is_dir():
         raise UserError(f"data.path: {data.path} is a file. {_TEXT_FOLDER}")
@@ -148,23 +145,23 @@ def make_plan(
     inputs.look(found, shards, data)
     refuse_unknown(config.recipe, {one.source for one in found.files})
     refuse_private(config.recipe, dict.fromkeys(one.source for one in found.files))
-    kept = _kept_columns(data, found)
+    kept = planned_columns(data, found)
     chain = build(config, root, shards, inputs, [*selected, *restart_from], kept)
     _refuse_left_out(chain, config.recipe, selected, restart_from)
     minimum = config.cluster.shards_per_job
     shards_per_job = (frozen or {}).get("shards_per_job") or (fit(chain.stages) if fit else minimum)
-    touched = _touched(frozen, chain) if frozen else []
+    touched = touched_stages(frozen, chain) if frozen else []
     if frozen and touched:
-        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
+        refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, inputs.changes)
     again = [name for name in downstream(chain, restart_from) if name not in touched]
     packs = {stage.name: _packs(stage, shards_per_job) for stage in chain.stages}
     missing, notes = _missing(chain, packs, selected, again)
-    _check_documents(config, root, chain, [name for name, packs in missing.items() if packs], kept)
+    check_documents(config, root, chain, [name for name, packs in missing.items() if packs], kept)
     facts = ask_engine(chain, config, [name for name, packs in missing.items() if packs])
     if not dry:
         _forget(chain, again, touched)
         write_json(paths.shards, {"shards": [[asdict(part) for part in shard] for shard in shards]})
-        _freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
+        freeze(paths.frozen, config, chain, shards_per_job, frozen["stage_keys"] if frozen else {})
         inputs.write(found.skipped)
     for stage in chain.stages:  # raise now whatever would keep a container from starting
         container_spec(config, root, config.cluster.with_defaults(stage.resources))
@@ -189,14 +186,14 @@ def _plan_collection(
             "--only), and leave --restart-from out: other stages are planned when the text is there"
         )
     refuse_what_is_not_there(config.recipe.data.path, absent)
-    kept = _expected_columns(config.recipe.data)
+    kept = expected_columns_of(config.recipe.data)
     later = build(config, paths.root, [[]], Inputs.read(paths.root), selected, kept)  # refuses now what it would later
-    _check_documents(config, paths.root, later, [stage.name for stage in later.stages], kept)
+    check_documents(config, paths.root, later, [stage.name for stage in later.stages], kept)
     chain = build_collection(config, paths.root, Inputs.read(paths.root))
-    touched = _touched(frozen, chain) if frozen else []
+    touched = touched_stages(frozen, chain) if frozen else []
     if frozen and touched:
         changed = [f"the sources in {config.recipe.data.collect}"]
-        _refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, changed)
+        refuse_unless_restarted(paths, config, frozen, touched, restart_from, chain, changed)
     packs = {COLLECT: _packs(chain[COLLECT], 1)}
     missing, notes = _missing(chain, packs, selected, restart_from)
     every = list(wanted_sources(config.recipe))
@@ -207,7 +204,7 @@ def _plan_collection(
         for index in missing[COLLECT]:
             remove(marker_path(paths.root, COLLECT, index))
         before = frozen or {"shards_per_job": None, "stage_keys": {}}
-        _freeze(paths.frozen, config, chain, before["shards_per_job"], before["stage_keys"])
+        freeze(paths.frozen, config, chain, before["shards_per_job"], before["stage_keys"])
     notes.append(
         f"{names}: to be collected into {config.recipe.data.path}; what follows is planned when they are there"
     )
@@ -241,52 +238,6 @@ def _shards(
     plan = EarlierPlan(earlier, Path(before["path"]))
     inputs.changes += plan.changes(found)
     return plan.kept(found, data.seed) or cut(found, data.shards, data.shard_mb * 10**6, data.seed, data.encoding)
-
-
-def _check_documents(
-    config: Config, root: Path, chain: Chain, missing: Sequence[str], kept: Sequence[KeptColumn]
-) -> None:
-    """Raise UserError if a step or a command on documents, of a stage in `missing`, could not work.
-
-    A stage that runs in a container, where other packages may be installed than here, is not checked.
-    """
-    stages = {stage.name: config.cluster.with_defaults(stage.resources) for stage in chain.stages}
-    here = [name for name in missing if container_spec(config, root, stages[name]) is None]
-    if FILTER in here or FINAL_FILTER in here:
-        check_filter(config.recipe, kept)
-    for custom in config.recipe.data.custom:
-        if custom.stage in here:
-            check_custom(custom)
-
-
-def _kept_columns(data: Data, found: Selection) -> Sequence[KeptColumn]:
-    """The columns that the shards keep beside the text, with their types.
-
-    Raises UserError if the files do not have them so, or if `data.where` is no condition on them.
-    """
-    if data.keep is None:
-        return _expected_columns(data)
-    from snakmodel.prepare.kept_columns import check_condition, kept_columns  # imports pyarrow, so only when needed
-
-    kept = kept_columns(data.keep, found.files, data.encoding)
-    check_condition(data.where, kept)
-    return kept
-
-
-def _expected_columns(data: Data) -> Sequence[KeptColumn]:
-    """The columns that the shards will keep beside the text, with the types that the recipe gives them.
-
-    Raises UserError if `data.where` cannot be a condition on them.
-    """
-    if data.keep is None:
-        if data.where is not None:
-            raise UserError(f"data.where: {data.where!r} needs data.keep with the columns that it names")
-        return ()
-    from snakmodel.prepare.kept_columns import check_condition, expected_columns  # imports pyarrow
-
-    kept = expected_columns(data.keep)
-    check_condition(data.where, kept)
-    return kept
 
 
 def _refuse_left_out(chain: Chain, recipe: Recipe, selected: Sequence[str], restart_from: Sequence[str]) -> None:
@@ -327,15 +278,6 @@ def _missing(
     return missing, notes
 
 
-def downstream(chain: Chain, first: Sequence[str]) -> list[str]:
-    """These stages, and all stages that wait for them directly or indirectly."""
-    found = list(first)
-    for stage in chain.stages:
-        if stage.name not in found and any(other in found for other in stage.waits):
-            found.append(stage.name)
-    return found
-
-
 def _forget(chain: Chain, again: Sequence[str], touched: Sequence[str]) -> None:
     """Remove the markers of the stages in `again`.
 
@@ -348,91 +290,6 @@ def _forget(chain: Chain, again: Sequence[str], touched: Sequence[str]) -> None:
         progress = chain[name].progress
         if progress and (folder := (chain.root / progress).parent).exists():
             folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
-
-
-def _read_frozen(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("recipe", "stage_keys", "shards_per_job")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read as the record of a run ({error}). Restore it, or give another --run-dir."
-        ) from error
-
-
-def _freeze(path: Path, config: Config, chain: Chain, shards_per_job: int | None, before: dict[str, str]) -> None:
-    """Write run.yaml. Keys in `before` of stages that were not declared this time are kept.
-
-    `shards_per_job` is None as long as there are no shards.
-    """
-    value = {
-        "recipe": config.recipe.model_dump(mode="json"),
-        "shards_per_job": shards_per_job,
-        "stage_keys": {**before, **chain.stage_keys()},
-    }
-    text = "# What this run does, as resolved at its first submission.\n" + yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True
-    )
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
-
-
-def _touched(frozen: dict[str, Any], chain: Chain) -> list[str]:
-    """The stages that would now do something else than when they were frozen.
-
-    A stage that the run did not have before is new, and does not count as touched.
-    """
-    keys = chain.stage_keys()
-    return [name for name in keys if frozen["stage_keys"].get(name, keys[name]) != keys[name]]
-
-
-def _refuse_unless_restarted(
-    paths: RunPaths,
-    config: Config,
-    frozen: dict[str, Any],
-    touched: list[str],
-    restart_from: Sequence[str],
-    chain: Chain,
-    files: Sequence[str],
-) -> None:
-    if set(touched) <= set(downstream(chain, restart_from)):
-        return
-    now = _flat(config.recipe.model_dump(mode="json"))
-    before = _flat(_with_defaults(frozen["recipe"]))
-    changes = [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-    ]
-    if files:
-        changes.append(f"the input files: {shortened(files)}")
-    what = "; ".join(changes) or "the input files, the base model or the runs in dedup.against"
-    starts = [name for name in touched if not set(chain[name].waits) & set(touched)]
-    raise UserError(
-        f"{paths.root} was made with a different recipe, which {paths.frozen.name} records. Changed: {what}. "
-        f"This touches: {', '.join(touched)}. Give another --run-dir, undo the change, "
-        f"or redo what it touches with --restart-from {' '.join(starts)}."
-    )
-
-
-def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version froze, completed with the defaults of the keys that it did not know."""
-    try:
-        return Recipe.model_validate(recipe).model_dump(mode="json")
-    except ValidationError:
-        return recipe
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, item in value.items()
-        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def select(names: Sequence[str], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from run_contract.errors import UserError
 from snakmodel.filter.language_codes import known_labels
 from snakmodel.filter.language_models import DEFAULT, HELIPORT, Model, labels_of, open_model
+from snakmodel.filter.shard import with_columns
 from snakmodel.shards.arrow_stream import NO_SOURCE, source_names
 
 HELP = "Keeps documents or lines of some languages."
@@ -79,7 +80,7 @@ class LanguageStep:
     def schema(self, schema: Any) -> Any:
         """See `Step`."""
         self._sampled = {}
-        return _marked(schema) if self.mark else schema
+        return with_columns(schema, *COLUMNS) if self.mark else schema
 
     def run(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         """See `Step`."""
@@ -96,7 +97,7 @@ class LanguageStep:
         if self.mark:
             labels = pa.array([*self.model.labels, None], pa.string()).take(pa.array(judged.labels % len(self._wanted)))
             columns = [*batch.columns, labels, pa.array(judged.probabilities)]
-            return pa.RecordBatch.from_arrays(columns, schema=_marked(batch.schema)), counts
+            return pa.RecordBatch.from_arrays(columns, schema=with_columns(batch.schema, *COLUMNS)), counts
         self._rejected = batch.filter(pa.array(~judged.passed))
         return batch.filter(pa.array(judged.passed)), counts
 
@@ -156,16 +157,6 @@ class LanguageStep:
         return found
 
 
-def _marked(schema: Any) -> Any:
-    """A schema with the columns that marking adds. Raises UserError if it has one of them already."""
-    for column in COLUMNS:
-        if column.name in schema.names:
-            raise UserError(f"--mark adds the column {column.name!r}, which the shard already has; rename it first")
-        schema = schema.append(column)
-    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-    return schema.with_metadata(about or None)  # the key lists the columns that there were before
-
-
 def _first_of_each(rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Iterable[int]:
     """The first SAMPLES rows of each source, in rising order."""
     order = np.argsort(codes[rows], kind="stable")
@@ -220,7 +211,7 @@ def check(args: argparse.Namespace, schema: Any) -> Any:
     """See `StepKind.check`."""
     known_labels(args.keep, labels_of(args.model), args.model)
     _refuse_probability(args, gives_probability=args.model != HELIPORT)
-    return _marked(schema) if args.mark else schema
+    return with_columns(schema, *COLUMNS) if args.mark else schema
 
 
 def _refuse_probability(args: argparse.Namespace, *, gives_probability: bool) -> None:

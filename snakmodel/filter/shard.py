@@ -138,6 +138,19 @@ def filter_shard(source: Path, output: Path, steps: Sequence[Step]) -> dict[str,
     return total
 
 
+def with_columns(schema: Any, *columns: Any) -> Any:
+    """A `pyarrow.Schema` with further columns, which a step adds. Raises UserError if it has one of them already."""
+    for column in columns:
+        if column.name in schema.names:
+            raise UserError(
+                f"the input has a column {column.name!r} already, which this step would add; give it a shard from "
+                "before the step, or rename the column"
+            )
+        schema = schema.append(column)
+    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+    return schema.with_metadata(about or None)  # the key lists the columns that there were before
+
+
 def check_inflow(source: Path, documents: int) -> None:
     """Raise UserError if a shard holds another number of documents than the counts that were written beside it."""
     report = source.with_suffix(".json")

@@ -129,7 +129,7 @@ def test_marking_drops_only_stale_metadata(tmp_path: Path) -> None:
     """The schema's note for the library datasets lists its columns, and would be wrong."""
     step = LanguageStep(Scripted(), frozenset({"da"}), mark=True)
     assert step.schema(SCHEMA.with_metadata({"huggingface": "{}", "mine": "x"})).metadata == {b"mine": b"x"}
-    with pytest.raises(UserError, match="adds the column 'language', which the shard already has"):
+    with pytest.raises(UserError, match="has a column 'language' already, which this step would add"):
         step.schema(SCHEMA.append(pa.field("language", pa.string())))
 
 

@@ -227,8 +227,7 @@ def _data(run: RunRecords) -> str:
 def _deduplication(run: RunRecords) -> str:
     dedup = run.recipe["dedup"]
     before, after = run.total("dedup-components", "documents"), run.total("dedup-filter", "documents")
-    given = {name: value for name, value in dedup.items() if name != "ranges" and value is not None}
-    settings = ", ".join(f"{name} {value}" for name, value in given.items())
+    settings = ", ".join(f"{name} {value}" for name, value in _given(dedup).items() if name != "ranges")
     found = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in run.counts["dedup-components"][0].items()
                       if isinstance(n, int))  # fmt: skip
     share = (before - after) / before if before else 0.0
@@ -236,6 +235,17 @@ def _deduplication(run: RunRecords) -> str:
         f"## Deduplication\n\nMinHash near-deduplication removed {before - after:,} of {before:,} documents "
         f"({share:.1%}).\n\nSettings: {settings}.\n\nCounts: {found}."
     )
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that have a value. Of the paths in a list only the last part is shown, since they are private."""
+    return {
+        name: ", ".join(Path(one).name if "/" in str(one) else str(one) for one in value)
+        if isinstance(value, list)
+        else str(value)
+        for name, value in settings.items()
+        if value is not None and value != []
+    }
 
 
 def _training(run: RunRecords) -> str:
@@ -250,8 +260,7 @@ def _training(run: RunRecords) -> str:
     if run.seconds:
         parts.append(f"Time: {run.seconds / 3600:,.2f} hours of training iterations.")
     parts.append(f"![loss curve]({CURVE})")
-    given = [(name, str(value)) for name, value in settings.items() if value is not None]
-    parts.append(_table(("hyper-parameter", "value"), given))
+    parts.append(_table(("hyper-parameter", "value"), list(_given(settings).items())))
     return "\n\n".join(parts)
 
 

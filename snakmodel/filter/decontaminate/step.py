@@ -23,6 +23,7 @@ from snakmodel.filter.decontaminate.items import Evaluation, read
 from snakmodel.filter.decontaminate.letters import is_letter
 from snakmodel.filter.decontaminate.tally import bounded_file
 from snakmodel.filter.quality.measures import Numbers
+from snakmodel.filter.shard import with_columns
 from snakmodel.shards.arrow_stream import NO_SOURCE, source_names
 from snakmodel.shards.counts import bounded
 
@@ -91,7 +92,7 @@ class Decontaminate:
 
     def schema(self, schema: Any) -> Any:
         """See `Step`; marking adds the column `contaminated`."""
-        return marked(schema) if self.mode == "mark" else schema
+        return with_columns(schema, pa.field(COLUMN, _TYPE)) if self.mode == "mark" else schema
 
     def run(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         """See `Step`. The counts are documents and spans, by source and evaluation file, and the items hit."""
@@ -164,17 +165,6 @@ class Decontaminate:
         return pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(pairs[:, 1])))
 
 
-def marked(schema: Any) -> Any:
-    """A schema with the column `contaminated`. Raises UserError if it has one already."""
-    if COLUMN in schema.names:
-        raise UserError(
-            f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
-            "before the step, or rename the column"
-        )
-    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-    return schema.append(pa.field(COLUMN, _TYPE)).with_metadata(about or None)  # the key lists the old columns
-
-
 def cut_texts(texts: Any, hit: Numbers, found: Found) -> list[str]:
     """The texts of these documents without their spans."""
     borders = np.searchsorted(found.spans[:, _OF], [*hit.tolist(), len(texts)])
@@ -229,7 +219,7 @@ def check(args: argparse.Namespace, schema: Any) -> Any:
     if not 1 <= args.ngram <= MOST_WORDS:
         raise UserError(f"--ngram {args.ngram}: a number of words from 1 to {MOST_WORDS} is needed")
     read(args.against, args.fields)
-    return marked(schema) if args.mode == "mark" else schema
+    return with_columns(schema, pa.field(COLUMN, _TYPE)) if args.mode == "mark" else schema
 
 
 def make(args: argparse.Namespace) -> Decontaminate:

@@ -20,6 +20,7 @@ from snakmodel.filter.quality import threshold_file
 from snakmodel.filter.quality.characters import table
 from snakmodel.filter.quality.measures import LINE_NAMES, NAMES, Numbers, buffers, strings
 from snakmodel.filter.quality.rules import RULES, STOP_WORDS, Thresholds, failures
+from snakmodel.filter.shard import with_columns
 
 COLUMN = "quality"
 MODES = ("mark", "remove")
@@ -97,7 +98,7 @@ class QualityStep:
 
     def schema(self, schema: Any) -> Any:
         """See `Step`; the column `quality` is the last one."""
-        return marked(schema)
+        return with_columns(schema, pa.field(COLUMN, _TYPE))
 
     def run(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         """See `Step`. The counts are the documents that failed each rule, and the lines by what C4's rules say."""
@@ -112,17 +113,6 @@ class QualityStep:
         rules = {rule.name: int(count) for rule, count in zip(RULES, failed.sum(axis=0), strict=True)}
         lines = dict(zip(LINE_NAMES, found.lines.sum(axis=0).tolist(), strict=True))
         return after, {"failed": int(failed.any(axis=1).sum()), "rules": rules, "lines": lines}
-
-
-def marked(schema: Any) -> Any:
-    """A schema with the column `quality`. Raises UserError if it has one already."""
-    if COLUMN in schema.names:
-        raise UserError(
-            f"the input has a column {COLUMN!r} already, which this step would replace; give it a shard from "
-            "before the step, or rename the column"
-        )
-    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-    return schema.append(pa.field(COLUMN, _TYPE)).with_metadata(about or None)  # the key lists the old columns
 
 
 def names_of(failed: NDArray[np.bool_]) -> Any:
@@ -169,7 +159,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace, schema: Any) -> Any:
     """See `StepKind.check`."""
     thresholds_of(args)
-    return marked(schema)
+    return with_columns(schema, pa.field(COLUMN, _TYPE))
 
 
 def make(args: argparse.Namespace) -> QualityStep:

@@ -20,7 +20,10 @@ def make_run(root, base=BASE, **push):
     """A run's folder as far as the card reads it: two shards of two sources, six iterations."""
     training = {"train_iters": 6, "global_batch_size": 4, "seq_length": 8, "lr": 3e-3, "skip_spikes": None}
     recipe = {"model": {"base": base, "family": "llama2"}, "training": training, "push": push}
-    recipe |= {"dedup": {"num_perm": 64, "threshold": 0.85, "b": None, "ranges": 16}, "data": {"path": "/secret/text"}}
+    recipe |= {
+        "dedup": {"num_perm": 64, "threshold": 0.85, "b": None, "ranges": 16, "against": ["/secret/runs/last"]},
+        "data": {"path": "/secret/text"},
+    }
     (root / "checkpoints").mkdir(parents=True)
     (root / "run.yaml").write_text(yaml.safe_dump({"recipe": recipe, "stage_keys": {}}))
     counts = {
@@ -78,7 +81,7 @@ def test_a_card_filled_from_the_run(tmp_path):
         "| web | 400 | 350 | 7 | 456 |",
         "| all | 1,600 | 1,400 | 5,907 | 123,456 |",
         "removed 200 of 1,600 documents (12.5%)",
-        "num_perm 64, threshold 0.85",
+        "against last, num_perm 64, threshold 0.85",
         "clusters 37",
         "4 of 6 iterations, 128 tokens seen",
         "Training loss: 8.000 at first, 5.000 at last.",
