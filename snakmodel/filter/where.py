@@ -43,4 +43,4 @@ def check(args: argparse.Namespace, schema: Any) -> Any:
 
 def make_step(args: argparse.Namespace) -> WhereStep:
     """The step of the parsed flags."""
-    return WhereStep(Condition(args.condition, "--condition"))
+    return WhereStep(Condition(args.condition, "where"))

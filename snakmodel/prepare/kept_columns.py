@@ -100,8 +100,8 @@ def expected_columns(entries: Iterable[Any]) -> tuple[KeptColumn, ...]:
 def kept_columns(entries: Sequence[Any], files: Sequence[InputFile], encoding: str) -> tuple[KeptColumn, ...]:
     """The columns of `data.keep` with their types, for the files that a run reads.
 
-    Raises UserError if a file lacks a column that is not optional, if no file has it, or if two files have it as
-    different types.
+    An optional column whose type the recipe names need not be in the files' schemas and first lines. Raises UserError
+    if a file lacks a column that is not optional, if no file has it, or if two files have it as different types.
     """
     wanted = [parsed(entry) for entry in entries]
     names = [name for name, _, _ in wanted]
@@ -118,16 +118,15 @@ def kept_columns(entries: Sequence[Any], files: Sequence[InputFile], encoding: s
                     raise UserError(_lacking(name, file.path, others))
             else:
                 found[name] = file.path, _common(name, found.get(name), (file.path, types[name]))
-    if none := [name for name in names if name not in found]:
+    rare = {name: _TYPES[declared] for name, declared, optional in wanted if optional and declared}
+    if none := [name for name in names if name not in found and name not in rare]:
         there = sorted({*near.get(none[0], ())})
         raise UserError(
             f"data.keep: no file has a column {none[0]!r}; the columns of the files are: {', '.join(there) or 'none'}"
-            f"{_nearest(none[0], there)}"
+            f'{_nearest(none[0], there)}. If only later documents have it, give its type: `"{none[0]}?": string`'
         )
-    return tuple(
-        KeptColumn(name, pa.string() if pa.types.is_null(found[name][1]) else found[name][1], optional)
-        for name, _, optional in wanted
-    )
+    types = rare | {name: pa.string() if pa.types.is_null(type_) else type_ for name, (_, type_) in found.items()}
+    return tuple(KeptColumn(name, types[name], optional) for name, _, optional in wanted)
 
 
 def check_condition(where: str | None, kept: Iterable[KeptColumn]) -> None:

@@ -226,7 +226,7 @@ def test_steps_are_checked_when_planning(tmp_path: Path) -> None:
     """Wrong settings are refused with the section of the recipe, and kept columns may be named."""
     kept = [KeptColumn.of("score=float")]
     check_filter(data_recipe(tmp_path, data={"keep": ["score"]}, filter={"where": "score > 1 and id != 'x'"}), kept)
-    with pytest.raises(UserError, match=r"filter: --condition: .*names the column 'score'"):
+    with pytest.raises(UserError, match=r"filter: where: .*names the column 'score'"):
         check_filter(data_recipe(tmp_path, filter={"where": "score > 1"}), [])
     with pytest.raises(UserError, match=r"filter: .*'XX'"):
         check_filter(data_recipe(tmp_path, filter={"pii": {"region": ["XX"]}}), [])

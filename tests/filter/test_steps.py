@@ -132,7 +132,7 @@ REFUSED = {
     "a run of no words": ("decontaminate --against EVAL --ngram 0", r"--ngram 0"),
     "a condition on no column": ("where --condition scroe>1", r"'scroe'.*did you mean score"),
     "a condition of another type": ("where --condition score>'a'", r"which holds double"),
-    "a condition that is none": ("where --condition score>", r"--condition: 'score>' is no condition"),
+    "a condition that is none": ("where --condition score>", r"where: 'score>' is no condition"),
     "a column that is there": ("quality + where --condition score>1 + quality --mode mark", r"has a column 'quality'"),
 }  # fmt: skip
 

@@ -429,3 +429,20 @@ def test_a_column_that_a_table_has_twice(tmp_path: Path) -> None:
     pa.parquet.write_table(table, tmp_path / "web" / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet has 2 columns named 'url'"):
         kept_columns(["url"], input_files(tmp_path, None), "utf-8")
+
+
+def test_a_key_that_only_later_documents_have(tmp_path: Path) -> None:
+    """Beyond the part of a file that planning reads, an optional key is kept if the recipe names its type."""
+    (tmp_path / "web").mkdir()
+    many = [{"text": "x" * 1000}] * 1100
+    lines = [json.dumps(one) for one in (*many, {"text": "last", "url": "u"})]
+    (tmp_path / "web" / "a.jsonl").write_text("\n".join(lines) + "\n")
+    files = input_files(tmp_path, None)
+    with pytest.raises(UserError, match=r'no file has a column .url..*give its type: `"url\?": string`'):
+        kept_columns(["url?"], files, "utf-8")
+    kept = kept_columns([{"url?": "string"}], files, "utf-8")
+    (parts,) = plan_shards(tmp_path, None, 1, 1)
+    prepare(parts, tmp_path / "out", Reading(keep=kept), Cleaning(), Columns(kept, tmp_path))
+    with pa.ipc.open_stream(str(tmp_path / "out.arrow")) as reader:
+        urls = reader.read_all().column("url").to_pylist()
+    assert urls == [None] * 1100 + ["u"]
