@@ -43,7 +43,10 @@ def run_command(name: str, command: str, source: Path, output: Path) -> dict[str
             raise UserError(
                 f"the command of custom-{name} has exited with 0, but did not write {{output}}; {_said(words)}"
             )
-        after = _documents(arrow)
+        try:
+            after = _documents(arrow)
+        except UserError as error:
+            raise UserError(f"the command of custom-{name}: {str(error).replace(str(arrow), '{output}')}") from error
         _check(name, before, after)
         counts = StepCounts(
             documents=sum(before[1].values()),
